@@ -1,0 +1,1 @@
+"""The data pipeline: lists → manifest → download → extract → shard. Imports no torch."""

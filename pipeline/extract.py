@@ -1,0 +1,211 @@
+"""Stage 2: each downloaded clip becomes a sample (frame, audio, features, facts) in an immutable part of the cache."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import media, samples
+from pipeline.cache import Cache
+from pipeline.features import SPECS, pcm_to_float
+from pipeline.layout import Root, published, remove_leftovers
+from pipeline.ledger import Ledger, Outcome
+from pipeline.parts import Lost, chunks, run_parts, stage_lock
+from pipeline.settings import ExtractSettings
+
+# Clips a part: small enough that a kill costs seconds, large enough that 200,000 clips are 3,125 files.
+CLIPS_PER_PART = 64
+# Below this level (of full scale, about -66 dB) nothing can be heard or learnt.
+SILENT_RMS = 5e-4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One clip to extract."""
+
+    clip_id: str
+    path: Path
+    source_sha256: str
+    attempts: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What an extraction has to do."""
+
+    jobs: list[Job]
+    finished: int
+    """Clips that are in the cache already."""
+    failed_before: int
+    """Clips that failed earlier and are not tried again."""
+    not_downloaded: int
+    """Clips that the download stage has not delivered."""
+
+
+def plan_extract(root: Root, clip_ids: Iterable[str], settings: ExtractSettings, retry: bool = False) -> Plan:
+    """Compare what was downloaded with what is in the cache.
+
+    A clip is done when the cache holds a sample of the same source file. A failed one is tried again if its source
+    file has changed since, or with `retry` if its reason is not permanent.
+    """
+    downloaded = Ledger(root.ledger, "download").latest()
+    tried = Ledger(root.ledger, f"extract-{settings.name}").latest()
+    cached = Cache(root.cache / settings.name).sources()
+    jobs, finished, failed, missing = [], 0, 0, 0
+    for clip_id in clip_ids:
+        source = downloaded.get(clip_id)
+        before = tried.get(clip_id)
+        if source is None or not source.done:
+            missing += 1
+        elif cached.get(clip_id) == source.sha256:
+            finished += 1
+        elif before and _still_failed(before, source, retry):
+            failed += 1
+        else:
+            attempts = before.attempts + 1 if before else 1
+            path = root.clip_file(clip_id)
+            jobs.append(Job(clip_id=clip_id, path=path, source_sha256=source.sha256, attempts=attempts))
+    return Plan(jobs=jobs, finished=finished, failed_before=failed, not_downloaded=missing)
+
+
+def _still_failed(before: Outcome, source: Outcome, retry: bool) -> bool:
+    unchanged = before.finished_at > source.finished_at
+    return not before.done and unchanged and (before.permanent or not retry)
+
+
+def extract(
+    root: Root,
+    clip_ids: Iterable[str],
+    settings: ExtractSettings,
+    workers: int,
+    retry: bool = False,
+    on_outcome: Callable[[list[Outcome]], None] = lambda outcomes: None,
+    on_plan: Callable[[Plan], None] = lambda plan: None,
+) -> Plan:
+    """Extract what is left of `clip_ids`; a bad clip becomes a row of the ledger with its reason.
+
+    `on_plan` hears once what there is to do, `on_outcome` the outcomes of each part. Raises AvpipeError when another
+    process extracts into the same cache.
+    """
+    folder = root.cache / settings.name
+    ledger = Ledger(root.ledger, f"extract-{settings.name}")
+    with stage_lock(folder, "the extraction"):
+        remove_leftovers(folder)
+        Cache(folder).remove_orphans()
+        ledger.compact()
+        plan = plan_extract(root, clip_ids, settings, retry)
+        on_plan(plan)
+        first = Cache(folder).next_number()
+        parts = chunks(plan.jobs, CLIPS_PER_PART)
+        tasks = [[(root, settings, first + i, job) for job in part] for i, part in enumerate(parts)]
+        for result in run_parts(extract_part, tasks, workers):
+            if isinstance(result, Lost):
+                job = result.item[-1]
+                lost = Outcome(clip_id=job.clip_id, reason=result.reason, detail=result.detail, attempts=job.attempts)
+                ledger.write([lost])
+                result = [lost]
+            on_outcome(result)
+    return plan
+
+
+def extract_part(tasks: list[tuple[Root, ExtractSettings, int, Job]]) -> list[Outcome]:
+    """Run in a worker: one cache part, then its ledger rows, then its index, which makes it count."""
+    root, settings, number, first = tasks[0]
+    # The first clip's id keeps the halves of a part apart, should a part have to be halved.
+    stem = f"part-{number:06d}-{first.clip_id}"
+    tar = root.cache / settings.name / f"{stem}.tar"
+    outcomes, sources = [], []
+    with published(tar) as temporary, samples.TarWriter(temporary) as writer:
+        for *_, job in tasks:
+            outcome = _extract_one(job, settings, writer)
+            outcomes.append(outcome)
+            if outcome.done:
+                sources.append(job.source_sha256)
+    Ledger(root.ledger, f"extract-{settings.name}").write(outcomes)
+    if writer.rows:
+        _write_index(tar, writer.rows, sources, settings)
+    else:
+        tar.unlink()
+    return outcomes
+
+
+def _write_index(tar: Path, rows: list[dict], sources: list[str], settings: ExtractSettings) -> None:
+    members = [samples.FRAME, samples.AUDIO, samples.META, *map(samples.feature_member, settings.features)]
+    schema = samples.index_schema(members, [pa.field("source_sha256", pa.string())])
+    table = pa.Table.from_pylist(
+        [row | {"source_sha256": source} for row, source in zip(rows, sources, strict=True)], schema
+    )
+    with published(tar.with_suffix(".parquet")) as temporary:
+        pq.write_table(table, temporary)
+
+
+def _extract_one(job: Job, settings: ExtractSettings, writer: samples.TarWriter) -> Outcome:
+    begin = time.monotonic()
+    outcome = Outcome(clip_id=job.clip_id, attempts=job.attempts)
+    try:
+        members = make_sample(job.path, settings)
+        outcome.sha256 = writer.add(job.clip_id, members)["sha256"]
+        outcome.bytes = sum(map(len, members.values()))
+    except media.MediaError as error:
+        outcome.reason, outcome.detail = error.reason, error.detail
+    except FileNotFoundError:
+        outcome.reason, outcome.detail = "disk", f"{job.path} is gone; download it again"
+    outcome.seconds = time.monotonic() - begin
+    return outcome
+
+
+def make_sample(path: Path, settings: ExtractSettings) -> dict[str, bytes]:
+    """The members of one clip's sample. Raises MediaError for a clip that cannot be used."""
+    clip = media.read_clip(path, settings.clip_s, settings.audio_s, settings.sample_rate_hz)
+    centre_s = min(clip.duration_s, settings.clip_s) / 2
+    pcm_i16, audio_facts = cut_window(clip.audio_i16, clip.audio_start_s, centre_s, settings)
+    wave = pcm_to_float(pcm_i16)
+    members = {
+        samples.FRAME: samples.encode_jpeg(
+            media.scale_to_rgb(clip.frame, settings.frame_short_side), settings.jpeg_quality
+        ),
+        samples.AUDIO: samples.encode_flac(pcm_i16, settings.sample_rate_hz),
+        samples.META: samples.encode_json(
+            audio_facts
+            | {
+                "duration_s": round(clip.duration_s, 6),
+                "frame_time_s": round(clip.frame_time_s, 6),
+                "source_width": clip.frame.width,
+                "source_height": clip.frame.height,
+            }
+        ),
+    }
+    for name in settings.features:
+        members[samples.feature_member(name)] = samples.encode_npy(SPECS[name].compute(wave).astype(np.float16))
+    return members
+
+
+def cut_window(audio_i16: np.ndarray, start_s: float, centre_s: float, settings: ExtractSettings):
+    """The `audio_s` seconds around the centre, moved inside what there is; shorter audio is repeated, as EZ-VSL does.
+
+    audio_i16: (N,) beginning at `start_s`. Returns ((audio_s * rate,) int16, facts for meta.json).
+    """
+    rate, wanted = settings.sample_rate_hz, round(settings.audio_s * settings.sample_rate_hz)
+    repeated = len(audio_i16) < wanted
+    if repeated:
+        first = 0
+        window = np.resize(audio_i16, wanted)
+    else:
+        first = round((centre_s - start_s) * rate) - wanted // 2
+        first = min(max(first, 0), len(audio_i16) - wanted)
+        window = audio_i16[first : first + wanted]
+    wave = pcm_to_float(window)
+    rms = float(np.sqrt(np.mean(np.square(wave, dtype=np.float64))))
+    facts = {
+        "audio_start_s": round(start_s + first / rate, 6),
+        "audio_s": settings.audio_s,
+        "audio_repeated": repeated,
+        "peak": round(float(np.abs(wave).max()), 6),
+        "rms": round(rms, 6),
+        "silent": rms < SILENT_RMS,
+    }
+    return window, facts

@@ -1,0 +1,106 @@
+"""Where everything lies below `avpipe --root DIR`; ids that become paths are checked, files appear by rename."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import AvpipeError
+
+# YouTube id and start second, or the number of a Flickr photo. Ids come from strangers' lists and become file names:
+# no dot, no slash, no white space can pass.
+CLIP_ID = re.compile(r"[A-Za-z0-9_-]{11}_[0-9]{6}|[0-9]{1,20}", re.ASCII)
+SPLIT_NAME = re.compile(r"[a-z0-9_]{1,64}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Root:
+    """The folder that holds one corpus; every stage reads and writes below it and nowhere else."""
+
+    path: Path
+
+    @property
+    def lists(self) -> Path:
+        """Official lists, as fetched."""
+        return self.path / "lists"
+
+    @property
+    def manifest(self) -> Path:
+        """clips.parquet, boxes.parquet, splits.parquet."""
+        return self.path / "manifest"
+
+    @property
+    def clips(self) -> Path:
+        """Downloaded clips, `<clip_id>.mp4`."""
+        return self.path / "clips"
+
+    @property
+    def cache(self) -> Path:
+        """Extracted samples, one folder per extraction settings."""
+        return self.path / "cache"
+
+    @property
+    def shards(self) -> Path:
+        """WebDataset shards, one folder per split."""
+        return self.path / "shards"
+
+    @property
+    def ledger(self) -> Path:
+        """What happened to each clip, one folder per stage."""
+        return self.path / "ledger"
+
+    @property
+    def runs(self) -> Path:
+        """Trained models and their evaluations, one folder per run."""
+        return self.path / "runs"
+
+    def clip_file(self, clip_id: str) -> Path:
+        """Path of a downloaded clip; raises AvpipeError for an id that is none."""
+        return self.clips / f"{check_clip_id(clip_id)}.mp4"
+
+
+def check_clip_id(text: str, where: str = "") -> str:
+    """Return `text` if it is a clip id, else raise AvpipeError, with `where` (file and line) before the sentence."""
+    if CLIP_ID.fullmatch(text):
+        return text
+    prefix = f"{where}: " if where else ""
+    raise AvpipeError(
+        f"{prefix}{text!r} is not a clip id (11 characters of a YouTube id, '_', six digits; or a Flickr number); "
+        "correct or remove it"
+    )
+
+
+def check_split_name(text: str) -> str:
+    """Return `text` if it may name a split, and so a folder; else raise AvpipeError."""
+    if SPLIT_NAME.fullmatch(text):
+        return text
+    raise AvpipeError(f"{text!r} is not the name of a split; `avpipe manifest show` lists the names")
+
+
+@contextmanager
+def published(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it takes that name in one step, else it vanishes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())  # a name must never point at bytes that a power cut can still take
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files that killed processes left in `folder`; call it only under the stage's lock."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,69 @@
+"""One progress line for all long work: a bar on a terminal, a plain line every few seconds elsewhere."""
+
+import sys
+import time
+from collections import Counter
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+PLAIN_EVERY_S = 5.0
+
+
+class ProgressLine:
+    """Counts items done, failures by reason and the rate; use it as a context manager. Writes to standard error."""
+
+    def __init__(self, what: str, total: int, unit: str = "clips"):
+        self.what, self.total, self.unit = what, total, unit
+        self.done = 0
+        self.failures: Counter = Counter()
+        self.note = ""
+        self._begin = self._last = time.monotonic()
+        self._printed = 0
+        self._bar = None
+        if sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+            columns += (TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._task = self._bar.add_task(what, total=total, note="")
+
+    def __enter__(self) -> "ProgressLine":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar:
+            self._bar.stop()
+        elif self.done > self._printed:
+            self._print()
+
+    def set_total(self, total: int) -> None:
+        """Say how much there is to do, once it is known."""
+        self.total = total
+        if self._bar:
+            self._bar.update(self._task, total=total)
+
+    def advance(self, count: int = 1, failures: dict[str, int] | None = None, note: str = "") -> None:
+        """`count` more items are finished, among them `failures` by reason; `note` is shown behind the count."""
+        self.done += count
+        self.failures.update(failures or {})
+        self.note = note
+        if self._bar:
+            self._bar.update(self._task, completed=self.done, note=self._text())
+        elif time.monotonic() - self._last > PLAIN_EVERY_S:
+            self._print()
+
+    def _text(self) -> str:
+        parts = [self.note] if self.note else [f"{self._rate():.1f} {self.unit}/s"]
+        parts += [f"{reason} {count}" for reason, count in self.failures.most_common()]
+        return " · ".join(parts)
+
+    def _rate(self) -> float:
+        return self.done / max(time.monotonic() - self._begin, 1e-9)
+
+    def _print(self) -> None:
+        self._last, self._printed = time.monotonic(), self.done
+        left_s = (self.total - self.done) / max(self._rate(), 1e-9)
+        left = f" · {left_s:.0f} s left" if self.done and self.done < self.total else ""
+        print(f"{self.what}: {self.done}/{self.total} {self.unit} · {self._text()}{left}", file=sys.stderr, flush=True)

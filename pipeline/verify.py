@@ -1,0 +1,170 @@
+"""Shards against their index: missing, short, damaged, duplicated and unlisted samples, each by name."""
+
+import tarfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from pipeline import samples
+from pipeline.errors import AvpipeError
+from pipeline.layout import file_sha256
+from pipeline.parts import Lost, run_parts
+from pipeline.shard import INDEX, read_metadata
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One thing wrong with a folder of shards."""
+
+    kind: str
+    """missing, short, damaged, duplicated or unlisted."""
+    shard: str
+    clip_id: str
+    """Empty where the whole shard is meant."""
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What a verification found."""
+
+    samples: int
+    shards: int
+    listed: int
+    """Clips in the split's list; those that were never extracted are no fault of the shards."""
+    problems: list[Problem]
+
+    def counts(self) -> dict[str, int]:
+        """Problems by kind."""
+        return dict(Counter(problem.kind for problem in self.problems).most_common())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardCheck:
+    """One shard to check, with what the index says of it."""
+
+    path: Path
+    size: int
+    sha256: str
+    rows: list[dict]
+    members: list[str]
+
+
+def verify(
+    folder: Path,
+    workers: int,
+    on_plan: Callable[[int], None] = lambda samples: None,
+    on_shard: Callable[[int], None] = lambda samples: None,
+) -> Report:
+    """Read every byte of the shards in `folder` and compare with `index.parquet`.
+
+    Raises AvpipeError when there is no readable index.
+    """
+    index = folder / INDEX
+    if not index.exists():
+        raise AvpipeError(f"{folder} holds no {INDEX}; give the folder that `avpipe shard` wrote")
+    metadata, table = read_metadata(index), pq.read_table(index)
+    rows, members = table.drop_columns(["boxes"]).to_pylist(), samples.index_members(table.schema)
+    by_shard: dict[str, list[dict]] = {}
+    for row in rows:
+        by_shard.setdefault(row["shard"], []).append(row)
+    on_plan(len(rows))
+    problems = _index_problems(rows, metadata, by_shard)
+    checks = [
+        ShardCheck(
+            path=folder / samples.check_tar_name(shard["name"]),
+            size=shard["bytes"],
+            sha256=shard["sha256"],
+            rows=by_shard.get(shard["name"], []),
+            members=members,
+        )
+        for shard in metadata["shards"]
+    ]
+    for result in run_parts(check_shard, [[check] for check in checks], workers):
+        if isinstance(result, Lost):
+            name = result.item.path.name
+            result = name, [Problem(kind="damaged", shard=name, clip_id="", detail=result.detail)]
+        name, found = result
+        problems += found
+        on_shard(len(by_shard.get(name, [])))
+    problems.sort(key=lambda p: (p.shard, p.clip_id, p.kind))
+    return Report(samples=len(rows), shards=len(checks), listed=metadata["listed"], problems=problems)
+
+
+def _index_problems(rows: list[dict], metadata: dict, by_shard: dict[str, list[dict]]) -> list[Problem]:
+    """What the index contradicts in itself."""
+    problems = []
+    for clip_id, count in Counter(row["clip_id"] for row in rows).items():
+        if count > 1:
+            shards = ", ".join(row["shard"] for row in rows if row["clip_id"] == clip_id)
+            problems.append(Problem(kind="duplicated", shard="", clip_id=clip_id, detail=f"{count} rows: {shards}"))
+    for shard in metadata["shards"]:
+        found = len(by_shard.get(shard["name"], []))
+        if found != shard["samples"]:
+            detail = f"{found} rows in the index instead of {shard['samples']}"
+            problems.append(Problem(kind="missing", shard=shard["name"], clip_id="", detail=detail))
+    return problems
+
+
+def check_shard(checks: list[ShardCheck]) -> tuple[str, list[Problem]]:
+    """Run in a worker: all problems of one shard."""
+    (check,) = checks
+    name = check.path.name
+    if not check.path.exists():
+        return name, [Problem(kind="missing", shard=name, clip_id="", detail="the file is not there")]
+    size = check.path.stat().st_size
+    if size == check.size and file_sha256(check.path) == check.sha256:
+        return name, []  # the very bytes that were written
+    problems = _sample_problems(check, size) + _stray_members(check)
+    if not problems:
+        detail = f"{size} bytes with another hash than the {check.size} that were written; all samples are intact"
+        problems = [Problem(kind="damaged", shard=name, clip_id="", detail=detail)]
+    return name, problems
+
+
+def _sample_problems(check: ShardCheck, size: int) -> list[Problem]:
+    problems = []
+    with open(check.path, "rb") as file:
+        for row in check.rows:
+            end = max(row[f"{name}.offset"] + row[f"{name}.size"] for name in check.members)
+            found = None
+            if end > size:
+                found = "short", f"ends at byte {end}, the file has {size}"
+            else:
+                try:
+                    samples.read_sample(file, row, check.members)
+                except AvpipeError:
+                    found = "damaged", "its bytes are not those that were written"
+            if found:
+                kind, detail = found
+                problems.append(Problem(kind=kind, shard=check.path.name, clip_id=row["clip_id"], detail=detail))
+    return problems
+
+
+def _stray_members(check: ShardCheck) -> list[Problem]:
+    """Samples that stand in the tar twice, or without a row in the index."""
+    listed = {row["clip_id"] for row in check.rows}
+    problems = []
+    for member, count in Counter(_member_names(check.path)).items():
+        clip_id, _ = samples.split_member_name(member) or (member, "")
+        if clip_id not in listed:
+            detail = f"member {member!r} belongs to no row of the index"
+            problems.append(Problem(kind="unlisted", shard=check.path.name, clip_id=clip_id, detail=detail))
+        elif count > 1:
+            detail = f"member {member} stands {count} times in the tar"
+            problems.append(Problem(kind="duplicated", shard=check.path.name, clip_id=clip_id, detail=detail))
+    return problems
+
+
+def _member_names(path: Path) -> list[str]:
+    names = []
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                names.append(member.name)
+    except (tarfile.TarError, EOFError):
+        pass  # what cannot be read on is reported sample by sample
+    return names

@@ -1,0 +1,1 @@
+"""Training and evaluation on the shards of `pipeline`. Imports no media decoder."""
