@@ -1,9 +1,82 @@
 """The `avpipe` command: the stages of `pipeline` with training and evaluation beside them. Light at import."""
 
 import sys
+from pathlib import Path
+from typing import Annotated
 
-from pipeline.cli import app
+import typer
+
+from pipeline.cli import Json, Split, Workers, app, say
 from pipeline.errors import AvpipeError
+from pipeline.layout import Root
+
+
+@app.command(epilog="Example: avpipe train --shards data/shards/ssltie_144k --method lvs --set batch_size=128")
+def train(
+    context: typer.Context,
+    shards: Annotated[str, typer.Option(help="Folder of shards, or some of its tars: 'DIR/x-{000000..000143}.tar'.")],
+    method: Annotated[str, typer.Option(help="What to train; at present: lvs.")] = "lvs",
+    recipe: Annotated[str | None, typer.Option(help="A named set-up.  [default: the method's published one]")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting of the recipe: key=value.")
+    ] = None,
+    init: Annotated[str | None, typer.Option(help="Start from `imagenet` or `random` weights.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="A file with the ImageNet weights.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the run.  [default: <recipe>-<split>]")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that load data.  [default: cores - 1]")] = None,
+    as_json: Json = False,
+):
+    """Train a model; the same command again goes on where a killed run stopped."""
+    from dataclasses import asdict
+
+    from pipeline.parts import default_workers
+
+    require_training()
+    from train.fit import fit
+    from train.recipes import get_recipe
+    from train.shards import open_shards
+
+    root: Root = context.obj
+    chosen = get_recipe(recipe or method, [*(changes or []), *([f"init={init}"] if init else [])])
+    if chosen.method != method:
+        raise AvpipeError(f"recipe {recipe!r} trains {chosen.method}, not {method}; leave one of the two out")
+    data = open_shards(shards)
+    run = root.runs / (name or f"{recipe or method}-{data.split}")
+    loaders = max(1, default_workers() - 1) if workers is None else workers
+    trained = fit(chosen, data, run, loaders, weights)
+    resumed = f", resumed at step {trained.resumed_at}" if trained.resumed_at else ""
+    text = (
+        f"{run}: {trained.steps} steps{resumed} · loss {trained.loss:.3f} · {trained.clips_per_s:.1f} clips/s · "
+        f"waited {trained.data_wait:.1%} of the time for data"
+    )
+    say(asdict(trained) | {"recipe": chosen.record()}, text, as_json)
+
+
+@app.command("eval", epilog="Example: avpipe eval --split vggss --checkpoint lvs-ssltie_144k --protocol all")
+def evaluate(
+    context: typer.Context,
+    split: Split,
+    checkpoint: Annotated[str | None, typer.Option(help="A run's name or folder, or a checkpoint file.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Instead of a checkpoint: `centre` or `random-init`.")] = None,
+    protocol: Annotated[str, typer.Option(help="avpipe, lvs, ez-vsl, several with commas, or all.")] = "avpipe",
+    workers: Workers = None,
+    as_json: Json = False,
+):
+    """Score a model or a baseline on a split's boxes, beside floor, ceiling and coverage."""
+    require_training()
+    from train.results import run_eval, table
+
+    root: Root = context.obj
+    result = run_eval(root, split, checkpoint, baseline, protocol, workers)
+    say(result, "" if as_json else table(result), as_json)
+
+
+def require_training() -> None:
+    """Raise AvpipeError, saying what to install, on a machine that has the pipeline alone."""
+    from importlib.util import find_spec
+
+    if missing := [name for name in ("torch", "torchvision", "lightning_fabric", "matplotlib") if not find_spec(name)]:
+        raise AvpipeError(f"this needs {missing[0]}, which is not installed; run: pip install 'avpipe[train]'")
 
 
 def main() -> None:

@@ -1,0 +1,205 @@
+"""LVS: localising visual sounds the hard way (Chen et al., CVPR 2021). Two trunks, a cosine map, a tri-map contrast.
+
+Index convention: i is the image, j the audio. Shapes: B batch, C channels (512), K logits of one image, F × T bins and
+frames of the spectrogram, H × W positions of the feature map (pixels for an input image). sim_BBHW[i, j] is the cosine
+of every position of image i with audio j; the map that is shown and scored is sim[i, i].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.errors import AvpipeError
+from train.backbones import Init, audio_trunk, evaluating, image_trunk
+
+# The released code does not mask a sample's own column among its easy negatives, it multiplies it by this. With the
+# trunks' features (after a ReLU, so no cosine is negative) the effect is that of a mask; features of mixed sign could
+# turn it into a large logit. SSL-TIE's released code does the same.
+OWN_COLUMN_FACTOR = -99.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LVSConfig:
+    """The settings of LVS; the defaults are the published set-up."""
+
+    init: Init = "imagenet"
+    """Image trunk: ImageNet weights (paper, section 5.3), or fresh ones, as in the released constructor."""
+
+    objective: str = "released"
+    """Which loss; "released" is the cross entropy of the released code, which differs from the paper's formula."""
+
+    epsilon_p: float = 0.65
+    """Cosine above which a position counts as sounding; paper, section 5.3."""
+
+    epsilon_n: float = 0.4
+    """Cosine below which a position counts as background; between the two it is ignored; paper, section 5.3."""
+
+    mask_temperature: float = 0.03
+    """Softness of both thresholds, in units of the cosine: τ of the paper, section 5.3."""
+
+    logit_temperature: float = 0.07
+    """Divides the cosines before the cross entropy; released code, the paper has none."""
+
+    spec_pool: int = 1
+    """Average-pool the spectrogram by this factor in both axes before the audio trunk.
+
+    1 in the published set-up. 2 quarters the audio trunk's work: measured on a CPU, a training step with 3 s of sound
+    is about 1.6 times as fast, with 10 s about 2.5 times.
+    """
+
+    def __post_init__(self) -> None:
+        if self.init not in ("imagenet", "random"):
+            raise AvpipeError(f'LVS: init must be "imagenet" or "random", not {self.init!r}')
+        if self.objective != "released":
+            raise AvpipeError(f'LVS: objective must be "released", the only one available, not {self.objective!r}')
+        if not -1 <= self.epsilon_n <= self.epsilon_p <= 1:
+            raise AvpipeError(
+                "LVS: needs -1 <= epsilon_n <= epsilon_p <= 1, "
+                f"got epsilon_n = {self.epsilon_n}, epsilon_p = {self.epsilon_p}"
+            )
+        for name in ("mask_temperature", "logit_temperature"):
+            if not getattr(self, name) > 0:
+                raise AvpipeError(f"LVS: {name} must be above 0, got {getattr(self, name)}")
+        if not isinstance(self.spec_pool, int) or self.spec_pool < 1:
+            raise AvpipeError(f"LVS: spec_pool must be a whole number from 1, got {self.spec_pool!r}")
+
+
+class LVS(nn.Module):
+    """The two-stream network of LVS with its loss.
+
+    Calling the module returns what `loss` returns, which is how Fabric and DDP drive it; the other methods are for the
+    unwrapped module. Under DDP the easy negatives are those of the rank's own batch. To load a checkpoint build with
+    `init="random"`: that needs no ImageNet file.
+    """
+
+    def __init__(self, config: LVSConfig, imagenet_file: str | Path | None = None):
+        """Build the network; `init="imagenet"` reads `imagenet_file` if given (AvpipeError where it cannot)."""
+        super().__init__()
+        self.config = config
+        self.image_trunk = image_trunk(config.init, stride14=True, weights_file=imagenet_file)
+        self.audio_trunk = audio_trunk(stride14=True)
+
+    def forward(self, image_B3HW: Tensor, spec_B1FT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what `loss` returns."""
+        return self.loss(image_B3HW, spec_B1FT)
+
+    def loss(self, image_B3HW: Tensor, spec_B1FT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the training loss of a batch of matching pairs.
+
+        image_B3HW: frames, ImageNet mean and std removed (224 × 224 pixels in the published set-up). spec_B1FT:
+        `logspec` spectrograms, 257 bins, any length. Returns the scalar loss and the parts that `lvs_loss` describes.
+        """
+        return lvs_loss(self.image_features(image_B3HW), self.audio_features(spec_B1FT), self.config)
+
+    def localize(self, image_B3HW: Tensor, spec_B1FT: Tensor) -> Tensor:
+        """Return map_BHW: the cosine, in [-1, 1], of each position of a frame with its own audio; higher is sounding.
+
+        Inputs as for `loss`; 224 × 224 pixels give 14 × 14 positions. Always in evaluation mode and without gradients,
+        so a map depends on its own image and audio only.
+        """
+        with evaluating(self):
+            image_BCHW, audio_BC = _unit(self.image_features(image_B3HW)), _unit(self.audio_features(spec_B1FT))
+            return (image_BCHW * audio_BC[:, :, None, None]).sum(dim=1)
+
+    def embed(self, image_B3HW: Tensor, spec_B1FT: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (visual_BC, audio_BC), both of unit length, for retrieval by cosine (SSL-TIE, sections 4.3 and 4.4).
+
+        That paper pools the visual features over positions without naming the pooling. Here it is the mean of the unit
+        vectors of all positions: its product with an audio vector is, up to a factor of the image, the mean of their
+        cosine map, the quantity that training shapes. Always in evaluation mode and without gradients.
+        """
+        with evaluating(self):
+            visual_BC = _unit(self.image_features(image_B3HW)).mean(dim=(2, 3))
+            return _unit(visual_BC), _unit(self.audio_features(spec_B1FT))
+
+    def image_features(self, image_B3HW: Tensor) -> Tensor:
+        """Return image_BCHW, the image trunk's feature map: V of the paper's equation 1, not normalised, ≥ 0."""
+        return self.image_trunk(image_B3HW)
+
+    def audio_features(self, spec_B1FT: Tensor) -> Tensor:
+        """Return audio_BC, the maximum over the audio map: A of the paper's equation 2, not normalised, ≥ 0."""
+        if self.config.spec_pool > 1:
+            spec_B1FT = F.avg_pool2d(spec_B1FT, self.config.spec_pool)
+        return self.audio_trunk(spec_B1FT).amax(dim=(2, 3))
+
+
+def similarity_maps(image_features_BCHW: Tensor, audio_features_BC: Tensor) -> Tensor:
+    """Return sim_BBHW[i, j]: the cosine, in [-1, 1], of each position of image i with audio j (paper, section 3.2).
+
+    Features of any length. In at least float32 even under autocast: a threshold of softness .03 does not survive the
+    rounding of a bfloat16 cosine.
+    """
+    with torch.autocast(image_features_BCHW.device.type, enabled=False):
+        return torch.einsum("ichw,jc->ijhw", _unit(image_features_BCHW), _unit(audio_features_BC))
+
+
+def lvs_logits(sim_BBHW: Tensor, config: LVSConfig) -> Tensor:
+    """Return logits_BK, K = B + 2: the positive, the B easy negatives, the hard negative (released code).
+
+    The positive of pair (i, i) and the easy negative of (i, j) are the mean cosine over the positions that a sigmoid
+    around epsilon_p calls sounding (P of the paper, section 3.4, taken for every pair); the own column is made harmless
+    by OWN_COLUMN_FACTOR. The hard negative is the mean cosine over what a sigmoid around epsilon_n calls background in
+    map (i, i). All are divided by the logit temperature; class 0 is the right one.
+    """
+    sounding_BBHW = torch.sigmoid((sim_BBHW - config.epsilon_p) / config.mask_temperature)
+    pooled_BB = _weighted_mean(sim_BBHW, sounding_BBHW)
+    own_BHW = sim_BBHW.diagonal().movedim(-1, 0)
+    # 1 - sigmoid(x) written as sigmoid(-x): a map close to 1 everywhere would otherwise have weights of exactly 0.
+    hard_B = _weighted_mean(own_BHW, torch.sigmoid((config.epsilon_n - own_BHW) / config.mask_temperature))
+    own_column_BB = torch.eye(len(pooled_BB), dtype=torch.bool, device=pooled_BB.device)
+    easy_BB = torch.where(own_column_BB, OWN_COLUMN_FACTOR * pooled_BB, pooled_BB)
+    cosine_BK = torch.cat([pooled_BB.diagonal()[:, None], easy_BB, hard_B[:, None]], dim=1)
+    return cosine_BK / config.logit_temperature
+
+
+def lvs_loss(
+    image_features_BCHW: Tensor, audio_features_BC: Tensor, config: LVSConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute the released objective of LVS: cross entropy of `lvs_logits` against class 0, mean over images.
+
+    image_features_BCHW and audio_features_BC: features of matching pairs, of any length. Gradients flow through the
+    masks too. Returns the scalar loss and, detached, the batch means of the cosines it is made of: `positive`, `easy`
+    (over j ≠ i; 0 for a batch of one) and `hard`.
+    """
+    logits_BK = lvs_logits(similarity_maps(image_features_BCHW, audio_features_BC), config)
+    loss = F.cross_entropy(logits_BK, torch.zeros(len(logits_BK), dtype=torch.long, device=logits_BK.device))
+    cosine_BK = logits_BK.detach() * config.logit_temperature
+    easy_BB = cosine_BK[:, 1:-1]
+    pairs = max(len(easy_BB) * (len(easy_BB) - 1), 1)
+    parts = {
+        "positive": cosine_BK[:, 0].mean(),
+        "easy": easy_BB.fill_diagonal_(0).sum() / pairs,
+        "hard": cosine_BK[:, -1].mean(),
+    }
+    return loss, parts
+
+
+def published_names(own_names: Iterable[str]) -> dict[str, str]:
+    """Map our state names to those of the published LVS checkpoints.
+
+    These also hold tensors that no forward pass reads (classifier, optical-flow input); the audio trunk keeps its
+    one-channel convolution beside an unused three-channel one, hence `conv1_a`.
+    """
+    prefixes = {"image_trunk.": "imgnet.", "audio_trunk.conv1.": "audnet.conv1_a.", "audio_trunk.": "audnet."}
+
+    def published(own: str) -> str:
+        prefix = next(prefix for prefix in prefixes if own.startswith(prefix))
+        return prefixes[prefix] + own.removeprefix(prefix)
+
+    return {own: published(own) for own in own_names}
+
+
+def _unit(features: Tensor) -> Tensor:
+    """Scale features to unit length over dimension 1 (the channels), in at least float32; zero vectors stay zero."""
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)
+
+
+def _weighted_mean(map_HW: Tensor, weight_HW: Tensor) -> Tensor:
+    """Average a map over its last two dimensions with the given weights."""
+    return (map_HW * weight_HW).sum(dim=(-2, -1)) / weight_HW.sum(dim=(-2, -1))
