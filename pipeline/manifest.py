@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.catalogue import SplitDefinition, find_lists, ids_sha256, load_catalogue
+from pipeline.catalogue import OfficialList, SplitDefinition, find_lists, ids_sha256, load_catalogue
 from pipeline.errors import AvpipeError
 from pipeline.layout import file_sha256, published
 from pipeline.lists import Row, box_defect, parse_list
@@ -69,8 +69,14 @@ def build_manifest(lists_folder: Path, manifest_folder: Path, accept_changed: bo
         "boxes": len(boxes),
         "boxes_unusable": len(boxes) - boxes["defect"].null_count,
         "splits": {name: len(ids) for name, ids in splits.items()},
-        "lists_missing": [name for name, entry in catalogue.items() if name not in rows and entry.repository],
+        "lists_missing": _missing(catalogue, rows),
     }
+
+
+def _missing(catalogue: dict[str, OfficialList], rows: dict[str, list[Row]]) -> list[str]:
+    """Published lists that were not there, unless only made ones were given."""
+    published_names = [name for name, entry in catalogue.items() if entry.repository]
+    return [name for name in published_names if name not in rows] if rows.keys() & set(published_names) else []
 
 
 def _split_ids(definition: SplitDefinition, rows: list[Row], accept_changed: bool) -> list[str]:

@@ -23,10 +23,14 @@ class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_) -> None: ...
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_) -> None: ...  # yt-dlp looks at the first bytes of a file and hangs up
+
+
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
     """Serve a folder over HTTP on a free port of 127.0.0.1; yields its address."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=folder))
+    server = _Server(("127.0.0.1", 0), functools.partial(_Quiet, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

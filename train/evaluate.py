@@ -1,4 +1,4 @@
-"""Scores: maps of a model or a baseline against the boxes, per clip and protocol, beside floor, ceiling and coverage."""
+"""Scores: maps of a model or a baseline against the boxes, per clip and protocol, beside floor and ceiling."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -43,6 +43,8 @@ class TestClips:
     labels: list[str | None]
     boxes: list[list[dict]]
     """Usable boxes: annotator, xmin, ymin, xmax, ymax as fractions of the full frame."""
+    voted: bool = False
+    """Several annotators drew the boxes: two votes are all (Flickr-SoundNet). Else every box counts fully (VGG-SS)."""
     numbers: np.ndarray = field(default_factory=lambda: np.empty(0, int))
     """(N,) number of each clip's sample in the shards; empty for clips out of the manifest."""
 
@@ -70,7 +72,7 @@ class Score:
         }
 
     def scored(self) -> list[dict]:
-        """Rows that enter the means: those with a box, or all where the protocol counts a clip without one as a miss."""
+        """Rows that enter the means: those with a box, or all where the protocol calls a clip without one a miss."""
         if PROTOCOLS[self.protocol].boxless == "miss":
             return self.rows
         return [row for row in self.rows if row["box_area"] > 0]
@@ -79,13 +81,15 @@ class Score:
 def clips_of_shards(shards: Shards) -> TestClips:
     """The clips that the shards hold."""
     numbers = np.argsort(np.array(shards.clip_ids))
+    boxes = [shards.boxes[n] for n in numbers]
     return TestClips(
         split=shards.split,
         listed=shards.metadata["listed"],
         listed_sha256=shards.metadata["listed_sha256"],
         clip_ids=[shards.clip_ids[n] for n in numbers],
         labels=[shards.labels[n] for n in numbers],
-        boxes=[shards.boxes[n] for n in numbers],
+        boxes=boxes,
+        voted=_voted(boxes),
         numbers=numbers,
     )
 
@@ -94,15 +98,21 @@ def clips_of_manifest(folder: Path, split: str) -> TestClips:
     """All clips that a split lists, whether downloaded or not: enough for a baseline that looks at nothing."""
     manifest = Manifest.open(folder)
     ids = sorted(manifest.split_ids(split))
-    labels, boxes = manifest.labels(ids), manifest.usable_boxes(ids)
+    labels, boxes_of = manifest.labels(ids), manifest.usable_boxes(ids)
+    boxes = [boxes_of.get(clip_id, []) for clip_id in ids]
     return TestClips(
         split=split,
         listed=len(ids),
         listed_sha256=ids_sha256(ids),
         clip_ids=ids,
         labels=[labels[clip_id] for clip_id in ids],
-        boxes=[boxes.get(clip_id, []) for clip_id in ids],
+        boxes=boxes,
+        voted=_voted(boxes),
     )
+
+
+def _voted(boxes: list[list[dict]]) -> bool:
+    return any(box["annotator"] != clip[0]["annotator"] for clip in boxes for box in clip)
 
 
 def centre_maps(clips: TestClips) -> Callable[[str], Iterator[np.ndarray]]:
@@ -133,8 +143,7 @@ def evaluate(clips: TestClips, maps: Callable[[str], Iterator[np.ndarray]], prot
 def _score_clip(clips: TestClips, number: int, map_HW: np.ndarray, protocol: Protocol) -> dict:
     boxes_K4 = [[box[corner] for corner in CORNERS] for box in clips.boxes[number]]
     annotators_K = [box["annotator"] for box in clips.boxes[number]]
-    # One annotator's boxes count fully (VGG-SS); with several, two votes are all (Flickr-SoundNet).
-    gt = protocol.annotate(boxes_K4, annotators_K if len(set(annotators_K)) > 1 else None)
+    gt = protocol.annotate(boxes_K4, annotators_K if clips.voted else None)
     large = protocol.enlarge(map_HW)
     return {
         "clip_id": clips.clip_ids[number],
@@ -143,7 +152,7 @@ def _score_clip(clips: TestClips, number: int, map_HW: np.ndarray, protocol: Pro
         "ciou": protocol.ciou(map_HW, gt),
         "peak_inside": metrics.pointing(large, gt),
         "confidence": float(large.max()),
-        "box_area": float((gt > 0).mean()),
+        "box_area": float(gt.covered.mean()),
         "floor_ciou": protocol.ciou(metrics.centre_map(), gt),
         "ceiling_ciou": metrics.ceiling(gt, protocol.pixels),
     }

@@ -50,14 +50,14 @@ class Recipe:
 
 
 def lvs() -> Recipe:
-    """LVS as its paper trains it (section 5.3): Adam 1e-4, batch 256. The paper names no number of epochs; 20 is ours."""
+    """LVS as its paper trains it (section 5.3): Adam 1e-4, batch 256. It names no number of epochs; 20 is ours."""
     return Recipe(method="lvs", options=METHODS["lvs"].config(), batch_size=256, epochs=20, learning_rate=1e-4)
 
 
 def lvs_small() -> Recipe:
     """LVS from scratch on a few hundred made-up clips within minutes on a CPU; all numbers are ours.
 
-    112 pixels give 7×7 maps; the spectrogram is averaged 2×2, because the audio trunk would take four fifths of the time.
+    112 pixels give 7×7 maps; the spectrogram is averaged 2×2, because the audio trunk takes most of the time.
     """
     options = METHODS["lvs"].config(init="random", spec_pool=2)
     return Recipe(

@@ -120,9 +120,10 @@ def _keeping(maps: Callable[[str], Iterator[np.ndarray]], kept: dict[str, list[n
 def table(result: dict) -> str:
     """A result as text: each number between its floor and its ceiling."""
     lines = [
-        f"{result['model']} on {result['split']}: {result['clips_scored']:,} of {result['clips_listed']:,} listed clips "
-        f"scored, {result['clips_without_box']} without a usable box (list {result['listed_sha256'][:12]})",
-        f"{'protocol':10} {'cIoU@0.5':>9} {'floor':>6} {'ceiling':>8} {'AUC':>7} {'floor':>6} {'ceiling':>8} {'pointing':>9}",
+        f"{result['model']} on {result['split']}: {result['clips_scored']:,} of {result['clips_listed']:,} listed "
+        f"clips scored, {result['clips_without_box']} without a usable box (list {result['listed_sha256'][:12]})",
+        f"{'protocol':10} {'cIoU@0.5':>9} {'floor':>6} {'ceiling':>8} "
+        f"{'AUC':>7} {'floor':>6} {'ceiling':>8} {'pointing':>9}",
     ]
     for name, score in result["protocols"].items():
         floor, ceiling = score["floor"], score["ceiling"]
@@ -131,4 +132,6 @@ def table(result: dict) -> str:
             f"{score['auc']:7.3f} {floor['auc']:6.3f} {ceiling['auc']:8.3f} {score['pointing']:9.3f}"
         )
     lines.append("floor: a disc in the middle of the frame; ceiling: the best that any map can reach on these boxes")
-    return "\n".join([*lines, *(f"picture: {result['sheet']}" for _ in [0] if result["sheet"])])
+    if result["sheet"]:
+        lines.append(f"picture: {result['sheet']}")
+    return "\n".join(lines)

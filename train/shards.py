@@ -67,7 +67,7 @@ class Shards:
 
 
 def open_shards(source: str | Path) -> Shards:
-    """Open a folder that `avpipe shard` wrote, or some of its tars by a pattern such as 'DIR/vggss-{000000..000143}.tar'.
+    """Open a folder that `avpipe shard` wrote, or some of its tars by a pattern: 'DIR/vggss-{000000..000143}.tar'.
 
     Raises AvpipeError when there is no index, a named tar is not in it, or a tar is gone or too short for its samples.
     """

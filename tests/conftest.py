@@ -1,0 +1,77 @@
+"""Shared by all tests: one made-up corpus, made once, and what is derived from it."""
+
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.download import download
+from pipeline.extract import extract
+from pipeline.layout import Root
+from pipeline.manifest import Manifest, build_manifest
+from pipeline.settings import ExtractSettings, ShardSettings
+from pipeline.shard import shard
+from pipeline.sources import FolderSource
+from pipeline.synth import make_corpus
+
+CLIPS = 20
+# Tests run on all cores already; one thread each keeps them from fighting.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def shared_tmp(tmp_path_factory) -> Path:
+    """One folder for the whole test run, shared by all of pytest-xdist's workers."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+
+@pytest.fixture(scope="session")
+def once(shared_tmp):
+    """`once(name, make)`: call make(folder) for the first worker that asks, and return the folder to all."""
+
+    def run(name: str, make) -> Path:
+        folder = shared_tmp / name
+        with open(shared_tmp / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (shared_tmp / f"{name}.done").exists():
+                make(folder)
+                (shared_tmp / f"{name}.done").touch()
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def corpus(once) -> Path:
+    """Twenty made-up clips of four classes, 16 for training, with their lists: clips/ and lists/. Do not change it."""
+    return once("corpus", lambda folder: make_corpus(folder, clips=CLIPS, classes=4, workers=1))
+
+
+@pytest.fixture(scope="session")
+def done_root(once, corpus) -> Root:
+    """A root in which the corpus has gone through all stages: shards/synth_train and shards/synth_test. Do not change it."""
+
+    def make(folder: Path) -> None:
+        root = downloaded(Root(folder), corpus)
+        manifest = Manifest.open(root.manifest)
+        extract(root, manifest.ids(None), ExtractSettings(), workers=1)
+        for split in ("synth_train", "synth_test"):
+            shard(root, split, ExtractSettings(), ShardSettings(samples_per_shard=5), workers=1)
+
+    return Root(once("root", make))
+
+
+def downloaded(root: Root, corpus: Path) -> Root:
+    """Manifest and clips of the corpus in a new root."""
+    build_manifest(corpus / "lists", root.manifest)
+    manifest = Manifest.open(root.manifest)
+    download(root, manifest.clips(manifest.ids(None)), FolderSource(corpus / "clips"))
+    return root
+
+
+@pytest.fixture
+def fresh_root(tmp_path, corpus) -> Root:
+    """A root of the test's own with the corpus's manifest and clips; nothing is extracted yet."""
+    return downloaded(Root(tmp_path / "root"), corpus)

@@ -1,0 +1,142 @@
+"""Scores against loops, scikit-learn and exhaustive search; floor and ceiling against what is known of VGG-SS."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from shared_files import SHARED
+from sklearn.metrics import auc as trapezoid
+
+from train import metrics
+from train.metrics import Annotation
+from train.protocols import PROTOCOLS
+
+PIXELS = st.sampled_from([(0, 0), (0, 0), (0.125, 0.25), (0.25, 0.25), (0.5, 0.5), (0.5, 1), (0.75, 1), (1, 1)])
+
+
+@st.composite
+def annotations(draw):
+    pixels = np.array(draw(st.lists(PIXELS, min_size=9, max_size=9)), np.float32)
+    return Annotation(pixels[:, 0].reshape(3, 3), pixels[:, 1].reshape(3, 3))
+
+
+def binary(weight):
+    return Annotation(weight, (weight > 0).astype(np.float32))
+
+
+def ciou_by_loop(prediction, gt):
+    hit = total = 0.0
+    for predicted, weight, covered in zip(prediction.ravel(), gt.weight.ravel(), gt.covered.ravel(), strict=True):
+        hit += weight if predicted else 0
+        total += weight + (1 - covered if predicted else 0)
+    return hit / total if total else math.nan
+
+
+@given(hnp.arrays(bool, (3, 3)), annotations())
+def test_ciou_is_the_formula(prediction, gt):
+    assert metrics.ciou(prediction, gt) == pytest.approx(ciou_by_loop(prediction, gt), nan_ok=True)
+
+
+def test_ciou_without_annotation():
+    nothing = binary(np.zeros((224, 224), dtype=np.float32))
+    assert metrics.ciou(np.ones((224, 224), bool), nothing) == 0
+    assert math.isnan(metrics.ciou(np.zeros((224, 224), bool), nothing))
+    assert metrics.ceiling(nothing, 5) == 0 and math.isnan(metrics.ceiling(nothing, 0))
+
+
+def test_ciou_of_large_grids_is_exact_in_single_precision():
+    gt = binary(np.full((224, 224), 0.1, dtype=np.float32))
+    prediction = np.ones((224, 224), dtype=bool)
+    assert metrics.ciou(prediction, gt) == 1
+    prediction[0] = False
+    assert metrics.ciou(prediction, gt) == pytest.approx(223 / 224, rel=1e-12)
+
+
+@given(st.lists(st.floats(0, 1) | st.just(math.nan), min_size=1, max_size=30))
+def test_success_and_auc(cious):
+    thresholds = [k / 20 for k in range(21)]
+    shares = [sum(c >= t for c in cious) / len(cious) for t in thresholds]
+    assert metrics.success(cious) == pytest.approx(shares[10])
+    assert metrics.auc(cious) == pytest.approx(trapezoid(thresholds, shares))
+    assert metrics.summarise(cious) == {"ciou": metrics.success(cious), "auc": metrics.auc(cious)}
+
+
+def test_a_ciou_on_a_threshold_reaches_it():
+    assert metrics.success([0.5, 0.4999]) == 0.5
+    # 3 * 0.05 is a little more than 0.15, so thresholds made by multiplication would lose this clip.
+    assert metrics.auc([0.15]) == pytest.approx(3.5 * 0.05)
+
+
+def test_nan_is_a_miss_even_at_threshold_zero():
+    assert metrics.success([math.nan, 1], threshold=0) == 0.5
+    assert metrics.summarise([math.nan]) == {"ciou": 0, "auc": 0}
+
+
+def test_no_clips_have_no_score():
+    assert all(math.isnan(value) for value in metrics.summarise([]).values())
+
+
+def test_pointing_takes_the_first_of_equal_maxima():
+    similarity = np.array([[0, 5, 5], [1, 2, 5]], dtype=np.float32)
+    assert metrics.pointing(similarity, binary(np.array([[0, 0.5, 0], [0, 0, 0]])))
+    assert not metrics.pointing(similarity, binary(np.array([[1, 0, 1], [1, 1, 1]])))
+
+
+def test_centre_map_is_a_cone_over_the_middle():
+    centre = metrics.centre_map()
+    assert centre.shape == (224, 224) and centre.dtype == np.float32
+    assert (centre == centre[::-1]).all() and (centre == centre.T).all()
+    assert centre.min() == centre[0, 0] == 0 and 0.99 < centre[112, 112] == centre.max() <= 1
+    with pytest.raises(ValueError, match="read-only"):
+        centre[0, 0] = 1
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=lambda protocol: protocol.name)
+def test_half_of_the_centre_map_is_a_disc_of_half_the_area(protocol):
+    rows, columns = np.mgrid[:224, :224] - 111.5
+    distance = np.hypot(rows, columns)
+    disc = protocol.predict(metrics.centre_map())
+    radius = math.sqrt(224 * 224 / 2 / math.pi)
+    assert disc[distance < radius - 0.1].all() and not disc[distance > radius + 0.1].any()
+    assert abs(int(disc.sum()) - 224 * 224 // 2) <= 12  # pixels at one distance come in groups of up to 24
+
+
+@given(annotations())
+@settings(deadline=None, max_examples=40)
+def test_ceiling_is_the_best_of_all_predictions(gt):
+    for pixels in range(10):
+        best = -1.0
+        for chosen in itertools.combinations(range(9), pixels):
+            prediction = np.zeros(9, dtype=bool)
+            prediction[list(chosen)] = True
+            score = ciou_by_loop(prediction, gt)
+            best = score if math.isnan(score) else max(best, score)
+        assert metrics.ceiling(gt, pixels) == pytest.approx(best, nan_ok=True)
+
+
+def test_ceiling_of_more_pixels_than_there_are():
+    for pixels in (-1, 10):
+        with pytest.raises(ValueError, match="of 9 pixels"):
+            metrics.ceiling(binary(np.ones((3, 3))), pixels)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_floor_and_ceiling_of_vggss(name):
+    boxes_file = SHARED / "metadata/lvs/vggss.json" if SHARED else None
+    if not (boxes_file and boxes_file.exists()):
+        pytest.skip("no metadata/lvs/vggss.json: set AVPIPE_SHARED to the folder that holds metadata/")
+    protocol = PROTOCOLS[name]
+    disc = protocol.predict(metrics.centre_map())
+    floors, ceilings = [], []
+    for clip in json.loads(boxes_file.read_text()):
+        gt = protocol.annotate(clip["bbox"])
+        floors.append(metrics.ciou(disc, gt))
+        ceilings.append(metrics.ceiling(gt, protocol.pixels))
+    assert len(floors) == 5158
+    assert metrics.summarise(floors) == pytest.approx({"ciou": 0.340, "auc": 0.374}, abs=0.002)
+    assert metrics.summarise(ceilings) == pytest.approx({"ciou": 0.505, "auc": 0.495}, abs=0.002)

@@ -1,0 +1,238 @@
+"""Protocols against torch's resampling, sorting, loops over boxes and counting on a finer grid."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from shared_files import SHARED
+
+from pipeline.errors import AvpipeError
+from train.protocols import DEFAULT, PROTOCOLS
+
+LVS, EZ_VSL, AVPIPE = (PROTOCOLS[name] for name in ("lvs", "ez-vsl", "avpipe"))
+HALF = 25_088
+each_protocol = pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+
+# A sliver, a point, inverted, wholly outside, and the broken coordinates of the official list.
+WITHOUT_AREA = [
+    [0.3, 0.4, 0.3, 0.9],
+    [0.5, 0.5, 0.5, 0.5],
+    [0.8, 0.1, 0.2, 0.6],
+    [-0.3, -0.2, -0.05, 0.7],
+    [1.1, 0.2, 1.4, 0.7],
+    [0.384375, 0.859375, 0.696875, -2.8823037615171176e16],
+    [0.534375, 0.3375, -2.8823037615171176e16, 0.909375],
+    [math.nan, 0.1, 0.5, 0.5],
+    [0.1, 0.1, 0.5, math.nan],
+]
+
+
+def random_map(*shape):
+    return np.random.default_rng(shape).standard_normal(shape, dtype=np.float32)
+
+
+def test_names():
+    assert all(name == protocol.name for name, protocol in PROTOCOLS.items())
+    assert DEFAULT in PROTOCOLS
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        AVPIPE.pixels = 1
+
+
+@each_protocol
+@pytest.mark.parametrize("shape", [(14, 14), (7, 7), (13, 17), (1, 5), (28, 224), (300, 9)])
+def test_enlarge_is_bilinear(protocol, shape):
+    image_11HW = torch.from_numpy(random_map(*shape).astype(np.float64))[None, None]
+    aligned = protocol is EZ_VSL
+    expected = torch.nn.functional.interpolate(image_11HW, (224, 224), mode="bilinear", align_corners=aligned)
+    enlarged = protocol.enlarge(random_map(*shape))
+    assert enlarged.dtype == np.float32
+    np.testing.assert_allclose(enlarged, expected[0, 0], atol=1e-6)
+
+
+@each_protocol
+def test_enlarge_leaves_a_map_of_full_size_alone(protocol):
+    full = random_map(224, 224)
+    assert (protocol.enlarge(full) == full).all()
+
+
+@each_protocol
+@given(value=st.floats(-1e6, 1e6, width=32))
+@settings(deadline=None)
+def test_enlarge_keeps_a_constant_map_constant(protocol, value):
+    assert (protocol.enlarge(np.full((14, 14), value, dtype=np.float32)) == np.float32(value)).all()
+
+
+@each_protocol
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_map_that_is_not_finite_is_refused(protocol, value):
+    similarity = random_map(14, 14)
+    similarity[3, 4] = value
+    with pytest.raises(AvpipeError, match="NaN or infinity"):
+        protocol.predict(similarity)
+
+
+@each_protocol
+@pytest.mark.parametrize("size", [7, 14, 224])
+def test_a_map_without_ties_predicts_the_largest_pixels(protocol, size):
+    similarity = random_map(size, size)
+    prediction = protocol.predict(similarity)
+    assert prediction.shape == (224, 224) and prediction.dtype == bool
+    assert prediction.sum() == protocol.pixels
+    enlarged = protocol.enlarge(similarity)
+    assert enlarged[prediction].min() > enlarged[~prediction].max()
+
+
+@each_protocol
+@given(scale=st.floats(0.01, 100), shift=st.floats(-10, 10))
+@settings(max_examples=20, deadline=None)
+def test_scale_and_offset_of_a_map_do_not_matter(protocol, scale, shift):
+    similarity = random_map(14, 14)
+    changed = protocol.predict(similarity * np.float32(scale) + np.float32(shift))
+    assert (changed ^ protocol.predict(similarity)).sum() <= 8  # rounding may swap neighbours at the threshold
+
+
+@given(hnp.arrays(np.float32, (7, 7), elements=st.sampled_from([-1, 0, 0.25, 2])))
+@settings(max_examples=30, deadline=None)
+def test_avpipe_predicts_exactly_half_and_breaks_ties_by_position(similarity):
+    prediction = AVPIPE.predict(similarity)
+    scaled = AVPIPE.scale(AVPIPE.enlarge(similarity)).ravel()
+    largest = np.argsort(-scaled, kind="stable")[:HALF]
+    assert (np.flatnonzero(prediction) == np.sort(largest)).all()
+
+
+def test_avpipe_treats_equal_rows_of_a_map_equally():
+    tilted = np.repeat(random_map(1, 14), 14, axis=0)
+    enlarged = AVPIPE.enlarge(tilted)
+    assert (enlarged == enlarged[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "value", "pixels"),
+    [(LVS, 0.37, 50_176), (LVS, 0, 50_176), (LVS, -0.2, 0)]
+    + [(EZ_VSL, value, 50_176) for value in (0.37, 0, -0.2)]
+    + [(AVPIPE, value, HALF) for value in (0.37, 0, -0.2)],
+)
+def test_constant_maps(protocol, value, pixels):
+    assert protocol.predict(np.full((14, 14), value, dtype=np.float32)).sum() == pixels
+
+
+def test_maps_that_are_mostly_flat():
+    spike = np.zeros((224, 224), dtype=np.float32)
+    spike[100, 50:60] = 1
+    assert (LVS.predict(spike) == (spike > 0)).all()
+    assert EZ_VSL.predict(spike).all()
+    assert (LVS.predict(1 - spike) == (spike == 0)).all(), "pixels at the maximum stay, however many"
+
+
+def painted(boxes):
+    """The union as published: corners truncated, negative ones set to 0, the far edge left to slicing."""
+    grid = np.zeros((224, 224))
+    for box in boxes:
+        xmin, ymin, xmax, ymax = (int(224 * max(corner, 0)) for corner in box)
+        grid[ymin:ymax, xmin:xmax] = 1
+    return grid
+
+
+CORNERS = st.floats(-0.5, 1.5)
+
+
+@given(st.lists(st.tuples(CORNERS, CORNERS, CORNERS, CORNERS), max_size=4))
+@settings(deadline=None)
+def test_published_unions_truncate_corners(boxes):
+    for protocol in (LVS, EZ_VSL):
+        gt = protocol.annotate(boxes).weight
+        assert gt.dtype == np.float32
+        assert (gt == painted(boxes)).all()
+
+
+FINE = 5
+FINE_CORNERS = st.integers(-2 * FINE, 226 * FINE)
+
+
+@given(st.lists(st.tuples(FINE_CORNERS, FINE_CORNERS, FINE_CORNERS, FINE_CORNERS), max_size=6))
+@settings(deadline=None)
+def test_avpipe_union_has_exact_areas(fine_boxes):
+    grid = np.zeros((224 * FINE, 224 * FINE))
+    for box in fine_boxes:
+        xmin, ymin, xmax, ymax = (max(corner, 0) for corner in box)
+        grid[ymin:ymax, xmin:xmax] = 1
+    shares = grid.reshape(224, FINE, 224, FINE).mean(axis=(1, 3))
+    gt = AVPIPE.annotate(np.array(fine_boxes) / (224 * FINE)).weight
+    np.testing.assert_allclose(gt, shares, atol=1e-7)
+    assert ((gt > 0) == (shares > 0)).all(), "an edge on the pixel grid must not touch the pixel beyond"
+
+
+@given(st.tuples(CORNERS, CORNERS, CORNERS, CORNERS))
+@settings(deadline=None)
+def test_avpipe_area_of_one_box(box):
+    xmin, ymin, xmax, ymax = np.clip(box, 0, 1)
+    area = max(xmax - xmin, 0) * max(ymax - ymin, 0) * 224**2
+    assert AVPIPE.annotate([box]).weight.sum(dtype=float) == pytest.approx(area, rel=1e-5, abs=1e-4)
+
+
+@each_protocol
+def test_boxes_without_area_add_nothing(protocol):
+    good = [0.25, 0.125, 0.75, 0.5]
+    for nothing in (protocol.annotate(WITHOUT_AREA), protocol.annotate([]), protocol.annotate([], [])):
+        assert not nothing.weight.any() and not nothing.covered.any()
+    assert (protocol.annotate([*WITHOUT_AREA, good]).weight == protocol.annotate([good]).weight).all()
+
+
+@each_protocol
+def test_votes(protocol):
+    left, top, middle = [0, 0, 0.5, 1], [0, 0, 1, 0.5], [0.25, 0.25, 0.75, 0.75]
+    gt, covered = protocol.annotate([left, top, middle], ["ann", "bob", "cy"])
+    assert (covered == (gt > 0)).all()
+    assert gt.dtype == np.float32
+    assert {float(gt[y, x]) for y, x in [(200, 10), (10, 200), (130, 130)]} == {0.5}
+    assert gt[10, 10] == gt[100, 100] == gt[100, 150] == 1
+    assert gt[223, 223] == 0
+
+
+def test_two_boxes_of_one_annotator_are_two_votes_only_as_published():
+    boxes, annotators = [[0, 0, 0.5, 1], [0, 0, 1, 0.5]], [7, 7]
+    assert AVPIPE.annotate(boxes, annotators).weight[10, 10] == 0.5
+    assert all(p.annotate(boxes, annotators).weight[10, 10] == 1 for p in (LVS, EZ_VSL))
+
+
+def test_negative_corners_of_votes_count_from_the_far_edge_only_as_published():
+    box = [[-0.25, 0, 0.5, 1]]
+    assert AVPIPE.annotate(box, [0]).weight[:, :112].all()
+    assert not any(p.annotate(box, [0]).weight.any() for p in (LVS, EZ_VSL))
+
+
+def test_the_uncovered_part_of_an_edge_pixel_is_a_false_positive_only_where_areas_are_exact():
+    half_a_pixel = [[0, 0, 0.5 / 224, 1]]  # covers half of each pixel of the first column
+    edge = np.zeros((224, 224), dtype=np.float32)
+    edge[:, :112] = 1
+    assert AVPIPE.ciou(edge, AVPIPE.annotate(half_a_pixel)) == pytest.approx(112 / HALF)
+    assert EZ_VSL.annotate(half_a_pixel).weight.sum() == 0
+
+
+@each_protocol
+def test_ciou_is_that_of_the_prediction(protocol):
+    similarity = np.zeros((14, 14), dtype=np.float32)
+    similarity[:, :7] = 1 + random_map(14, 7) / 100
+    left_half = protocol.annotate([[0, 0, 0.5, 1]])
+    assert protocol.ciou(similarity, left_half) > 0.95
+    assert protocol.ciou(-similarity, left_half) < 0.05
+
+
+@each_protocol
+def test_the_official_boxes(protocol):
+    boxes_file = SHARED / "metadata/lvs/vggss.json" if SHARED else None
+    if not (boxes_file and boxes_file.exists()):
+        pytest.skip("no metadata/lvs/vggss.json: set AVPIPE_SHARED to the folder that holds metadata/")
+    empty = set()
+    for clip in json.loads(boxes_file.read_text()):
+        gt = protocol.annotate(clip["bbox"]).weight
+        assert gt.min() >= 0 and gt.max() <= 1
+        if not gt.any():
+            empty.add(clip["file"])
+    assert empty == {"M1P1xla8rg0_000000", "MKC9LvRivTM_000030"}
