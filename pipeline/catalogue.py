@@ -1,6 +1,7 @@
 """The official lists: what manifests/catalogue.toml says of them, fetched or read from a folder, checked by hash."""
 
 import hashlib
+import http.client
 import tomllib
 import urllib.request
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def fetch_lists(folder: Path, on_list=lambda name: None) -> None:
             try:
                 with urllib.request.urlopen(entry.address, timeout=TIMEOUT_S) as response:
                     temporary.write_bytes(response.read())
-            except OSError as error:
+            except (OSError, http.client.HTTPException) as error:  # the latter for an answer that breaks off
                 raise AvpipeError(
                     f"{entry.address} could not be fetched ({error}); with a copy of the lists use --lists DIR"
                 ) from None

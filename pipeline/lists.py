@@ -39,7 +39,7 @@ def parse_list(path: Path, form: str) -> list[Row]:
                 )
             seen[row.clip_id] = where.removeprefix(f"{path}, ")
             rows.append(row)
-    except (UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
         raise AvpipeError(f"{path} is not a UTF-8 list ({error}); get the published file") from None
     if not rows:
         raise AvpipeError(f"{path} is empty; get the published file")
@@ -65,13 +65,16 @@ def box_defect(box: tuple[float, float, float, float]) -> str | None:
 def _csv_rows(path: Path, columns: int) -> Iterator[tuple[str, list[str]]]:
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.reader(file, strict=True)
-        for values in reader:
-            where = f"{path}, line {reader.line_num}"
-            if not values:
-                continue
-            if len(values) != columns:
-                raise AvpipeError(f"{where}: {len(values)} columns where {columns} were expected; correct this line")
-            yield where, values
+        try:
+            for values in reader:
+                where = f"{path}, line {reader.line_num}"
+                if not values:
+                    continue
+                if len(values) != columns:
+                    raise AvpipeError(f"{where}: {len(values)} columns where {columns} were expected; correct it")
+                yield where, values
+        except csv.Error as error:
+            raise AvpipeError(f"{path}, line {reader.line_num}: {error}; correct the quotes here or above") from None
 
 
 def _vggsound_csv(path: Path) -> Iterator[tuple[str, Row]]:
@@ -103,15 +106,17 @@ def _ids(path: Path) -> Iterator[tuple[str, Row]]:
 
 def _box_json(path: Path) -> Iterator[tuple[str, Row]]:
     """A list of {file, class, bbox: [[xmin, ymin, xmax, ymax], …]}."""
+    where = str(path)
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        for number, entry in enumerate(entries, 1):
+        for number, entry in enumerate(json.loads(path.read_text(encoding="utf-8")), 1):
+            where = f"{path}, entry {number}"
             boxes = [tuple(map(float, box)) for box in entry["bbox"]]
             if any(len(box) != 4 for box in boxes):
                 raise ValueError("a box without four coordinates")
-            yield f"{path}, entry {number}", Row(clip_id=str(entry["file"]), label=str(entry["class"]), boxes=boxes)
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise AvpipeError(f"{path} is not a list of file, class and bbox ({error!r}); get the published file") from None
+            yield where, Row(clip_id=str(entry["file"]), label=str(entry["class"]), boxes=boxes)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise AvpipeError(f"{where}: not a list of file, class and bbox ({what}); get the published file") from None
 
 
 PARSERS = {"vggsound_csv": _vggsound_csv, "label_csv": _label_csv, "ids": _ids, "box_json": _box_json}

@@ -50,11 +50,13 @@ def read_clip(path: Path, clip_s: float, audio_s: float, sample_rate_hz: int) ->
     """Decode the centre frame of a clip and its audio from the beginning to past the window around the centre.
 
     The centre is half of the file's duration or of `clip_s`, whichever is shorter. The audio reaches at least
-    `audio_s` / 2 behind the centre, or to its end. Raises MediaError with the ledger's reason.
+    `audio_s` / 2 behind the centre, or to its end. Raises MediaError with the ledger's reason, and FileNotFoundError.
     """
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             return _read(container, clip_s, audio_s, sample_rate_hz)
+    except FileNotFoundError:  # FFmpeg's is one too, and says nothing about the clip
+        raise
     except av.error.FFmpegError as error:
         raise MediaError("corrupt", f"not decodable: {error.strerror}") from error
 
@@ -65,9 +67,13 @@ def _read(container: av.container.InputContainer, clip_s: float, audio_s: float,
     if not container.streams.audio:
         raise MediaError("no_audio", "the file has no audio stream")
     video, audio = container.streams.video[0], container.streams.audio[0]
+    for stream in (video, audio):
+        if stream.codec_context is None:
+            raise MediaError("corrupt", f"there is no decoder for the {stream.type} stream")
     duration_s = _duration_s(container, video)
     centre_s = min(duration_s, clip_s) / 2
-    centre_pts = int(Fraction(centre_s) / video.time_base)  # the last tick that is not after the centre
+    # The last tick that is not after the centre. Durations are whole microseconds; as a float 4.8 s is a little less.
+    centre_pts = int(Fraction(centre_s).limit_denominator(2_000_000) / video.time_base)
     sound = _Sound(audio, sample_rate_hz, until_s=centre_s + audio_s / 2)
     packets = _demux(container, video, audio, centre_pts, sound)
     frame = _decode_target(video, packets, centre_pts)
@@ -100,8 +106,8 @@ class _Sound:
         self.until_s = until_s
         self.start_s = 0.0
         self.finished = False
-        self._resampler = av.AudioResampler(format="s16", layout="mono", rate=sample_rate_hz)
         self._rate = sample_rate_hz
+        self._resampler = self._new_resampler()
         self._blocks: list[np.ndarray] = []
         self._count = 0
 
@@ -112,7 +118,7 @@ class _Sound:
         for frame in packet.decode():
             if not self._blocks and frame.time is not None:
                 self.start_s = frame.time
-            self._append(self._resampler.resample(frame))
+            self._append(self._resample(frame))
         if self._count and self.start_s + self._count / self._rate >= self.until_s:
             self.finished = True
 
@@ -128,6 +134,17 @@ class _Sound:
         end_s = self.start_s + self._count / self._rate
         if not self.finished and end_s < float(min(declared_s, self.until_s)) - END_TOLERANCE_S:
             raise MediaError("corrupt", f"audio ends at {end_s:.2f} s of {float(declared_s):.2f} s")
+
+    def _new_resampler(self) -> av.AudioResampler:
+        return av.AudioResampler(format="s16", layout="mono", rate=self._rate)
+
+    def _resample(self, frame: av.AudioFrame) -> list[av.AudioFrame]:
+        try:
+            return self._resampler.resample(frame)
+        except ValueError:  # from here on the stream has another rate or other channels
+            rest = self._resampler.resample(None)
+            self._resampler = self._new_resampler()
+            return rest + self._resampler.resample(frame)
 
     def _append(self, frames: list[av.AudioFrame]) -> None:
         for frame in frames:

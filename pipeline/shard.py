@@ -96,6 +96,8 @@ def shard(
         for other in root.shards.glob(f".{split}-????????"):
             if other != work:  # an unfinished run over another set of samples: its shards can never be used
                 shutil.rmtree(other)
+        if final.exists():  # a kill after the swap left what it replaced
+            shutil.rmtree(_replaced(final), ignore_errors=True)
         written = 0
         if not _is_published(final, plan_name):
             if not (work / INDEX).exists():
@@ -183,12 +185,16 @@ def _swap(work: Path, final: Path) -> None:
     """Put the finished folder in the place of an older one. A kill at any line leaves what the next run completes."""
     for fragment in work.glob("*.part.parquet"):
         fragment.unlink()
-    old = final.with_name(f".{final.name}.old.tmp")
+    old = _replaced(final)
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.replace(old)
     work.replace(final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _replaced(final: Path) -> Path:
+    return final.with_name(f".{final.name}.old.tmp")
 
 
 def read_metadata(index: Path) -> dict:

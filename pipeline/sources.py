@@ -47,7 +47,7 @@ class UrlSource:
     """Addresses for yt-dlp. With `{clip_id}` each holds a clip; with `{youtube_id}` a whole video, cut here."""
 
     def __init__(self, template: str):
-        fields = {field for _, field, _, _ in Formatter().parse(template) if field is not None}
+        fields = _placeholders(template)
         if not fields or not fields <= PLACEHOLDERS:
             raise AvpipeError(
                 f"{template!r} needs {{clip_id}} (address of a clip) or {{youtube_id}} (of a whole video)"
@@ -103,6 +103,15 @@ def open_source(text: str) -> Source:
     if Path(text).is_dir():
         return FolderSource(Path(text))
     raise AvpipeError(f"--from {text}: neither 'youtube', nor a folder, nor an http(s) address with {{clip_id}}")
+
+
+def _placeholders(template: str) -> set[str]:
+    """Names in braces; none where the braces do not match or ask for more than to be filled in."""
+    try:
+        template.format(youtube_id="", clip_id="")
+        return {field for _, field, _, _ in Formatter().parse(template) if field is not None}
+    except (ValueError, LookupError, AttributeError):
+        return set()
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

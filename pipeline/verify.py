@@ -70,7 +70,7 @@ def verify(
     rows, members = table.drop_columns(["boxes"]).to_pylist(), samples.index_members(table.schema)
     by_shard: dict[str, list[dict]] = {}
     for row in rows:
-        by_shard.setdefault(row["shard"], []).append(row)
+        by_shard.setdefault(samples.check_tar_name(row["shard"]), []).append(row)
     on_plan(len(rows))
     problems = _index_problems(rows, metadata, by_shard)
     checks = [
@@ -106,6 +106,9 @@ def _index_problems(rows: list[dict], metadata: dict, by_shard: dict[str, list[d
         if found != shard["samples"]:
             detail = f"{found} rows in the index instead of {shard['samples']}"
             problems.append(Problem(kind="missing", shard=shard["name"], clip_id="", detail=detail))
+    for name in by_shard.keys() - {shard["name"] for shard in metadata["shards"]}:
+        detail = f"{len(by_shard[name])} rows name a shard that the index does not describe"
+        problems.append(Problem(kind="missing", shard=name, clip_id="", detail=detail))
     return problems
 
 

@@ -19,12 +19,14 @@ YOUTUBE_PACE = {"sleep_interval_requests": 0.75, "sleep_interval": 10, "max_slee
 MESSAGES = (
     ("no space left", "disk"),
     ("not a bot", "bot_check"),
+    ("captcha", "bot_check"),
     ("try again later", "rate_limited"),
     ("too many requests", "rate_limited"),
     ("http error 429", "rate_limited"),
     ("requested format is not available", "setup"),
     ("only images are available", "setup"),
     ("ffmpeg is not installed", "setup"),
+    ("ffmpeg not found", "setup"),
     ("unsupported url", "setup"),
     ("confirm your age", "age_gate"),
     ("age-restricted", "age_gate"),
@@ -85,8 +87,8 @@ class Downloader:
         """Download one video into `folder` and return its file. Raises MediaError with the ledger's reason."""
         url = self.url_template.format(youtube_id=youtube_id, clip_id=clip_id)
         client = self._client()
-        # The name is ours and fixed: nothing that a server sends can choose a path.
-        client.params["outtmpl"]["default"] = str(folder / "video.%(ext)s")
+        # The name is ours and fixed: nothing that a server sends can choose a path. A % of the folder is no field.
+        client.params["outtmpl"]["default"] = str(folder).replace("%", "%%") + "/video.%(ext)s"
         try:
             client.extract_info(url, download=True)
         except yt_dlp.utils.YoutubeDLError as error:

@@ -51,7 +51,7 @@ def corpus(once) -> Path:
 
 @pytest.fixture(scope="session")
 def done_root(once, corpus) -> Root:
-    """A root in which the corpus has gone through all stages: shards/synth_train and shards/synth_test. Do not change it."""
+    """A root in which the corpus has gone through all stages, to shards of both splits. Do not change it."""
 
     def make(folder: Path) -> None:
         root = downloaded(Root(folder), corpus)

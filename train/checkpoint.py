@@ -59,9 +59,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise AvpipeError(f"{path} does not exist; give a run's folder or a checkpoint that `avpipe train` wrote")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise AvpipeError(f"{path} is not a checkpoint that can be read safely ({reason})") from None
+    except pickle.UnpicklingError:
+        raise AvpipeError(
+            f"{path} holds more than tensors and plain values, which could run code; not loaded"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError):
+        raise AvpipeError(f"{path} is damaged or not a checkpoint; train again or copy it again") from None
     if not isinstance(state, dict) or state.get("format") != 1:
         raise AvpipeError(f"{path} is not a checkpoint of avpipe (format 1)")
     return state

@@ -86,9 +86,6 @@ def main() -> None:
     except AvpipeError as error:
         print(f"avpipe: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("avpipe: interrupted; what is finished is kept, run the same command to go on", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

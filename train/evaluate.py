@@ -132,15 +132,16 @@ def evaluate(clips: TestClips, maps: Callable[[str], Iterator[np.ndarray]], prot
     for frame in ("squash", "crop"):
         rows_of = [PROTOCOLS[name] for name in protocols if PROTOCOLS[name].frame == frame]
         if rows_of:
+            floors = {protocol.name: protocol.predict(metrics.centre_map()) for protocol in rows_of}
             rows: dict[str, list[dict]] = {protocol.name: [] for protocol in rows_of}
             for number, map_HW in enumerate(maps(frame)):
                 for protocol in rows_of:
-                    rows[protocol.name].append(_score_clip(clips, number, map_HW, protocol))
+                    rows[protocol.name].append(_score_clip(clips, number, map_HW, protocol, floors[protocol.name]))
             scores += [Score(protocol=name, rows=some) for name, some in rows.items()]
     return sorted(scores, key=lambda score: protocols.index(score.protocol))
 
 
-def _score_clip(clips: TestClips, number: int, map_HW: np.ndarray, protocol: Protocol) -> dict:
+def _score_clip(clips: TestClips, number: int, map_HW: np.ndarray, protocol: Protocol, floor: np.ndarray) -> dict:
     boxes_K4 = [[box[corner] for corner in CORNERS] for box in clips.boxes[number]]
     annotators_K = [box["annotator"] for box in clips.boxes[number]]
     gt = protocol.annotate(boxes_K4, annotators_K if clips.voted else None)
@@ -149,11 +150,11 @@ def _score_clip(clips: TestClips, number: int, map_HW: np.ndarray, protocol: Pro
         "clip_id": clips.clip_ids[number],
         "label": clips.labels[number],
         "protocol": protocol.name,
-        "ciou": protocol.ciou(map_HW, gt),
+        "ciou": protocol.ciou(large, gt),
         "peak_inside": metrics.pointing(large, gt),
         "confidence": float(large.max()),
         "box_area": float(gt.covered.mean()),
-        "floor_ciou": protocol.ciou(metrics.centre_map(), gt),
+        "floor_ciou": metrics.ciou(floor, gt),
         "ceiling_ciou": metrics.ceiling(gt, protocol.pixels),
     }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import AvpipeError
-from pipeline.layout import Root, published
+from pipeline.layout import Root, check_split_name, published
 from pipeline.parts import default_workers
 from train import evaluate as ev
 from train.shards import Shards, open_shards
@@ -26,6 +26,7 @@ def run_eval(
     if (checkpoint is None) == (baseline is None):
         raise AvpipeError("give either --checkpoint RUN or --baseline centre|random-init")
     names = ev.choose_protocols(protocol)
+    check_split_name(split)
     if baseline == "centre":
         clips, shards = ev.clips_of_manifest(root.manifest, split), None
         maps, run = ev.centre_maps(clips), root.runs / "baseline-centre"

@@ -1,0 +1,69 @@
+# make demo        the whole main job on a made-up corpus, in minutes, with no account, GPU or network beyond PyPI
+# make test        the tests
+# make download extract shard SPLIT=vggss [LISTS=DIR] [FROM=DIR|URL]    the stages on a real split
+# make verify train eval SPLIT=… RUN=…                                  what follows them
+# make setup       .venv with everything, pinned by .ci/constraints.txt (the others call it when needed)
+# make lint clean help
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+SPLIT ?= vggss
+LISTS ?=
+FROM ?= youtube
+ROOT ?= data
+RUN ?= lvs-$(SPLIT)
+DEMO ?= demo
+
+VENV := .venv
+AVPIPE := $(VENV)/bin/avpipe --root $(ROOT)
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test lint clean manifest download extract shard verify train eval
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+setup: $(READY)
+
+$(READY): pyproject.toml .ci/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "avpipe needs Python 3.11 or newer; name one with make PYTHON=…")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --constraint .ci/constraints.txt --editable '.[train,dev]'
+	@touch $@
+
+demo: $(READY)
+	@$(VENV)/bin/python -m train.demo $(DEMO)
+
+test: $(READY)
+	$(VENV)/bin/python -m pytest --numprocesses auto
+
+lint: $(READY)
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+
+$(ROOT)/manifest/splits.parquet: $(READY) manifests/catalogue.toml
+	$(AVPIPE) manifest build $(if $(LISTS),--lists $(LISTS))
+
+manifest: $(ROOT)/manifest/splits.parquet
+
+download: manifest
+	$(AVPIPE) download --split $(SPLIT) --from '$(FROM)'
+
+# In one call of make the stages run in their order; each alone goes on with what the one before it left.
+extract: $(READY) $(if $(filter download,$(MAKECMDGOALS)),download)
+	$(AVPIPE) extract --split $(SPLIT)
+
+shard: $(READY) $(if $(filter extract,$(MAKECMDGOALS)),extract)
+	$(AVPIPE) shard --split $(SPLIT)
+
+verify: $(READY) $(if $(filter shard,$(MAKECMDGOALS)),shard)
+	$(AVPIPE) verify $(ROOT)/shards/$(SPLIT)
+
+train: $(READY)
+	$(AVPIPE) train --shards $(ROOT)/shards/$(SPLIT) --method lvs
+
+eval: $(READY)
+	$(AVPIPE) eval --split $(SPLIT) --checkpoint $(RUN) --protocol all
+
+clean:
+	rm -rf $(DEMO) build *.egg-info .pytest_cache .ruff_cache .hypothesis

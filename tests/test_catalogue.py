@@ -1,0 +1,203 @@
+"""The catalogue agrees with the published files, refuses changed ones, and fetches what is missing."""
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from server import Answer, serve
+from shared_files import SHARED
+
+from pipeline import catalogue
+from pipeline.catalogue import OfficialList, SplitDefinition, fetch_lists, find_lists, ids_sha256, load_catalogue
+from pipeline.errors import AvpipeError
+from pipeline.lists import PARSERS
+
+needs_lists = pytest.mark.skipif(SHARED is None, reason="the official lists (shared/metadata) are not on this machine")
+LISTS, SPLITS = load_catalogue()
+# Too large to lie among the shared files, and without a pinned hash.
+NOT_SHARED = {"vggsound_csv"}
+PUBLISHED = {name: entry for name, entry in LISTS.items() if entry.repository}
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def plain_ids(entry: OfficialList) -> list[str]:
+    """Ids of a shared list, read without avpipe's parsers."""
+    text = (SHARED / "metadata" / entry.file).read_text()
+    if entry.format == "box_json":
+        return [item["file"] for item in json.loads(text)]
+    if entry.format == "label_csv":
+        return [name.split(".")[0] for name, _ in csv.reader(text.splitlines())]
+    return [line.split(".")[0] for line in text.split()]
+
+
+def test_every_list_has_a_parser_and_a_file_of_its_own():
+    assert all(entry.format in PARSERS for entry in LISTS.values())
+    assert len({entry.file for entry in LISTS.values()}) == len(LISTS)
+    assert all(".." not in entry.file and not Path(entry.file).is_absolute() for entry in LISTS.values())
+
+
+def test_every_split_refers_to_a_list_and_a_part_only_where_the_list_has_parts():
+    for split in SPLITS.values():
+        assert split.list in LISTS
+        if split.part is not None:
+            assert split.part in ("train", "test")
+            assert LISTS[split.list].format == "vggsound_csv"
+
+
+def test_every_list_that_is_not_labels_only_defines_a_split():
+    assert {split.list for split in SPLITS.values()} == set(LISTS) - {"synth_boxes"}
+
+
+def test_published_lists_are_pinned_and_have_an_address():
+    for name, entry in PUBLISHED.items():
+        assert entry.address == f"https://raw.githubusercontent.com/{entry.repository}/HEAD/{entry.path}"
+        assert entry.rows
+        assert (entry.sha256 is None) == (name in NOT_SHARED)
+
+
+def test_made_lists_have_no_address():
+    made = [entry for entry in LISTS.values() if not entry.repository]
+    assert [entry.address for entry in made] == [None, None]
+
+
+@needs_lists
+@pytest.mark.parametrize("name", sorted(set(PUBLISHED) - NOT_SHARED))
+def test_hash_and_rows_are_those_of_the_published_file(name):
+    entry = LISTS[name]
+    assert sha256((SHARED / "metadata" / entry.file).read_bytes()) == entry.sha256
+    assert len(plain_ids(entry)) == entry.rows
+
+
+@needs_lists
+@pytest.mark.parametrize("name", sorted(name for name, split in SPLITS.items() if split.ids_sha256))
+def test_count_and_hash_of_a_split_are_those_of_its_ids(name):
+    ids = plain_ids(LISTS[SPLITS[name].list])
+    assert len(set(ids)) == len(ids) == SPLITS[name].clips
+    assert sha256("\n".join([*sorted(ids), ""]).encode()) == SPLITS[name].ids_sha256
+
+
+@needs_lists
+@pytest.mark.parametrize(
+    ("name", "tested"),
+    [
+        ("ezvsl_10k", 238),
+        ("ezvsl_144k", 3709),
+        ("ezvsl_heard", 0),
+        ("ssltie_10k", 0),
+        ("ssltie_144k", 0),
+        ("ssltie_full", 4916),
+        ("ssltie_seen_144k", 3565),
+        ("ssltie_openset_70k", 2306),
+    ],
+)
+def test_the_leaks_that_the_catalogue_names_are_in_the_files(name, tested):
+    assert len(set(plain_ids(LISTS[name])) & set(plain_ids(LISTS["vggss_boxes"]))) == tested
+    assert tested < 100 or f"{tested:,}" in LISTS[name].about or str(tested) in LISTS[name].about
+
+
+def test_every_pinned_split_is_checked_against_a_shared_file():
+    pinned = {split.list for split in SPLITS.values() if split.ids_sha256}
+    assert pinned == set(PUBLISHED) - NOT_SHARED
+
+
+def test_the_hash_of_ids_does_not_depend_on_their_order():
+    assert ids_sha256(["b", "a"]) == ids_sha256(["a", "b"]) == sha256(b"a\nb\n")
+    assert ids_sha256(["a"]) != ids_sha256(["a", "b"])
+
+
+def test_a_changed_list_is_refused_with_both_hashes(tmp_path):
+    file = tmp_path / LISTS["ezvsl_10k"].file
+    file.parent.mkdir()
+    file.write_text("zpWuikVorYg_000032\n")
+    with pytest.raises(AvpipeError) as error:
+        find_lists(tmp_path)
+    assert sha256(file.read_bytes()) in str(error.value)
+    assert LISTS["ezvsl_10k"].sha256 in str(error.value)
+    assert str(file) in str(error.value)
+
+
+def test_a_changed_list_is_taken_on_demand(tmp_path):
+    file = tmp_path / LISTS["ezvsl_10k"].file
+    file.parent.mkdir()
+    file.write_text("zpWuikVorYg_000032\n")
+    assert find_lists(tmp_path, accept_changed=True) == {"ezvsl_10k": file}
+
+
+def test_a_folder_without_any_list_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(AvpipeError, match="none of the official lists"):
+        find_lists(tmp_path)
+
+
+@needs_lists
+def test_all_shared_lists_are_found_as_published():
+    assert set(find_lists(SHARED / "metadata")) == set(PUBLISHED) - NOT_SHARED
+
+
+GOOD = b"zpWuikVorYg_000032\n"
+
+
+@pytest.fixture
+def three_lists(monkeypatch):
+    """A catalogue of a pinned list, one without a hash, and a made one; published on a local server."""
+    pinned = OfficialList(
+        name="pinned", file="a/pinned.txt", format="ids", about="", repository="o/r", path="p.txt", sha256=sha256(GOOD)
+    )
+    free = OfficialList(name="free", file="b/free.txt", format="ids", about="", repository="o/r", path="deep/f.txt")
+    made = OfficialList(name="made", file="made.txt", format="ids", about="")
+    lists = {entry.name: entry for entry in (pinned, free, made)}
+    monkeypatch.setattr(catalogue, "load_catalogue", lambda: (lists, {"s": SplitDefinition(name="s", list="pinned")}))
+    with serve({"/o/r/p.txt": Answer(body=GOOD), "/o/r/deep/f.txt": Answer(body=b"1234\n")}) as server:
+        monkeypatch.setattr(catalogue, "RAW_ADDRESS", server.address + "/{repository}/{path}")
+        yield server
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_published_lists_are_fetched_and_named(three_lists, tmp_path):
+    named = []
+    fetch_lists(tmp_path, named.append)
+    assert files(tmp_path) == {"a/pinned.txt": GOOD, "b/free.txt": b"1234\n"}
+    assert named == ["pinned", "free"]
+
+
+def test_what_is_there_is_not_fetched_again(three_lists, tmp_path):
+    fetch_lists(tmp_path)
+    before = list(three_lists.asked)
+    fetch_lists(tmp_path)
+    assert three_lists.asked == before
+    assert len(before) == 2
+
+
+def test_a_list_with_a_wrong_hash_leaves_no_file(three_lists, tmp_path):
+    three_lists.answers["/o/r/p.txt"] = Answer(body=GOOD + b"x")
+    with pytest.raises(AvpipeError, match=sha256(GOOD + b"x")):
+        fetch_lists(tmp_path)
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("answer", [Answer(status=404), Answer(status=500), Answer(body=GOOD[:5], withheld=20)])
+def test_a_list_that_does_not_come_whole_is_a_sentence_and_leaves_no_file(three_lists, tmp_path, answer):
+    three_lists.answers["/o/r/deep/f.txt"] = answer
+    with pytest.raises(AvpipeError, match=r"deep/f\.txt could not be fetched .* --lists DIR"):
+        fetch_lists(tmp_path)
+    assert files(tmp_path) == {"a/pinned.txt": GOOD}
+
+
+def test_an_unreachable_server_is_a_sentence(three_lists, tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue, "RAW_ADDRESS", "http://127.0.0.1:1/{repository}/{path}")
+    with pytest.raises(AvpipeError, match="could not be fetched"):
+        fetch_lists(tmp_path)
+    assert files(tmp_path) == {}

@@ -1,0 +1,114 @@
+"""The command line as a user meets it: quick help, JSON, sentences instead of tracebacks, the stages in a row."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from train.cli import app, main
+
+COMMANDS = ("synth", "manifest", "download", "extract", "shard", "verify", "train", "eval")
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, "-m", "train.cli", *map(str, arguments)], capture_output=True, text=True)
+
+
+def call(capsys, monkeypatch, *arguments):
+    """The command in this process: (exit code, standard output, standard error)."""
+    monkeypatch.setattr(sys, "argv", ["avpipe", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    captured = capsys.readouterr()
+    return caught.value.code or 0, captured.out, captured.err
+
+
+def test_help_names_every_command_and_loads_nothing_heavy():
+    script = """
+import sys, train.cli
+print([m for m in ("torch", "numpy", "av", "pyarrow") if m in sys.modules])"""
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
+    text = CliRunner().invoke(app, ["--help"]).output
+    assert all(command in text for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "manifest"])
+def test_every_command_has_help_with_an_example(command):
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0 and f"Example: avpipe {command}" in " ".join(result.output.split())
+
+
+def test_the_pipeline_imports_no_torch():
+    script = """
+import importlib, pkgutil, sys, pipeline
+for module in pkgutil.iter_modules(pipeline.__path__): importlib.import_module(f"pipeline.{module.name}")
+print([m for m in ("torch", "train", "pandas", "scipy", "matplotlib") if m in sys.modules])"""
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_stages_in_a_row_with_json(capsys, monkeypatch, corpus, tmp_path):
+    root = ("--root", tmp_path / "r")
+
+    def json_of(*arguments):
+        code, out, _ = call(capsys, monkeypatch, *root, *arguments, "--json")
+        assert code == 0
+        return json.loads(out)
+
+    built = json_of("manifest", "build", "--lists", corpus / "lists")
+    assert built["splits"] == {"synth_train": 16, "synth_test": 4}
+    assert json_of("manifest", "show")["splits"] == built["splits"]
+    assert len(json_of("manifest", "show", "synth_test")["clips"]) == 4
+    got = json_of("download", "--split", "synth_test", "--from", corpus / "clips")
+    assert (got["listed"], got["done"], got["failed"], got["not_offered"]) == (4, 4, {}, 0)
+    made = json_of("extract", "--split", "synth_test", "--workers", 1)
+    assert (made["done"], made["not_downloaded"], made["failures"]) == (4, 0, [])
+    assert json_of("shard", "--split", "synth_test", "--workers", 1)["samples"] == 4
+    assert json_of("verify", tmp_path / "r/shards/synth_test", "--workers", 1)["problems"] == []
+    scored = json_of("eval", "--split", "synth_test", "--baseline", "centre")
+    assert scored["clips_scored"] == 4 and scored["ciou"] == scored["floor"]["ciou"]
+
+
+def test_bad_clips_are_rows_and_the_stage_ends_well(capsys, monkeypatch, corpus, tmp_path):
+    folder = shutil.copytree(corpus / "clips", tmp_path / "clips")
+    bad, *_ = sorted(folder.iterdir())
+    bad.write_text("this is no video")
+    root = ("--root", tmp_path / "r")
+    assert call(capsys, monkeypatch, *root, "manifest", "build", "--lists", corpus / "lists")[0] == 0
+    assert call(capsys, monkeypatch, *root, "download", "--from", folder)[0] == 0
+    code, out, _ = call(capsys, monkeypatch, *root, "extract", "--json", "--workers", 1)
+    result = json.loads(out)
+    assert code == 0 and result["done"] == 19 and result["failed"] == {"corrupt": 1}
+    assert result["failures"][0]["clip_id"] == bad.stem
+    code, out, _ = call(capsys, monkeypatch, *root, "extract", "--workers", 1)
+    assert "19 there before" in out and "1 failed before" in out
+
+
+def test_damage_makes_verify_fail(capsys, monkeypatch, done_root, tmp_path):
+    folder = shutil.copytree(done_root.shards / "synth_test", tmp_path / "s")
+    (tar,) = folder.glob("*.tar")
+    tar.write_bytes(tar.read_bytes()[:-60_000])
+    code, out, _ = call(capsys, monkeypatch, "verify", folder, "--workers", 1)
+    assert code == 1 and "short" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["extract", "--split", "vggss"], "holds no manifest; run `avpipe manifest build`"),
+        (["manifest", "build", "--lists", "."], "none of the official lists is here"),
+        (["verify", "."], "holds no index.parquet"),
+        (["train", "--shards", "nowhere"], "holds no index.parquet"),
+        (["train", "--shards", "nowhere", "--method", "lvs", "--recipe", "x"], "no recipe 'x'"),
+        (["eval", "--split", "vggss"], "give either --checkpoint RUN or --baseline"),
+        (["eval", "--split", "vggss", "--baseline", "centre"], "holds no manifest"),
+        (["eval", "--split", "../x", "--baseline", "random-init"], "not the name of a split"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_sentence(capsys, monkeypatch, tmp_path, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(capsys, monkeypatch, "--root", tmp_path / "r", *arguments)
+    assert code == 1 and out == "" and sentence in err
+    assert err.startswith("avpipe: ") and err.count("\n") == 1

@@ -1,0 +1,537 @@
+"""The download: from folders and addresses, every clip with its outcome, nothing fetched twice, nothing half."""
+
+import os
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from server import Answer, serve
+
+from pipeline.cut import cut_clip
+from pipeline.download import download, plan_download
+from pipeline.errors import AvpipeError
+from pipeline.layout import Root, file_sha256
+from pipeline.ledger import Ledger, Outcome
+from pipeline.manifest import Clip
+from pipeline.media import MediaError
+from pipeline.parts import stage_lock
+from pipeline.sources import FolderSource, UrlSource, open_source
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+def clip(number: int, youtube_id: str = "zpWuikVorYg") -> Clip:
+    return Clip(clip_id=f"{youtube_id}_{number:06d}", youtube_id=youtube_id, start_s=number, end_s=number + 10)
+
+
+def clips(count: int) -> list[Clip]:
+    return [clip(number) for number in range(count)]
+
+
+def content(one: Clip) -> bytes:
+    """Stands for a clip's file: the download never looks inside."""
+    return one.clip_id.encode() * 300
+
+
+def path_of(one: Clip) -> str:
+    return f"/{one.clip_id}.mp4"
+
+
+def served(many: list[Clip]) -> dict[str, Answer]:
+    return {path_of(one): Answer(body=content(one)) for one in many}
+
+
+def source_of(server) -> UrlSource:
+    return UrlSource(server.address + "/{clip_id}.mp4")
+
+
+def latest(root: Root) -> dict[str, Outcome]:
+    return Ledger(root.ledger, "download").latest()
+
+
+def reasons(root: Root) -> dict[str, str | None]:
+    return {clip_id: outcome.reason for clip_id, outcome in latest(root).items()}
+
+
+def files(root: Root) -> dict[str, bytes]:
+    """What lies below `clips`, besides the lock."""
+    found = {
+        str(p.relative_to(root.clips)): p for p in root.clips.rglob("*") if not p.is_dir() or p.name == ".incoming"
+    }
+    return {name: path.read_bytes() for name, path in found.items() if name != ".lock"}
+
+
+def holds_exactly(root: Root, many: list[Clip]) -> bool:
+    return files(root) == {f"{one.clip_id}.mp4": content(one) for one in many}
+
+
+@pytest.fixture
+def root(tmp_path) -> Root:
+    return Root(tmp_path / "root")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A folder with the first three clips."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for one in clips(3):
+        (folder / f"{one.clip_id}.mp4").write_bytes(content(one))
+    return folder
+
+
+# From a folder
+
+
+def test_clips_of_a_folder_are_linked(root, folder):
+    download(root, clips(3), FolderSource(folder))
+    assert holds_exactly(root, clips(3))
+    for one in clips(3):
+        assert root.clip_file(one.clip_id).samefile(folder / f"{one.clip_id}.mp4")
+
+
+def test_clips_are_copied_where_no_link_can_be(root, folder, monkeypatch):
+    def refuse(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    download(root, clips(3), FolderSource(folder))
+    assert holds_exactly(root, clips(3))
+    assert not root.clip_file(clips(1)[0].clip_id).samefile(folder / f"{clips(1)[0].clip_id}.mp4")
+
+
+def test_a_link_in_the_folder_gives_the_file_and_not_the_link(root, folder, tmp_path):
+    target, link = tmp_path / "elsewhere.mp4", folder / f"{clip(7).clip_id}.mp4"
+    target.write_bytes(content(clip(7)))
+    link.symlink_to(target)
+    download(root, [clip(7)], FolderSource(folder))
+    assert holds_exactly(root, [clip(7)])
+    assert not root.clip_file(clip(7).clip_id).is_symlink()
+
+
+def test_hash_and_size_are_in_the_ledger(root, folder):
+    download(root, clips(3), FolderSource(folder))
+    for one in clips(3):
+        outcome = latest(root)[one.clip_id]
+        assert outcome.done
+        assert outcome.attempts == 1
+        assert outcome.bytes == len(content(one))
+        assert outcome.sha256 == file_sha256(folder / f"{one.clip_id}.mp4")
+
+
+def test_clips_that_the_folder_lacks_are_left_open(root, folder):
+    plan = download(root, clips(5), FolderSource(folder))
+    assert (len(plan.clips), plan.not_offered, plan.failed_before) == (3, 2, 0)
+    assert set(latest(root)) == {one.clip_id for one in clips(3)}
+    with serve(served(clips(5))) as server:
+        download(root, clips(5), source_of(server))
+        assert not set(server.asked) & {path_of(one) for one in clips(3)}
+    assert holds_exactly(root, clips(5))
+
+
+def test_a_second_run_does_nothing(root, folder):
+    download(root, clips(3), FolderSource(folder))
+    ledger_before = sorted(os.listdir(root.ledger / "download"))
+    outcomes = []
+    plan = download(root, clips(3), FolderSource(folder), on_outcome=outcomes.append)
+    assert (plan.clips, plan.finished, outcomes) == ([], 3, [])
+    assert sorted(os.listdir(root.ledger / "download")) == ledger_before
+
+
+def test_a_file_that_was_deleted_is_fetched_again(root, folder):
+    download(root, clips(3), FolderSource(folder))
+    root.clip_file(clip(1).clip_id).unlink()
+    plan = download(root, clips(3), FolderSource(folder))
+    assert (plan.clips, plan.finished) == ([clip(1)], 2)
+    assert holds_exactly(root, clips(3))
+
+
+def test_a_finished_file_without_a_ledger_row_is_adopted(root):
+    root.clips.mkdir(parents=True)
+    root.clip_file(clip(0).clip_id).write_bytes(content(clip(0)))
+    with serve({}) as server:
+        plan = download(root, [clip(0)], source_of(server))
+        assert server.asked == []
+    assert (plan.clips, plan.finished) == ([], 1)
+    outcome = latest(root)[clip(0).clip_id]
+    assert (outcome.reason, outcome.sha256) == (None, file_sha256(root.clip_file(clip(0).clip_id)))
+
+
+def test_a_file_put_there_by_hand_after_a_failure_is_adopted(root):
+    with serve({}) as server:
+        download(root, [clip(0)], source_of(server))
+        assert reasons(root) == {clip(0).clip_id: "removed"}
+        root.clip_file(clip(0).clip_id).write_bytes(content(clip(0)))
+        download(root, [clip(0)], source_of(server))
+    assert reasons(root) == {clip(0).clip_id: None}
+
+
+def test_what_a_killed_run_left_is_cleared(root, folder):
+    (root.clips / ".incoming" / "0").mkdir(parents=True)
+    (root.clips / ".incoming" / "0" / "half.mp4").write_bytes(b"half")
+    download(root, clips(3), FolderSource(folder))
+    assert holds_exactly(root, clips(3))
+
+
+def test_a_killed_run_keeps_what_it_had(root, folder):
+    def kill(outcomes):
+        if outcomes[0].clip_id == clip(1).clip_id:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        download(root, clips(3), FolderSource(folder), on_outcome=kill)
+    assert {clip(0).clip_id, clip(1).clip_id} <= set(latest(root))
+    plan = download(root, clips(3), FolderSource(folder))
+    assert plan.finished >= 2
+    assert holds_exactly(root, clips(3))
+
+
+def test_an_unreadable_file_is_a_failure_of_that_clip_only(root, folder):
+    (folder / f"{clip(1).clip_id}.mp4").unlink()
+    (folder / f"{clip(1).clip_id}.mp4").symlink_to(folder / "nowhere")
+    download(root, clips(3), FolderSource(folder))
+    assert reasons(root) == {clip(0).clip_id: None, clip(1).clip_id: "disk", clip(2).clip_id: None}
+
+
+def test_a_folder_without_clips_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(AvpipeError, match=r"holds no \.mp4 file"):
+        FolderSource(tmp_path)
+
+
+def test_a_folder_that_another_process_fills_is_refused(root, folder):
+    with stage_lock(root.clips, "the download"), pytest.raises(AvpipeError, match="another process"):
+        download(root, clips(3), FolderSource(folder))
+    assert files(root) == {}
+
+
+# Addresses of clips
+
+FAULTS = {
+    "removed-404": (Answer(status=404), "removed"),
+    "removed-410": (Answer(status=410), "removed"),
+    "forbidden": (Answer(status=403), "network"),
+    "broken": (Answer(status=500), "network"),
+    "limited": (Answer(status=429), "rate_limited"),
+    "cut off": (Answer(body=b"x" * 5000, withheld=5000), "network"),
+    "empty": (Answer(body=b"", withheld=5000), "network"),
+}
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_clips_are_fetched_byte_for_byte(root, jobs):
+    with serve(served(clips(5))) as server:
+        download(root, clips(5), source_of(server), jobs=jobs)
+    assert holds_exactly(root, clips(5))
+    for one in clips(5):
+        outcome = latest(root)[one.clip_id]
+        assert (outcome.reason, outcome.bytes) == (None, len(content(one)))
+        assert outcome.sha256 == file_sha256(root.clip_file(one.clip_id))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_the_server_has_its_reason_and_spares_the_other_clips(root, fault):
+    answer, reason = FAULTS[fault]
+    with serve(served(clips(3)) | {path_of(clip(1)): answer}) as server:
+        download(root, clips(3), source_of(server))
+    assert reasons(root) == {clip(0).clip_id: None, clip(1).clip_id: reason, clip(2).clip_id: None}
+    assert holds_exactly(root, [clip(0), clip(2)])
+    assert latest(root)[clip(1).clip_id].detail
+
+
+def test_a_server_that_is_not_there_is_the_networks_fault(root):
+    download(root, clips(1), UrlSource("http://127.0.0.1:1/{clip_id}.mp4"))
+    assert reasons(root) == {clip(0).clip_id: "network"}
+    assert files(root) == {}
+
+
+def test_outcomes_are_told_as_they_come(root):
+    told, plans = [], []
+    with serve(served(clips(2))) as server:
+        download(root, clips(3), source_of(server), on_outcome=told.extend, on_plan=plans.append)
+    assert [(outcome.clip_id, outcome.reason) for outcome in told] == [
+        (clip(0).clip_id, None),
+        (clip(1).clip_id, None),
+        (clip(2).clip_id, "removed"),
+    ]
+    assert [plan.clips for plan in plans] == [clips(3)]
+
+
+def test_a_run_without_retry_asks_for_no_failed_clip_again(root):
+    answers = served(clips(3)) | {path_of(clip(1)): Answer(status=403), path_of(clip(2)): Answer(status=404)}
+    with serve(answers) as server:
+        download(root, clips(3), source_of(server))
+        server.asked.clear()
+        plan = download(root, clips(3), source_of(server))
+        assert server.asked == []
+    assert (plan.clips, plan.finished, plan.failed_before) == ([], 1, 2)
+
+
+def test_a_retry_asks_only_for_what_can_be_won_and_counts_the_attempts(root):
+    answers = served(clips(3)) | {path_of(clip(1)): Answer(status=403), path_of(clip(2)): Answer(status=404)}
+    with serve(answers) as server:
+        download(root, clips(3), source_of(server))
+        download(root, clips(3), source_of(server), retry=True)
+        assert latest(root)[clip(1).clip_id].attempts == 2
+        server.asked.clear()
+        server.answers.update(served(clips(3)))
+        plan = download(root, clips(3), source_of(server), retry=True)
+        assert set(server.asked) == {path_of(clip(1))}
+    assert (plan.clips, plan.finished, plan.failed_before) == ([clip(1)], 1, 1)
+    found = {clip_id: (outcome.reason, outcome.attempts) for clip_id, outcome in latest(root).items()}
+    assert found == {clip(0).clip_id: (None, 1), clip(1).clip_id: (None, 3), clip(2).clip_id: ("removed", 1)}
+    assert holds_exactly(root, [clip(0), clip(1)])
+
+
+def test_a_plan_changes_nothing(root, folder):
+    plan = plan_download(root, clips(5), FolderSource(folder))
+    assert (plan.clips, plan.not_offered) == (clips(3), 2)
+    assert not root.path.exists()
+
+
+LIMITED = Answer(status=429)
+
+
+def test_five_blocks_in_a_row_stop_the_download_and_keep_what_was_fetched(root):
+    blocked = clips(12)[2:]
+    with serve(served(clips(12)) | {path_of(one): LIMITED for one in blocked}) as server:
+        with pytest.raises(AvpipeError, match=r"5 blocks in a row \(rate_limited: .*429.* --retry"):
+            download(root, clips(12), source_of(server))
+        assert not set(server.asked) & {path_of(one) for one in clips(12)[7:]}
+    assert reasons(root) == {one.clip_id: None if one in clips(2) else "rate_limited" for one in clips(7)}
+    assert holds_exactly(root, clips(2))
+
+
+def test_blocks_with_a_clip_between_them_do_not_stop_the_download(root):
+    blocked = [one for one in clips(9) if one != clip(4)]
+    with serve(served(clips(9)) | {path_of(one): LIMITED for one in blocked}) as server:
+        download(root, clips(9), source_of(server))
+    assert list(reasons(root).values()).count("rate_limited") == 8
+    assert holds_exactly(root, [clip(4)])
+
+
+def test_faults_that_are_no_blocks_do_not_stop_the_download(root):
+    with serve({path_of(one): Answer(status=403) for one in clips(7)}) as server:
+        download(root, clips(7), source_of(server))
+    assert list(reasons(root).values()) == ["network"] * 7
+
+
+def test_a_stopped_download_has_ended_before_it_says_so(root):
+    """With several jobs some are still at work when the fifth block comes; none may outlive the lock."""
+    slow = {path_of(one): Answer(body=content(one), delay_s=0.6) for one in clips(9)[7:]}
+    before = set(threading.enumerate())
+    with serve({path_of(one): LIMITED for one in clips(7)} | slow) as server:
+        with pytest.raises(AvpipeError) as error:
+            download(root, clips(9), source_of(server), jobs=3)
+        working = [thread for thread in set(threading.enumerate()) - before if "ThreadPool" in thread.name]
+        assert working == []
+        assert "blocks in a row" in str(error.value)
+    assert ".incoming" not in os.listdir(root.clips)
+
+
+HOSTILE_NAMES = (
+    "../../../evil.mp4",
+    "/tmp/evil.mp4",
+    "..\\..\\evil.mp4",
+    "evil.sh",
+    "evil.desktop",
+    "%(id)s/../evil.mp4",
+)
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_a_hostile_file_name_cannot_leave_the_folder(tmp_path, root, name):
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    with serve({path_of(clip(0)): Answer(body=content(clip(0)), headers=headers)}) as server:
+        download(root, [clip(0)], source_of(server))
+    assert set(files(root)) <= {f"{clip(0).clip_id}.mp4"}
+    assert sorted(os.listdir(tmp_path)) == ["root"]
+    assert sorted(os.listdir(root.path)) == ["clips", "ledger"]
+    assert not Path("/tmp/evil.mp4").exists()
+    assert (reasons(root)[clip(0).clip_id] is None) == bool(files(root))
+
+
+@pytest.mark.parametrize("name", ["100% sure", "%(id)s", "two words", "ünï"])
+def test_a_root_of_any_name_works(tmp_path, name):
+    root = Root(tmp_path / name)
+    with serve(served(clips(1))) as server:
+        download(root, clips(1), source_of(server))
+    assert holds_exactly(root, clips(1))
+
+
+@pytest.mark.parametrize(
+    "template",
+    (
+        *(
+            "{}",
+            "{0}",
+            "{other}",
+            "plain.mp4",
+            "{clip_id}/{other}",
+            "{clip_id.__class__}",
+            "{clip_id.x}",
+            "{clip_id[0]}",
+        ),
+        *("{clip_id:{x}}", "{", "{clip_id", "}", "{clip_id!x}", "{clip_id:d}"),
+    ),
+)
+def test_a_template_without_a_known_placeholder_is_refused(template):
+    with pytest.raises(AvpipeError, match=r"needs \{clip_id\}"):
+        open_source("http://127.0.0.1/" + template)
+
+
+def test_a_source_is_recognised_by_its_form(folder, tmp_path):
+    assert isinstance(open_source(str(folder)), FolderSource)
+    assert not open_source("https://example.org/{clip_id}.mp4").whole_videos
+    assert open_source("https://example.org/{youtube_id}.mp4").whole_videos
+    assert not open_source("https://example.org/{youtube_id}/{clip_id}.mp4").whole_videos
+    assert open_source("youtube").whole_videos
+    for text in (str(tmp_path / "nowhere"), "ftp://127.0.0.1/{clip_id}", "file:///etc/{clip_id}"):
+        with pytest.raises(AvpipeError, match="neither 'youtube', nor a folder"):
+            open_source(text)
+
+
+# Whole videos
+
+VIDEO, OTHER = "zpWuikVorYg", "-aB3_xyzXYZ"
+VIDEO_S, RATE = 30, 10
+
+
+def level(second: int) -> int:
+    """Luma of all pixels in one second of the video."""
+    return 20 + 7 * second
+
+
+def write_video(path: Path) -> None:
+    """Thirty seconds, each of its own grey, with a key frame only at the start: a copied cut would be wrong."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(
+            "libx264", rate=RATE, options={"g": "1000", "sc_threshold": "0", "preset": "veryfast"}
+        )
+        video.width = video.height = 64
+        video.pix_fmt = "yuv420p"
+        sound = container.add_stream("aac", rate=16_000, layout="mono")
+        for number in range(VIDEO_S * RATE):
+            planes = np.full((96, 64), 128, np.uint8)
+            planes[:64] = level(number // RATE)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
+            noise = np.random.default_rng(number).integers(-3000, 3000, (1, 16_000 // RATE)).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(noise, format="s16", layout="mono")
+            frame.rate, frame.pts = 16_000, number * 16_000 // RATE
+            container.mux(sound.encode(frame))
+        container.mux(video.encode(None))
+        container.mux(sound.encode(None))
+
+
+@pytest.fixture(scope="session")
+def video(once) -> Path:
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        write_video(folder / "video.mp4")
+
+    return once("grey_video", make) / "video.mp4"
+
+
+def greys(path: Path) -> list[tuple[float, int]]:
+    """Time and nearest second's number of every frame."""
+    with av.open(str(path)) as container:
+        frames = [(frame.time, frame.to_ndarray(format="gray8").mean()) for frame in container.decode(video=0)]
+    # gray8 is of full range, the file of video range
+    return [(time, round((16 + value * 219 / 255 - 20) / 7)) for time, value in frames]
+
+
+def duration_s(path: Path) -> tuple[float, float, float]:
+    """Seconds of the container, its picture and its sound."""
+    with av.open(str(path)) as container:
+        streams = (container.streams.video[0], container.streams.audio[0])
+        return (container.duration / av.time_base, *(float(s.duration * s.time_base) for s in streams))
+
+
+@contextmanager
+def served_videos(video: Path, *names: str):
+    body = video.read_bytes()
+    with serve({f"/{name}.mp4": Answer(body=body) for name in names}) as server:
+        yield server, UrlSource(server.address + "/{youtube_id}.mp4")
+
+
+def test_the_made_video_is_what_the_tests_take_it_for(video):
+    shown = greys(video)
+    assert [second for _, second in shown] == [number // RATE for number in range(VIDEO_S * RATE)]
+    with av.open(str(video)) as container:
+        assert sum(packet.is_keyframe for packet in container.demux(video=0) if packet.size) == 1
+
+
+def test_the_clips_of_a_video_are_cut_exactly_and_the_video_is_fetched_once(root, video):
+    wanted = [clip(3), clip(7, OTHER), clip(15), clip(0, OTHER)]
+    with served_videos(video, VIDEO, OTHER) as (server, source):
+        download(root, [clip(20)], source)
+        requests_of_one_clip = len(server.asked)
+        server.asked.clear()
+        download(root, wanted, source)
+        asked = {name: server.asked.count(f"/{name}.mp4") for name in (VIDEO, OTHER)}
+    assert asked == {VIDEO: requests_of_one_clip, OTHER: requests_of_one_clip}
+    assert set(reasons(root).values()) == {None}
+    for one in wanted:
+        path = root.clip_file(one.clip_id)
+        shown, start = greys(path), int(one.start_s)
+        assert [second for time, second in shown if time <= 5.001][-1] == start + 5
+        assert [second for time, second in shown if time <= 4.95][-1] == start + 4
+        assert [second for _, second in shown] == [start + number // RATE for number in range(10 * RATE)]
+        assert duration_s(path) == pytest.approx((10, 10, 10), abs=0.1)
+    assert set(files(root)) == {f"{one.clip_id}.mp4" for one in [*wanted, clip(20)]}
+
+
+def test_a_clip_behind_the_end_of_its_video_is_too_short_and_spares_the_others(root, video):
+    with served_videos(video, VIDEO) as (_, source):
+        download(root, [clip(3), clip(40), clip(15)], source)
+    assert reasons(root) == {clip(3).clip_id: None, clip(40).clip_id: "too_short", clip(15).clip_id: None}
+    assert latest(root)[clip(40).clip_id].permanent
+    assert set(files(root)) == {f"{one.clip_id}.mp4" for one in (clip(3), clip(15))}
+
+
+def test_all_clips_of_a_video_that_is_gone_have_its_reason(root, video):
+    with served_videos(video, VIDEO) as (_, source):
+        download(root, [clip(3, OTHER), clip(15, OTHER), clip(3)], source)
+    assert reasons(root) == {
+        clip(3, OTHER).clip_id: "removed",
+        clip(15, OTHER).clip_id: "removed",
+        clip(3).clip_id: None,
+    }
+
+
+def test_a_later_run_cuts_only_what_is_missing(root, video):
+    with served_videos(video, VIDEO) as (_, source):
+        download(root, [clip(3)], source)
+        first = root.clip_file(clip(3).clip_id).stat()
+        plan = download(root, [clip(3), clip(15)], source)
+    assert plan.clips == [clip(15)]
+    assert root.clip_file(clip(3).clip_id).stat().st_ino == first.st_ino
+
+
+def test_a_video_that_is_no_video_is_corrupt(root, tmp_path):
+    (tmp_path / "noise.mp4").write_bytes(b"no video at all " * 400)
+    with served_videos(tmp_path / "noise.mp4", VIDEO) as (_, source):
+        download(root, [clip(3)], source)
+    assert reasons(root) == {clip(3).clip_id: "corrupt"}
+    assert files(root) == {}
+
+
+@pytest.mark.parametrize("name", ["-y.mp4", "100%.mp4", "a b'c.mp4", "x:y.mp4", "%03d.mp4"])
+def test_file_names_are_never_options_or_patterns_of_ffmpeg(video, tmp_path, name):
+    (tmp_path / "in").mkdir()
+    source = tmp_path / "in" / name
+    source.hardlink_to(video)
+    cut_clip(source, 3, 4, tmp_path / name)
+    assert {second for _, second in greys(tmp_path / name)} == {3}
+
+
+def test_a_cut_of_a_missing_file_is_corrupt(tmp_path):
+    with pytest.raises(MediaError) as error:
+        cut_clip(tmp_path / "nowhere.mp4", 0, 10, tmp_path / "out.mp4")
+    assert error.value.reason == "corrupt"

@@ -1,0 +1,160 @@
+"""Scores of runs and baselines, end to end on the made-up corpus and on the official boxes."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from shared_files import SHARED
+
+from pipeline.errors import AvpipeError
+from pipeline.layout import Root
+from pipeline.manifest import build_manifest
+from train import evaluate as ev
+from train.fit import fit
+from train.predict import network_maps
+from train.recipes import get_recipe
+from train.results import run_eval, table
+from train.shards import open_shards
+
+FIELDS = {"split", "protocol", "clips_listed", "clips_scored", "ciou", "auc", "pointing", "floor", "ceiling"}
+
+
+def clips_with(boxes):
+    ids = [f"clip_{n:06d}" for n in range(len(boxes))]
+    boxes = [[dict(zip(("annotator", *"abcd"), (0, *b), strict=True)) for b in clip] for clip in boxes]
+    named = [
+        [{"annotator": 0, "xmin": b["a"], "ymin": b["b"], "xmax": b["c"], "ymax": b["d"]} for b in c] for c in boxes
+    ]
+    return ev.TestClips(
+        split="t", listed=9, listed_sha256="", clip_ids=ids, labels=[None] * len(ids), boxes=named, voted=False
+    )
+
+
+LEFT = np.tile(np.linspace(1, 0, 14, dtype=np.float32), (14, 1))
+
+
+def test_a_perfect_map_reaches_the_ceiling_and_a_wrong_one_nothing():
+    clips = clips_with([[(0, 0, 0.5, 1)], [(0.5, 0, 1, 1)]])
+    (score,) = ev.evaluate(clips, lambda frame: iter([LEFT, LEFT]), ["avpipe"])
+    assert [row["ciou"] for row in score.rows] == [1, 0]
+    assert [row["peak_inside"] for row in score.rows] == [True, False]
+    summary = score.summary()
+    assert (summary["ciou"], summary["pointing"], summary["ceiling"]["ciou"]) == (0.5, 0.5, 1)
+    assert 0 <= summary["floor"]["ciou"] <= summary["ceiling"]["ciou"]
+
+
+def test_a_clip_without_a_box_is_apart_or_a_miss_as_the_protocol_says():
+    clips = clips_with([[(0, 0, 0.5, 1)], []])
+    apart, miss = ev.evaluate(clips, lambda frame: iter([LEFT, LEFT]), ["avpipe", "lvs"])
+    assert (apart.summary()["clips_scored"], apart.summary()["ciou"]) == (1, 1)
+    assert (miss.summary()["clips_scored"], miss.summary()["ciou"]) == (2, 0.5)
+    assert apart.summary()["clips_without_box"] == miss.summary()["clips_without_box"] == 1
+
+
+def test_maps_are_made_once_for_each_kind_of_frame():
+    asked = []
+
+    def maps(frame):
+        asked.append(frame)
+        return iter([LEFT])
+
+    names = ev.choose_protocols("all")
+    scores = ev.evaluate(clips_with([[(0, 0, 0.5, 1)]]), maps, names)
+    assert sorted(asked) == ["crop", "squash"]
+    assert [score.protocol for score in scores] == names and names[0] == "avpipe"
+
+
+def test_nothing_to_score_and_unknown_protocols_are_sentences():
+    with pytest.raises(AvpipeError, match="no clip of t here has a usable box"):
+        ev.evaluate(clips_with([[]]), lambda frame: iter([LEFT]), ["avpipe"])
+    with pytest.raises(AvpipeError, match=r"no protocol 'lsv'; there are: .*all"):
+        ev.choose_protocols("lsv")
+
+
+@pytest.fixture(scope="module")
+def trained(done_root, tmp_path_factory):
+    root = Root(tmp_path_factory.mktemp("trained"))
+    (root.path / "shards").symlink_to(done_root.shards)
+    (root.path / "manifest").symlink_to(done_root.manifest)
+    changes = ["image_px=32", "batch_size=4", "epochs=1", "spec_pool=8"]
+    fit(get_recipe("lvs-small", changes), open_shards(root.shards / "synth_train"), root.runs / "small", workers=0)
+    return root
+
+
+def test_a_run_is_scored_and_its_files_say_the_same(trained):
+    result = run_eval(trained, "synth_test", "small", None, "all", workers=1)
+    assert result.keys() >= FIELDS and result["clips_listed"] == result["clips_scored"] == 4
+    folder = trained.runs / "small" / "eval" / "synth_test"
+    assert json.loads((folder / "metrics.json").read_text()) == json.loads(json.dumps(result))
+    rows = pd.read_parquet(folder / "per_clip.parquet")
+    for name, score in result["protocols"].items():
+        cious = rows[rows.protocol == name].ciou
+        assert len(cious) == 4 and score["ciou"] == (cious >= 0.5).mean()
+        assert score["auc"] == pytest.approx(np.trapezoid([(cious >= k / 20).mean() for k in range(21)], dx=0.05))
+        assert score["floor"]["ciou"] == (rows[rows.protocol == name].floor_ciou >= 0.5).mean()
+    sheet = np.asarray(Image.open(folder / "sheet.png").convert("RGB"))
+    assert sheet.shape[1] > 600 and sheet.std() > 20
+    text = table(result)
+    assert "cIoU@0.5" in text and "4 of 4 listed clips scored" in text
+
+
+def test_a_map_depends_on_its_own_clip_alone(trained):
+    shards = open_shards(trained.shards / "synth_test")
+    clips = ev.clips_of_shards(shards)
+    torch.manual_seed(0)
+    recipe = get_recipe("lvs-small", ["image_px=32"])
+    from train.methods import METHODS
+
+    network = METHODS["lvs"].network(recipe.options)
+    together = list(network_maps(network, shards, clips, "logspec", 32, workers=0)("squash"))
+    for place in range(4):
+        one = ev.TestClips(
+            **{name: getattr(clips, name) for name in ("split", "listed", "listed_sha256", "boxes", "labels", "voted")},
+            clip_ids=[clips.clip_ids[place]],
+            numbers=clips.numbers[place : place + 1],
+        )
+        (alone,) = network_maps(network, shards, one, "logspec", 32, workers=0)("squash")
+        np.testing.assert_allclose(alone, together[place], atol=1e-5)
+
+
+def test_random_init_is_a_baseline_and_repeats_itself(trained):
+    first = run_eval(trained, "synth_test", None, "random-init", "avpipe", workers=0)
+    assert first["model"] == "baseline-random-init" and first["clips_scored"] == 4
+    assert run_eval(trained, "synth_test", None, "random-init", "avpipe", workers=0) == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((None, None), "either --checkpoint RUN or --baseline"),
+        (("small", "centre"), "either --checkpoint RUN or --baseline"),
+        (("nobody", None), "no run 'nobody'"),
+        ((None, "best"), "no baseline 'best'; there are: centre, random-init"),
+    ],
+)
+def test_wrong_requests_are_sentences(trained, arguments, sentence):
+    with pytest.raises(AvpipeError, match=sentence):
+        run_eval(trained, "synth_test", *arguments, "avpipe", workers=0)
+
+
+def test_a_checkpoint_of_another_feature_is_refused(trained, tmp_path):
+    state = torch.load(trained.runs / "small" / "last.pt", weights_only=True)
+    state["data"]["feature_digest"] = "00000000"
+    torch.save(state, tmp_path / "other.pt")
+    with pytest.raises(AvpipeError, match="trained on logspec 00000000"):
+        run_eval(trained, "synth_test", str(tmp_path / "other.pt"), None, "avpipe", workers=0)
+
+
+def test_the_centre_of_vggss_needs_no_clips(once, tmp_path):
+    if not SHARED:
+        pytest.skip("no official lists: set AVPIPE_SHARED to the folder that holds metadata/")
+    manifest = once("official-manifest", lambda folder: build_manifest(SHARED / "metadata", folder))
+    root = Root(tmp_path)
+    root.manifest.symlink_to(manifest)
+    result = run_eval(root, "vggss", None, "centre", "avpipe", workers=0)
+    assert (result["clips_listed"], result["clips_scored"], result["clips_without_box"]) == (5158, 5156, 2)
+    assert (result["ciou"], result["auc"]) == pytest.approx((0.340, 0.374), abs=0.002)
+    assert result["ceiling"] == pytest.approx({"ciou": 0.505, "auc": 0.495}, abs=0.002)

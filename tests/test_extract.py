@@ -1,0 +1,380 @@
+"""Clips into samples: what a sample holds, what becomes of bad files, what a second run does, what a dying worker costs."""
+
+import io
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import scipy.signal
+import soundfile
+from PIL import Image
+from test_media import write_clip
+
+from pipeline import extract as stage
+from pipeline.cache import Cache
+from pipeline.errors import AvpipeError
+from pipeline.extract import cut_window, extract, make_sample, plan_extract
+from pipeline.layout import Root, file_sha256
+from pipeline.ledger import Ledger, Outcome
+from pipeline.media import scale_to_rgb
+from pipeline.parts import Lost, run_parts, stage_lock
+from pipeline.settings import ExtractSettings
+
+SETTINGS = ExtractSettings()
+MEMBERS = ["audio.flac", "frame.jpg", "logspec.npy", "meta.json"]
+
+
+def clip_id(number: int) -> str:
+    return f"abcdefghijk_{number:06d}"
+
+
+def add_clip(root: Root, number: int, content: bytes) -> str:
+    """A clip as the download stage leaves it."""
+    name = clip_id(number)
+    root.clips.mkdir(parents=True, exist_ok=True)
+    root.clip_file(name).write_bytes(content)
+    Ledger(root.ledger, "download").write([Outcome(clip_id=name, sha256=file_sha256(root.clip_file(name)))])
+    return name
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> list[bytes]:
+    """Four small clips, each of its own content."""
+    folder = tmp_path_factory.mktemp("good")
+    return [write_clip(folder / f"{k}.mp4", seconds=3.2 + k / 5, size=(96, 64)).read_bytes() for k in range(4)]
+
+
+@pytest.fixture
+def serial(monkeypatch) -> None:
+    """Parts run in this process."""
+    monkeypatch.setattr(stage, "run_parts", lambda function, parts, workers: map(function, parts))
+
+
+def outcomes(root: Root) -> dict[str, Outcome]:
+    return Ledger(root.ledger, f"extract-{SETTINGS.name}").latest()
+
+
+def cached(root: Root) -> dict[str, dict[str, bytes]]:
+    cache = Cache(root.cache / SETTINGS.name)
+    rows = cache.table.to_pylist()
+    return {row["clip_id"]: sample for row, sample in zip(rows, cache.read(rows, MEMBERS), strict=True)}
+
+
+def files_with_times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != ".lock"}
+
+
+def all_sound(path: Path) -> np.ndarray:
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=16_000)
+    with av.open(str(path)) as container:
+        frames = [*container.decode(audio=0), None]
+        return np.concatenate([b.to_ndarray().reshape(-1) for frame in frames for b in resampler.resample(frame)])
+
+
+@pytest.mark.parametrize(("seconds", "size"), [(10.0, (320, 180)), (4.1, (64, 120))])
+def test_a_sample_holds_frame_sound_feature_and_facts(tmp_path, seconds, size):
+    path = write_clip(tmp_path / "clip.mp4", seconds=seconds, size=size)
+    sample = make_sample(path, SETTINGS)
+    assert sorted(sample) == MEMBERS
+
+    with av.open(str(path)) as container:
+        duration_s = container.duration / av.time_base
+        shown = [frame for frame in container.decode(video=0) if frame.time <= duration_s / 2]
+    picture = Image.open(io.BytesIO(sample["frame.jpg"]))
+    assert (picture.format, picture.mode, min(picture.size)) == ("JPEG", "RGB", 256)
+    assert picture.width / picture.height == pytest.approx(size[0] / size[1], abs=0.01)
+    lossless = scale_to_rgb(shown[-1], 256).astype(float)
+    assert np.abs(np.asarray(picture).astype(float) - lossless).mean() < 6
+
+    pcm, rate = soundfile.read(io.BytesIO(sample["audio.flac"]), dtype="int16")
+    whole = all_sound(path)
+    first = round(duration_s / 2 * 16_000) - 24_000
+    assert (rate, pcm.shape) == (16_000, (48_000,))
+    assert np.array_equal(pcm, whole[first : first + 48_000])
+
+    feature = np.load(io.BytesIO(sample["logspec.npy"]))
+    _, _, density = scipy.signal.spectrogram(pcm / 32768, 16_000, nperseg=512, noverlap=274)
+    assert (feature.dtype, feature.shape) == (np.float16, (257, 200))
+    assert np.abs(feature.astype(np.float64) - np.log(density + 1e-7) / 12).max() < 1e-2
+
+    assert json.loads(sample["meta.json"]) == {
+        "audio_repeated": False,
+        "audio_s": 3.0,
+        "audio_start_s": pytest.approx(first / 16_000, abs=1e-6),
+        "duration_s": pytest.approx(duration_s, abs=1e-6),
+        "frame_time_s": pytest.approx(shown[-1].time, abs=1e-6),
+        "peak": pytest.approx(np.abs(pcm / 32768).max(), abs=1e-5),
+        "rms": pytest.approx(np.sqrt(np.mean((pcm / 32768) ** 2)), abs=1e-5),
+        "silent": False,
+        "source_height": size[1],
+        "source_width": size[0],
+    }
+
+
+def test_the_same_clip_gives_the_same_bytes(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4")
+    assert make_sample(path, SETTINGS) == make_sample(path, SETTINGS)
+
+
+def test_two_seconds_of_sound_are_repeated_to_three(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", seconds=2)
+    sample = make_sample(path, SETTINGS)
+    pcm, whole = soundfile.read(io.BytesIO(sample["audio.flac"]), dtype="int16")[0], all_sound(path)
+    assert np.array_equal(pcm, np.concatenate([whole, whole])[:48_000])
+    assert json.loads(sample["meta.json"])["audio_repeated"]
+
+
+@pytest.mark.parametrize(
+    ("count", "start_s", "centre_s", "first"),
+    [
+        (160_000, 0.0, 5.0, 56_000),  # in the middle
+        (160_000, 0.25, 5.0, 52_000),  # sound that begins later than the picture
+        (100_000, 0.0, 5.0, 52_000),  # sound that ends before the window: its last three seconds
+        (160_000, 0.0, 1.0, 0),  # a centre too near to the beginning
+        (48_000, 0.0, 1.6, 0),  # just enough
+    ],
+)
+def test_the_window_lies_around_the_centre_inside_what_there_is(count, start_s, centre_s, first):
+    sound = np.random.default_rng(0).integers(-9000, 9000, count).astype(np.int16)
+    window, facts = cut_window(sound, start_s, centre_s, SETTINGS)
+    assert np.array_equal(window, sound[first : first + 48_000])
+    assert facts["audio_start_s"] == pytest.approx(start_s + first / 16_000)
+    assert not facts["audio_repeated"]
+    assert not facts["silent"]
+
+
+@pytest.mark.parametrize(("level", "silent"), [(0, True), (5, True), (40, False)])
+def test_silence_is_told(level, silent):
+    assert cut_window(np.full(48_000, level, np.int16), 0.0, 1.5, SETTINGS)[1]["silent"] is silent
+
+
+def test_bad_files_become_rows_with_their_reason_and_the_others_are_done(tmp_path, good, monkeypatch):
+    root = Root(tmp_path / "root")
+    faststart = write_clip(tmp_path / "faststart.mp4", seconds=10, movflags="+faststart").read_bytes()
+    bad = {
+        "corrupt": [
+            good[0][: len(good[0]) // 2],
+            faststart[: len(faststart) * 3 // 10],
+            b"<html>gone</html>" * 99,
+            b"",
+        ],
+        "no_audio": [write_clip(tmp_path / "mute.mp4", sound_s=0).read_bytes()],
+        "no_video": [write_clip(tmp_path / "blind.mp4", seconds=0, sound_s=4).read_bytes()],
+    }
+    expected = {}
+    for reason, contents in [(None, good), *bad.items()]:
+        for content in contents:
+            expected[add_clip(root, len(expected), content)] = reason
+    absent = add_clip(root, 98, good[0])
+    root.clip_file(absent).unlink()
+    expected[absent] = "disk"
+    seen = []
+    monkeypatch.setattr(stage, "CLIPS_PER_PART", 3)
+    plan = extract(root, [*sorted(expected), clip_id(99)], SETTINGS, workers=2, on_outcome=seen.extend)
+    assert {o.clip_id: o.reason for o in seen} == expected
+    assert {name: o.reason for name, o in outcomes(root).items()} == expected
+    assert {o.reason: o.permanent for o in seen} == {
+        None: False,
+        "corrupt": True,
+        "no_audio": True,
+        "no_video": True,
+        "disk": False,
+    }
+    assert all(o.detail for o in seen if o.reason)
+    assert (len(plan.jobs), plan.finished, plan.failed_before, plan.not_downloaded) == (len(expected), 0, 0, 1)
+    assert cached(root) == {name: make_sample(root.clip_file(name), SETTINGS) for name, r in expected.items() if not r}
+    again = plan_extract(root, sorted(expected), SETTINGS)
+    assert (again.jobs, again.finished) == ([], 4)
+    assert again.failed_before == len(expected) - 4
+
+
+def test_a_second_run_does_nothing(tmp_path, good, serial):
+    root = Root(tmp_path)
+    ids = [add_clip(root, k, content) for k, content in enumerate([*good, b"no clip"])]
+    extract(root, ids, SETTINGS, workers=1)
+    before = [
+        files_with_times(folder) for folder in (root.cache / SETTINGS.name, root.ledger / f"extract-{SETTINGS.name}")
+    ]
+    seen = []
+    plan = extract(root, ids, SETTINGS, workers=1, on_outcome=seen.append)
+    after = [
+        files_with_times(folder) for folder in (root.cache / SETTINGS.name, root.ledger / f"extract-{SETTINGS.name}")
+    ]
+    assert (plan.jobs, plan.finished, plan.failed_before, seen) == ([], 4, 1, [])
+    assert before == after
+    assert len(after[0]) == 2
+
+
+def test_clips_that_arrive_later_are_added(tmp_path, good, serial):
+    root = Root(tmp_path)
+    first = [add_clip(root, k, good[k]) for k in (0, 1)]
+    extract(root, first, SETTINGS, workers=1)
+    before = files_with_times(root.cache / SETTINGS.name)
+    later = [add_clip(root, k, good[k]) for k in (2, 3)]
+    plan = extract(root, first + later, SETTINGS, workers=1)
+    assert [job.clip_id for job in plan.jobs] == later
+    assert sorted(cached(root)) == sorted(first + later)
+    assert before.items() < files_with_times(root.cache / SETTINGS.name).items()
+
+
+def test_retry_tries_again_what_another_attempt_can_win(tmp_path, good, serial):
+    root = Root(tmp_path)
+    ids = [add_clip(root, k, good[k]) for k in range(3)]
+    failures = [Outcome(clip_id=ids[0], reason="timeout", attempts=3), Outcome(clip_id=ids[1], reason="no_audio")]
+    Ledger(root.ledger, f"extract-{SETTINGS.name}").write(failures)
+    plan = extract(root, ids, SETTINGS, workers=1)
+    assert ([job.clip_id for job in plan.jobs], plan.failed_before) == ([ids[2]], 2)
+    plan = extract(root, ids, SETTINGS, workers=1, retry=True)
+    assert ([job.clip_id for job in plan.jobs], plan.failed_before, plan.finished) == ([ids[0]], 1, 1)
+    assert outcomes(root)[ids[0]].done
+    assert outcomes(root)[ids[0]].attempts == 4
+
+
+def test_a_changed_source_is_extracted_again_and_supersedes(tmp_path, good, serial):
+    root = Root(tmp_path)
+    ids = [add_clip(root, k, good[k]) for k in range(2)]
+    extract(root, ids, SETTINGS, workers=1)
+    before = cached(root)
+    add_clip(root, 0, good[3])
+    plan = extract(root, ids, SETTINGS, workers=1)
+    assert [job.clip_id for job in plan.jobs] == [ids[0]]
+    after = cached(root)
+    assert after[ids[1]] == before[ids[1]]
+    assert after[ids[0]] == make_sample(root.clip_file(ids[0]), SETTINGS) != before[ids[0]]
+    assert extract(root, ids, SETTINGS, workers=1).jobs == []
+
+
+def test_a_failed_clip_whose_source_changes_is_tried_again(tmp_path, good, serial):
+    root = Root(tmp_path)
+    name = add_clip(root, 0, b"no clip")
+    extract(root, [name], SETTINGS, workers=1)
+    assert outcomes(root)[name].reason == "corrupt"
+    add_clip(root, 0, good[0])
+    extract(root, [name], SETTINGS, workers=1)
+    assert outcomes(root)[name].done
+    assert list(cached(root)) == [name]
+
+
+def test_two_extractions_at_once_are_refused(tmp_path, good):
+    root = Root(tmp_path)
+    name = add_clip(root, 0, good[0])
+    folder = root.cache / SETTINGS.name
+    with stage_lock(folder, "the extraction"), pytest.raises(AvpipeError, match="another process"):
+        extract(root, [name], SETTINGS, workers=1)
+    assert list(folder.glob("part-*")) == []
+
+
+def test_what_a_killed_run_left_is_cleaned(tmp_path, good, serial):
+    root = Root(tmp_path)
+    name = add_clip(root, 0, good[0])
+    folder = root.cache / SETTINGS.name
+    folder.mkdir(parents=True)
+    (folder / f".part-000000-{name}.tar.77.tmp").write_bytes(b"half")
+    (folder / f"part-000004-{name}.tar").write_bytes(b"no index beside it")
+    extract(root, [name], SETTINGS, workers=1)
+    assert sorted(path.name.split(".")[-1] for path in folder.glob("[!.]*")) == ["parquet", "tar"]
+    assert list(folder.glob(".*.tmp")) == []
+    assert list(cached(root)) == [name]
+
+
+def test_a_damaged_part_is_named_and_not_passed_on(tmp_path, good, serial):
+    root = Root(tmp_path)
+    extract(root, [add_clip(root, 0, good[0])], SETTINGS, workers=1)
+    (tar,) = (root.cache / SETTINGS.name).glob("part-*.tar")
+    content = bytearray(tar.read_bytes())
+    content[len(content) // 2] ^= 1
+    tar.write_bytes(content)
+    with pytest.raises(AvpipeError, match=f"{tar.name}.*{clip_id(0)} is damaged"):
+        cached(root)
+    tar.unlink()
+    with pytest.raises(AvpipeError, match="is gone"):
+        cached(root)
+
+
+def test_other_settings_have_another_folder():
+    names = {ExtractSettings(**change).name for change in [{}, {"jpeg_quality": 80}, {"audio_s": 10.0}, {"version": 2}]}
+    assert len(names) == 4
+
+
+def behave(items: list[str]) -> list[str]:
+    """Run in a worker: each item says what happens."""
+    for item in items:
+        if item == "exit":
+            os._exit(3)
+        elif item == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif item == "hang":
+            time.sleep(600)
+    return items
+
+
+def test_a_worker_that_dies_costs_its_item_only():
+    parts = [["a", "b", "exit", "c"], ["d"], ["killed", "e"]]
+    results = list(run_parts(behave, parts, workers=2))
+    lost = {result.item: result.reason for result in results if isinstance(result, Lost)}
+    done = [item for result in results if not isinstance(result, Lost) for item in result]
+    assert lost == {"exit": "decoder_crash", "killed": "decoder_crash"}
+    assert sorted(done) == list("abcde")
+
+
+def test_a_worker_that_hangs_costs_its_item_only(monkeypatch):
+    monkeypatch.setattr("pipeline.parts.START_S", 0.8)
+    monkeypatch.setattr("pipeline.parts.SECONDS_PER_ITEM", 0.1)
+    results = list(run_parts(behave, [["a", "hang"], ["b"]], workers=1))
+    lost = [result for result in results if isinstance(result, Lost)]
+    assert [(result.item, result.reason) for result in lost] == [("hang", "timeout")]
+    assert sorted(item for result in results if result not in lost for item in result) == ["a", "b"]
+
+
+def extract_part_with_a_deadly_clip(tasks: list) -> list[Outcome]:
+    """Run in a worker: the decoder crashes on clip 2."""
+    whole = stage.make_sample
+
+    def crash(path: Path, settings: ExtractSettings) -> dict[str, bytes]:
+        if path.stem == clip_id(2):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return whole(path, settings)
+
+    stage.make_sample = crash
+    return stage.extract_part(tasks)
+
+
+def test_a_crashing_decoder_fails_its_clip_and_no_other(tmp_path, good, monkeypatch):
+    root = Root(tmp_path)
+    ids = [add_clip(root, k, content) for k, content in enumerate(good)]
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "extract_part", extract_part_with_a_deadly_clip)
+        extract(root, ids, SETTINGS, workers=1)
+    assert {name: o.reason for name, o in outcomes(root).items()} == dict.fromkeys(ids) | {ids[2]: "decoder_crash"}
+    assert sorted(cached(root)) == [ids[0], ids[1], ids[3]]
+    monkeypatch.setattr(stage, "run_parts", lambda function, parts, workers: map(function, parts))
+    assert extract(root, ids, SETTINGS, workers=1).jobs == []
+    assert list((root.cache / SETTINGS.name).glob(".*.tmp")) == []
+    extract(root, ids, SETTINGS, workers=1, retry=True)
+    assert sorted(cached(root)) == ids
+    assert outcomes(root)[ids[2]].attempts == 2
+
+
+def test_a_broken_off_run_of_a_caller_leaves_no_worker(tmp_path):
+    for _ in run_parts(sleepy_pid, [[str(tmp_path)], [str(tmp_path)]], workers=2):
+        break
+    deadline = time.monotonic() + 10
+    pids = [int(path.name) for path in tmp_path.iterdir()]
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert pids
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def sleepy_pid(items: list[str]) -> int:
+    """Run in a worker: leave a note; the second worker would stay for long."""
+    folder = Path(items[0])
+    first = not any(folder.iterdir())
+    (folder / str(os.getpid())).touch()
+    time.sleep(0 if first else 30)
+    return os.getpid()

@@ -1,0 +1,129 @@
+"""Training: the same losses after a kill as without one, bit for bit; and what a run refuses."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from pipeline.errors import AvpipeError
+from train.checkpoint import LAST, load_checkpoint, network_of, recipe_of
+from train.fit import LOG, fit
+from train.recipes import get_recipe
+from train.shards import open_shards
+
+CHANGES = ["image_px=32", "batch_size=4", "epochs=3", "checkpoint_steps=3", "spec_pool=8"]
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def shards(done_root):
+    return open_shards(done_root.shards / "synth_train")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards, tmp_path_factory):
+    run = tmp_path_factory.mktemp("run") / "undisturbed"
+    return fit(get_recipe("lvs-small", CHANGES), shards, run, workers=0)
+
+
+def losses(run):
+    with open(run / LOG, newline="") as file:
+        return {int(row["step"]): row["loss"] for row in csv.DictReader(file)}
+
+
+def test_training_learns_and_logs_every_step(undisturbed):
+    logged = losses(undisturbed.run)
+    assert list(logged) == list(range(1, STEPS + 1))
+    assert float(logged[STEPS]) == undisturbed.loss
+    values = [float(v) for v in logged.values()]
+    assert sum(values[-4:]) < sum(values[:4])
+    assert 0 <= undisturbed.data_wait <= 1 and undisturbed.clips_per_s > 0
+
+
+def test_a_killed_training_goes_on_with_the_same_losses(undisturbed, done_root, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "train.cli",
+        "--root",
+        str(tmp_path),
+        "train",
+        "--name",
+        "killed",
+        "--workers",
+        "1",
+    ]
+    command += ["--shards", str(done_root.shards / "synth_train"), "--recipe", "lvs-small"]
+    command += [word for change in CHANGES for word in ("--set", change)]
+    run = tmp_path / "runs" / "killed"
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, start_new_session=True, env=environment, stderr=subprocess.DEVNULL)
+    while not (run / LAST).exists():
+        assert process.poll() is None, "the training ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    reached = load_checkpoint(run)["step"]
+    assert 0 < reached < STEPS
+    subprocess.run(command, check=True, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    assert losses(run) == losses(undisturbed.run)
+    ours, theirs = (load_checkpoint(folder)["network"] for folder in (run, undisturbed.run))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_finished_run_is_not_trained_again(undisturbed, shards):
+    before = (undisturbed.run / LAST).stat().st_mtime_ns
+    again = fit(get_recipe("lvs-small", CHANGES), shards, undisturbed.run, workers=0)
+    assert again.resumed_at == STEPS and (undisturbed.run / LAST).stat().st_mtime_ns == before
+    assert len(losses(undisturbed.run)) == STEPS
+
+
+def test_a_run_goes_on_only_with_its_own_settings_and_data(undisturbed, shards, done_root):
+    with pytest.raises(AvpipeError, match=r"begun with another learning_rate \(0.0003 then, 0.1 now\)"):
+        fit(get_recipe("lvs-small", [*CHANGES, "learning_rate=0.1"]), shards, undisturbed.run, workers=0)
+    with pytest.raises(AvpipeError, match="begun with another"):
+        fit(get_recipe("lvs-small", CHANGES), open_shards(done_root.shards / "synth_test"), undisturbed.run, workers=0)
+
+
+def test_a_checkpoint_rebuilds_recipe_and_network(undisturbed):
+    state = load_checkpoint(undisturbed.run)
+    assert recipe_of(state) == get_recipe("lvs-small", CHANGES)
+    assert state["data"]["split"] == "synth_train" and len(state["data"]["clip_ids"]) == 16
+    image_B3HW, spec_B1FT = torch.randn(2, 3, 32, 32), torch.randn(2, 1, 257, 200)
+    map_BHW = network_of(state).localize(image_B3HW, spec_B1FT)
+    assert map_BHW.shape == (2, 2, 2)
+
+
+def test_checkpoints_that_are_none(tmp_path):
+    with pytest.raises(AvpipeError, match="does not exist"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(AvpipeError, match=r"damaged or not a checkpoint|could run code"):
+        load_checkpoint(tmp_path / "text.pt")
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(AvpipeError, match="not a checkpoint of avpipe"):
+        load_checkpoint(tmp_path / "other.pt")
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, ("hostile-was-here",)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": 1, "network": Hostile()}, tmp_path / "hostile.pt")
+    with pytest.raises(AvpipeError, match="could run code; not loaded"):
+        load_checkpoint(tmp_path / "hostile.pt")
+    assert not (tmp_path / "hostile-was-here").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_parts(shards, tmp_path):
+    recipe = get_recipe("lvs-small", [*CHANGES, "learning_rate=1e30"])
+    with pytest.raises(AvpipeError, match=r"the loss is (nan|inf) at step \d+ \(positive .*smaller learning rate"):
+        fit(recipe, shards, tmp_path / "run", workers=0)

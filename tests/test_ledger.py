@@ -1,0 +1,203 @@
+"""The ledger: the last outcome of a clip counts, whatever was rewritten, killed or tried in between."""
+
+import os
+import time
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.ledger import COMPACT_ABOVE, PERMANENT, REASONS, Ledger, Outcome, count_reasons
+
+CLIP, OTHER = "zpWuikVorYg_000032", "-aB3_xyzXYZ_000030"
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def at(second: float, clip_id: str = CLIP, **fields) -> Outcome:
+    return Outcome(clip_id=clip_id, finished_at=BEGIN + timedelta(seconds=second), **fields)
+
+
+@pytest.fixture
+def ledger(tmp_path) -> Ledger:
+    return Ledger(tmp_path, "download")
+
+
+def test_a_stage_that_has_not_run_has_no_outcomes(ledger):
+    assert ledger.latest() == {}
+
+
+def test_an_outcome_comes_back_as_it_was(ledger):
+    done = at(0.123456, bytes=2**40, sha256="ab" * 32, seconds=1.5, attempts=3)
+    failed = at(1, OTHER, reason="network", detail='HTTP Error 403: "Forbidden" – später', attempts=2)
+    ledger.write([done, failed])
+    assert ledger.latest() == {CLIP: done, OTHER: failed}
+
+
+def test_the_last_outcome_wins_across_files(ledger):
+    ledger.write([at(1, reason="network"), at(1, OTHER)])
+    ledger.write([at(2, attempts=2)])
+    latest = ledger.latest()
+    assert latest[CLIP].done
+    assert latest[CLIP].attempts == 2
+    assert latest[OTHER].done
+
+
+def test_the_last_outcome_wins_within_a_file(ledger):
+    ledger.write([at(2, reason="removed"), at(1, reason="network")])
+    assert ledger.latest()[CLIP].reason == "removed"
+
+
+def test_of_two_outcomes_of_the_same_moment_the_one_written_later_wins(ledger):
+    ledger.write([at(1, reason="network")])
+    ledger.write([at(1, reason="timeout"), at(1, reason="corrupt")])
+    assert ledger.latest()[CLIP].reason == "corrupt"
+
+
+def test_a_new_ledger_object_reads_what_another_wrote(ledger, tmp_path):
+    ledger.write([at(1)])
+    assert Ledger(tmp_path, "download").latest()[CLIP].done
+
+
+def test_stages_do_not_see_each_other(ledger, tmp_path):
+    ledger.write([at(1)])
+    assert Ledger(tmp_path, "extract").latest() == {}
+
+
+def test_nothing_is_written_for_no_outcomes(ledger):
+    ledger.write([])
+    assert not ledger.folder.exists()
+
+
+def write_many(ledger: Ledger, files: int) -> None:
+    for number in range(files):
+        ledger.write(
+            [at(number, OTHER, reason="network", attempts=number + 1), at(number, f"zpWuikVorYg_{number:06d}")]
+        )
+
+
+def test_compaction_keeps_every_latest_outcome_in_one_file(ledger):
+    write_many(ledger, COMPACT_ABOVE + 1)
+    before = ledger.latest()
+    ledger.compact()
+    assert len(list(ledger.folder.iterdir())) == 1
+    assert ledger.latest() == before
+    assert len(before) == COMPACT_ABOVE + 2
+    assert before[OTHER].attempts == COMPACT_ABOVE + 1
+
+
+def test_what_is_written_after_compaction_wins(ledger):
+    write_many(ledger, COMPACT_ABOVE + 1)
+    ledger.compact()
+    ledger.write([at(1000, attempts=99)])
+    assert ledger.latest()[CLIP].attempts == 99
+
+
+def test_few_files_are_left_alone(ledger):
+    write_many(ledger, COMPACT_ABOVE)
+    before = sorted(ledger.folder.iterdir())
+    ledger.compact()
+    assert sorted(ledger.folder.iterdir()) == before
+
+
+def test_a_kill_between_the_steps_of_compaction_changes_nothing(ledger, monkeypatch):
+    write_many(ledger, COMPACT_ABOVE + 1)
+    before = ledger.latest()
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.unlink", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            ledger.compact()
+    assert ledger.latest() == before
+
+
+def test_the_temporary_file_of_a_killed_writer_is_not_read(ledger):
+    ledger.write([at(1)])
+    (file,) = ledger.folder.iterdir()
+    (ledger.folder / f".{file.name}.999.tmp").write_bytes(file.read_bytes()[:100])
+    assert ledger.latest().keys() == {CLIP}
+
+
+def test_a_writer_that_fails_leaves_the_ledger_as_it_was(ledger, monkeypatch):
+    ledger.write([at(1)])
+
+    def broken(table, path):
+        path.write_bytes(b"half of a table")
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pq, "write_table", broken)
+        with pytest.raises(OSError, match="No space"):
+            ledger.write([at(2, reason="network")])
+    assert ledger.latest()[CLIP].done
+    assert len(os.listdir(ledger.folder)) == 1
+
+
+@pytest.mark.parametrize("reason", ["Removed", "", "rate limited", "done"])
+def test_a_reason_outside_the_vocabulary_is_refused(reason):
+    with pytest.raises(AssertionError):
+        Outcome(clip_id=CLIP, reason=reason)
+
+
+def test_the_vocabulary_is_that_of_the_contract():
+    words = (
+        "removed, private, geo_blocked, age_gate, bot_check, rate_limited, setup, network, no_audio, no_video, "
+        "too_short, corrupt, timeout, decoder_crash, disk, unknown"
+    )
+    assert words.split(", ") == list(REASONS)
+
+
+def test_only_what_no_retry_can_win_is_permanent():
+    permanent = {"removed", "private", "no_audio", "no_video", "too_short", "corrupt"}
+    assert {reason for reason in REASONS if Outcome(clip_id=CLIP, reason=reason).permanent} == permanent == PERMANENT
+    assert not Outcome(clip_id=CLIP).permanent
+
+
+def test_the_columns_are_those_of_the_contract_and_say_status_and_permanence(ledger):
+    ledger.write([at(1), at(1, OTHER, reason="private")])
+    (file,) = ledger.folder.iterdir()
+    table = pq.read_table(file)
+    columns = (
+        "clip_id, stage, status, reason, permanent, detail, attempts, seconds, bytes, sha256, finished_at, tool_version"
+    )
+    assert table.column_names == columns.split(", ")
+    assert table.schema.field("finished_at").type == pa.timestamp("us", tz="UTC")
+    found = [(row["stage"], row["status"], row["reason"], row["permanent"]) for row in table.to_pylist()]
+    assert found == [("download", "done", None, False), ("download", "failed", "private", True)]
+
+
+def test_reasons_are_counted_the_most_frequent_first():
+    outcomes = [
+        at(0, reason=reason) for reason in ("network", "removed", "removed", None, "private", "removed", "private")
+    ]
+    assert list(count_reasons(outcomes).items()) == [("removed", 3), ("private", 2), ("network", 1)]
+    assert count_reasons([at(0)]) == {}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.tuples(st.sampled_from([CLIP, OTHER]), st.sampled_from([None, *REASONS])), max_size=3), max_size=5
+    )
+)
+def test_any_history_ends_in_its_last_outcome(tmp_path_factory, batches):
+    ledger, second, expected = Ledger(tmp_path_factory.mktemp("ledger"), "download"), 0, {}
+    for batch in batches:
+        outcomes = []
+        for clip_id, reason in batch:
+            second += 1
+            outcomes.append(at(second, clip_id, reason=reason))
+            expected[clip_id] = outcomes[-1]
+        ledger.write(outcomes)
+    assert ledger.latest() == expected
+
+
+def test_twenty_thousand_rows_are_read_quickly(ledger):
+    for part in range(4):
+        ledger.write(
+            at(part, f"zpWuikVorYg_{number:06d}", sha256="ab" * 32) for number in range(5000 * part, 5000 * part + 5000)
+        )
+    begin = time.process_time()
+    assert len(ledger.latest()) == 20_000
+    assert time.process_time() - begin < 5

@@ -1,0 +1,284 @@
+"""Parsers of the official lists: good rows survive whole, and what is wrong is named with file and line."""
+
+import json
+import math
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import AvpipeError
+from pipeline.lists import PARSERS, Row, box_defect, parse_list
+
+FORMS = sorted(PARSERS)
+A, B = "-aB3_xyzXYZ_000030", "_0123456789_000000"
+HOSTILE = "../../x"
+
+
+def parse(folder: Path, form: str, content: str | bytes) -> list[Row]:
+    path = folder / "list.txt"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return parse_list(path, form)
+
+
+def refused(folder: Path, form: str, content: str | bytes) -> str:
+    """The sentence with which a list is refused; always one line that names the file."""
+    with pytest.raises(AvpipeError) as error:
+        parse(folder, form, content)
+    sentence = str(error.value)
+    assert sentence.startswith(str(folder / "list.txt"))
+    assert "\n" not in sentence
+    assert len(sentence) < len(str(folder)) + 400
+    return sentence
+
+
+def entry(clip_id: str = A, boxes=((0.1, 0.2, 0.3, 0.4),), label: str = "dog") -> dict:
+    return {"file": clip_id, "class": label, "bbox": boxes}
+
+
+def one_row(form: str, clip_id: str) -> str:
+    """A list with one clip in any of the forms."""
+    youtube_id, _, start = clip_id.rpartition("_")
+    return {
+        "vggsound_csv": f"{youtube_id or clip_id},{start if start.isdigit() else 0},dog,test\n",
+        "label_csv": f"{clip_id}.mp4,dog\n",
+        "ids": f"{clip_id}\n",
+        "box_json": json.dumps([entry(clip_id)]),
+    }[form]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("clip_id", [A, B, "---g-f_I2yQ_000001", "zpWuikVorYg_999999"])
+def test_ids_of_any_beginning_survive(tmp_path, form, clip_id):
+    assert [row.clip_id for row in parse(tmp_path, form, one_row(form, clip_id))] == [clip_id]
+
+
+def test_vggsound_csv_gives_id_label_and_part(tmp_path):
+    text = '-aB3_xyzXYZ,30,"dog ""Rex"", barking",train\n_0123456789,0,people sneezing,test\n'
+    assert parse(tmp_path, "vggsound_csv", text) == [
+        Row(clip_id=A, label='dog "Rex", barking', part="train"),
+        Row(clip_id=B, label="people sneezing", part="test"),
+    ]
+
+
+def test_start_seconds_become_six_digits(tmp_path):
+    text = "zpWuikVorYg,7,a,test\nzpWuikVorYg,000012,a,test\nzpWuikVorYg,123456,a,test\n"
+    rows = parse(tmp_path, "vggsound_csv", text)
+    assert [row.clip_id[-7:] for row in rows] == ["_000007", "_000012", "_123456"]
+
+
+def test_label_csv_loses_only_the_ending(tmp_path):
+    rows = parse(tmp_path, "label_csv", f'{A}.mp4,"cat, purring"\n{B},bird\n')
+    assert rows == [Row(clip_id=A, label="cat, purring"), Row(clip_id=B, label="bird")]
+
+
+def test_ids_lose_the_endings_of_files(tmp_path):
+    rows = parse(tmp_path, "ids", f"{A}.jpg\n{B}.mp4\n2615133000.mp4\n10000130166")
+    assert rows == [Row(clip_id=i) for i in (A, B, "2615133000", "10000130166")]
+
+
+def test_box_json_gives_label_and_all_boxes(tmp_path):
+    boxes = [[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]]
+    rows = parse(tmp_path, "box_json", json.dumps([entry(A, boxes, "dog, barking"), entry(B, [])]))
+    assert rows == [
+        Row(clip_id=A, label="dog, barking", boxes=[(0.1, 0.2, 0.3, 0.4), (0.0, 0.0, 1.0, 1.0)]),
+        Row(clip_id=B, label="dog", boxes=[]),
+    ]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_windows_line_ends_change_nothing(tmp_path, form):
+    content = one_row(form, A) if form == "box_json" else one_row(form, A) + one_row(form, B)
+    assert parse(tmp_path, form, content.replace("\n", "\r\n")) == parse(tmp_path, form, content)
+
+
+@pytest.mark.parametrize("form", ["vggsound_csv", "label_csv", "ids"])
+def test_blank_lines_are_skipped_but_counted(tmp_path, form):
+    assert len(parse(tmp_path, form, "\n" + one_row(form, A) + "\n\n")) == 1
+    assert "line 3: " in refused(tmp_path, form, one_row(form, A) + "\n" + one_row(form, HOSTILE))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("clip_id", [HOSTILE, "/etc/passwd", "zpWuikVorY_000030", "zpWuikVorY/_000030", "a b"])
+def test_what_is_no_clip_id_is_refused_in_every_form(tmp_path, form, clip_id):
+    sentence = refused(tmp_path, form, one_row(form, clip_id))
+    assert ("entry 1: " if form == "box_json" else "line 1: ") in sentence
+    assert "is not a clip id" in sentence
+
+
+@pytest.mark.parametrize("form", ["vggsound_csv", "label_csv", "ids"])
+def test_the_line_of_a_bad_id_is_named(tmp_path, form):
+    assert "list.txt, line 2: " in refused(tmp_path, form, one_row(form, A) + one_row(form, HOSTILE))
+
+
+def test_the_entry_of_a_bad_id_is_named(tmp_path):
+    assert "list.txt, entry 2: " in refused(tmp_path, "box_json", json.dumps([entry(A), entry(HOSTILE)]))
+
+
+@pytest.mark.parametrize(
+    ("form", "line", "found"),
+    [
+        ("vggsound_csv", "zpWuikVorYg,30,dog, barking,test", "5 columns where 4"),
+        ("vggsound_csv", "zpWuikVorYg,30,dog", "3 columns where 4"),
+        ("label_csv", "zpWuikVorYg_000030.mp4", "1 columns where 2"),
+        ("label_csv", "zpWuikVorYg_000030.mp4,dog,barking", "3 columns where 2"),
+    ],
+)
+def test_a_wrong_number_of_columns_is_refused(tmp_path, form, line, found):
+    sentence = refused(tmp_path, form, one_row(form, A) + line + "\n")
+    assert "line 2: " in sentence
+    assert found in sentence
+
+
+@pytest.mark.parametrize("start", ["", "-1", "3.5", "1e2", " 30", "thirty", "1000000", "３０", "²"])
+def test_a_bad_start_second_is_refused(tmp_path, start):
+    sentence = refused(tmp_path, "vggsound_csv", one_row("vggsound_csv", A) + f"zpWuikVorYg,{start},dog,test\n")
+    assert "line 2: start second " in sentence
+
+
+@pytest.mark.parametrize("part", ["", "val", "TEST", "train "])
+def test_an_unknown_part_is_refused(tmp_path, part):
+    sentence = refused(tmp_path, "vggsound_csv", f"zpWuikVorYg,30,dog,{part}\n")
+    assert f"line 1: {part!r} is neither" in sentence
+
+
+@pytest.mark.parametrize("form", ["vggsound_csv", "label_csv", "ids"])
+def test_a_repeated_id_is_refused_with_both_lines(tmp_path, form):
+    sentence = refused(tmp_path, form, one_row(form, A) + one_row(form, B) + one_row(form, A))
+    assert f"line 3: {A} " in sentence
+    assert "first in line 1)" in sentence
+
+
+def test_a_repeated_id_in_boxes_is_refused_with_both_entries(tmp_path):
+    sentence = refused(tmp_path, "box_json", json.dumps([entry(A), entry(B), entry(A)]))
+    assert f"entry 3: {A} " in sentence
+    assert "first in entry 1)" in sentence
+
+
+@pytest.mark.parametrize(("form", "content"), [*((form, "") for form in FORMS), ("ids", "\n \n"), ("box_json", "[]")])
+def test_an_empty_list_is_refused(tmp_path, form, content):
+    refused(tmp_path, form, content)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_not_utf8_is_refused(tmp_path, form):
+    refused(tmp_path, form, one_row(form, A).replace("dog", "dég").encode("latin-1") + b"\xff\n" * 500)
+
+
+@pytest.mark.parametrize("form", ["vggsound_csv", "label_csv"])
+@pytest.mark.parametrize("label", ['"dog', '"dog"x'])
+def test_broken_quotes_are_refused_with_their_line(tmp_path, form, label):
+    sentence = refused(tmp_path, form, one_row(form, A) + one_row(form, B).replace("dog", label))
+    assert "list.txt, line 2: " in sentence
+
+
+@pytest.mark.parametrize("content", ["nothing", '{"a": 1}', "3", "null", '"text"', "[3]", "[[]]", "[{}]", '[{"file":'])
+def test_json_of_another_form_is_refused(tmp_path, content):
+    refused(tmp_path, "box_json", content)
+
+
+@pytest.mark.parametrize("depth", [100, 100_000])
+def test_deep_json_is_refused(tmp_path, depth):
+    refused(tmp_path, "box_json", "[" * depth)
+    refused(tmp_path, "box_json", "[" * depth + "]" * depth)
+
+
+@pytest.mark.parametrize(
+    "boxes", [[[0.1, 0.2, 0.3]], [[0, 0, 1, 1, 1]], [[]], [["a", 0, 0, 0]], [None], 3, None, [[0, 0, 1, None]], [3]]
+)
+def test_a_box_of_another_form_is_refused_with_its_entry(tmp_path, boxes):
+    assert "entry 2: " in refused(tmp_path, "box_json", json.dumps([entry(A), entry(B, boxes)]))
+
+
+def test_a_number_too_large_for_a_float_is_refused(tmp_path):
+    refused(tmp_path, "box_json", json.dumps([entry(A, [[0, 0, 1, 10**400]])]))
+
+
+@pytest.mark.parametrize("missing", ["file", "class", "bbox"])
+def test_an_entry_without_a_field_is_refused_with_its_number(tmp_path, missing):
+    broken = {key: value for key, value in entry(B).items() if key != missing}
+    assert "entry 2: " in refused(tmp_path, "box_json", json.dumps([entry(A), broken]))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -2.9e16])
+def test_published_nonsense_in_a_box_is_kept_for_the_manifest_to_mark(tmp_path, value):
+    (row,) = parse(tmp_path, "box_json", json.dumps([entry(A, [[0.1, value, 0.3, 0.4]])]))
+    assert box_defect(row.boxes[0])
+
+
+def rows_or_refusal(form: str, content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            rows = parse(Path(folder), form, content)
+        except AvpipeError as error:
+            assert str(error).startswith(folder)
+        else:
+            assert rows
+            assert all("/" not in row.clip_id and "." not in row.clip_id for row in rows)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=100, deadline=None)
+@given(content=st.binary(max_size=200))
+def test_any_bytes_give_rows_or_a_refusal(form, content):
+    rows_or_refusal(form, content)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_a_damaged_list_gives_rows_or_a_refusal(form, data):
+    content = bytearray((one_row(form, A) + ("" if form == "box_json" else one_row(form, B))).encode())
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(content)))
+        content[place : place + data.draw(st.integers(0, 5))] = data.draw(st.binary(max_size=5))
+    rows_or_refusal(form, bytes(content))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(A),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["file", "class", "bbox"]), inner),
+    max_leaves=15,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    value=json_values | st.lists(st.fixed_dictionaries({"file": st.just(A), "class": json_values, "bbox": json_values}))
+)
+def test_any_json_gives_rows_or_a_refusal(value):
+    rows_or_refusal("box_json", json.dumps(value).encode())
+
+
+@pytest.mark.parametrize(
+    ("box", "defect"),
+    [
+        ((0.1, 0.2, 0.3, 0.4), None),
+        ((0.0, 0.0, 1.0, 1.0), None),
+        ((-0.01, 0.0, 1.01, 1.0), None),
+        ((math.nan, 0.2, 0.3, 0.4), "not_a_number"),
+        ((0.1, 0.2, math.inf, 0.4), "not_a_number"),
+        ((0.1, -2.9e16, 0.3, 0.4), "out_of_range"),
+        ((0.1, 0.2, 0.3, 640.0), "out_of_range"),
+        ((0.3, 0.2, 0.1, 0.4), "inverted"),
+        ((0.1, 0.4, 0.3, 0.2), "inverted"),
+        ((0.1, 0.2, 0.1, 0.4), "zero_area"),
+        ((0.1, 0.2, 0.3, 0.2), "zero_area"),
+        ((1.0, 0.2, 1.3, 0.4), "outside"),
+        ((-0.3, 0.2, 0.0, 0.4), "outside"),
+        ((0.1, 1.0, 0.3, 1.4), "outside"),
+        ((0.1, -0.4, 0.3, 0.0), "outside"),
+    ],
+)
+def test_each_defect_of_a_box_has_its_name(box, defect):
+    assert box_defect(box) == defect
+
+
+@given(box=st.tuples(*[st.floats()] * 4))
+def test_a_box_without_a_defect_shows_some_of_the_frame(box):
+    if box_defect(box) is None:
+        width, height = (min(box[i + 2], 1) - max(box[i], 0) for i in (0, 1))
+        assert width > 0
+        assert height > 0

@@ -1,0 +1,275 @@
+"""The manifest: schemas as agreed, labels by precedence, defects kept but not served, splits in the order of lists."""
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from shared_files import SHARED
+
+from pipeline.catalogue import load_catalogue
+from pipeline.errors import AvpipeError
+from pipeline.layout import file_sha256
+from pipeline.manifest import Clip, Manifest, build_manifest
+
+TABLES = ("clips.parquet", "boxes.parquet", "splits.parquet")
+A, B, C, D = "-aB3_xyzXYZ_000030", "_0123456789_000000", "zpWuikVorYg_000032", "zpWuikVorYg_123456"
+GOOD_BOX, OTHER_BOX, FLAT_BOX = [0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.9, 0.9], [0.1, 0.2, 0.1, 0.4]
+NAN_BOX, WILD_BOX = [math.nan, 0, 1, 1], [-2.9e16, 0.1, 0.2, 0.3]
+BOXES = [
+    {"file": D, "class": "from boxes", "bbox": [GOOD_BOX, FLAT_BOX, OTHER_BOX]},
+    {"file": C, "class": "from boxes", "bbox": [WILD_BOX, NAN_BOX]},
+]
+SMALL = {
+    "vggsound_csv": '-aB3_xyzXYZ,30,"dog, barking",train\nzpWuikVorYg,32,from vggsound,test\n',
+    "vggsound_test_csv": f"{C}.mp4,from test.csv\n{B}.mp4,from test.csv\n",
+    "vggss_boxes": json.dumps(BOXES),
+    "ezvsl_10k": f"{D}\n{A}\n{B}\n",
+}
+
+
+def write_lists(folder: Path, contents: dict[str, str]) -> Path:
+    lists, _ = load_catalogue()
+    for name, content in contents.items():
+        (folder / lists[name].file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / lists[name].file).write_text(content)
+    return folder
+
+
+def build(folder: Path, contents: dict[str, str]) -> tuple[Manifest, dict]:
+    lists = write_lists(folder / "lists", contents)
+    counts = build_manifest(lists, folder / "manifest", accept_changed=True)
+    return Manifest.open(folder / "manifest"), counts
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> tuple[Manifest, dict]:
+    return build(tmp_path_factory.mktemp("manifest"), SMALL)
+
+
+def rows(manifest: Manifest, table: str) -> list[dict]:
+    return pq.read_table(manifest.folder / table).to_pylist()
+
+
+def test_schemas_are_those_of_the_contract(small):
+    text, number = pa.string(), pa.float64()
+    expected = {
+        "clips.parquet": {"clip_id": text, "dataset": text, "youtube_id": text, "start_s": number, "end_s": number}
+        | {"label": text, "official_split": text},
+        "boxes.parquet": {"clip_id": text, "annotator": pa.int32()}
+        | dict.fromkeys(("xmin", "ymin", "xmax", "ymax"), number)
+        | {"defect": text},
+        "splits.parquet": {"split": text, "clip_id": text, "position": pa.int64()},
+    }
+    for name, columns in expected.items():
+        schema = pq.read_schema(small[0].folder / name)
+        assert list(zip(schema.names, schema.types, strict=True)) == list(columns.items())
+
+
+def test_every_clip_stands_once_with_its_video_and_its_ten_seconds(small):
+    table = rows(small[0], "clips.parquet")
+    assert [row["clip_id"] for row in table] == sorted([A, B, C, D])
+    found = {row["clip_id"]: (row["youtube_id"], row["start_s"], row["end_s"], row["dataset"]) for row in table}
+    assert found == {
+        A: ("-aB3_xyzXYZ", 30, 40, "vggsound"),
+        B: ("_0123456789", 0, 10, "vggsound"),
+        C: ("zpWuikVorYg", 32, 42, "vggsound"),
+        D: ("zpWuikVorYg", 123456, 123466, "vggsound"),
+    }
+
+
+def test_a_label_comes_from_vggsound_csv_then_test_csv_then_the_boxes(small):
+    expected = {A: "dog, barking", B: "from test.csv", C: "from vggsound", D: "from boxes"}
+    assert small[0].labels([A, B, C, D]) == expected
+
+
+def test_a_clip_that_no_list_labels_has_none(tmp_path):
+    manifest, _ = build(tmp_path, {"ezvsl_10k": SMALL["ezvsl_10k"]})
+    assert manifest.labels([A]) == {A: None}
+
+
+def test_the_official_split_is_known_where_a_list_says_it(small):
+    found = {row["clip_id"]: row["official_split"] for row in rows(small[0], "clips.parquet")}
+    assert found == {A: "train", B: "test", C: "test", D: None}
+
+
+def test_all_boxes_are_kept_with_their_defect(small):
+    table = rows(small[0], "boxes.parquet")
+    assert [(row["clip_id"], row["defect"]) for row in table] == [
+        (D, None),
+        (D, "zero_area"),
+        (D, None),
+        (C, "out_of_range"),
+        (C, "not_a_number"),
+    ]
+    assert table[3]["xmin"] == -2.9e16
+    assert math.isnan(table[4]["xmin"])
+
+
+def test_usable_boxes_are_those_without_a_defect(small):
+    corners = ("xmin", "ymin", "xmax", "ymax")
+    expected = [{"annotator": 0, **dict(zip(corners, box, strict=True))} for box in (GOOD_BOX, OTHER_BOX)]
+    assert small[0].usable_boxes([A, C, D]) == {D: expected}
+    assert small[0].usable_boxes([A]) == {}
+
+
+def test_counts_say_what_was_written_and_which_lists_were_absent(small):
+    _, counts = small
+    assert (counts["clips"], counts["boxes"], counts["boxes_unusable"]) == (4, 5, 3)
+    assert counts["splits"] == {
+        "vggsound": 2,
+        "vggsound_train": 1,
+        "vggsound_test": 2,
+        "vggss": 2,
+        "ezvsl_10k": 3,
+    }
+    published = [name for name, entry in load_catalogue()[0].items() if entry.repository]
+    assert counts["lists_missing"] == [name for name in published if name not in SMALL]
+
+
+def test_a_split_has_the_order_of_its_list(small):
+    assert small[0].split_ids("ezvsl_10k") == small[0].ids("ezvsl_10k") == [D, A, B]
+    assert small[0].split_ids("vggss") == [D, C]
+    positions = [row["position"] for row in rows(small[0], "splits.parquet") if row["split"] == "ezvsl_10k"]
+    assert positions == [0, 1, 2]
+
+
+def test_a_part_of_a_list_is_a_split(small):
+    assert small[0].split_ids("vggsound_train") == [A]
+    assert small[0].split_ids("vggsound") == [A, C]
+
+
+def test_split_sizes_agree_with_the_ids(small):
+    sizes = small[0].split_sizes()
+    assert sizes == small[1]["splits"]
+    assert all(len(small[0].split_ids(split)) == size for split, size in sizes.items())
+
+
+def test_no_split_means_the_whole_manifest(small):
+    assert sorted(small[0].ids(None)) == sorted([A, B, C, D])
+
+
+def test_clips_come_in_the_order_asked_for(small):
+    assert small[0].clips([D, A]) == [
+        Clip(clip_id=D, youtube_id="zpWuikVorYg", start_s=123456, end_s=123466),
+        Clip(clip_id=A, youtube_id="-aB3_xyzXYZ", start_s=30, end_s=40),
+    ]
+    assert small[0].clips([]) == []
+
+
+@pytest.mark.parametrize("split", ["nonsense", "../../x", ""])
+def test_an_unknown_split_is_refused_with_the_names_that_exist(small, split):
+    with pytest.raises(AvpipeError) as error:
+        small[0].split_ids(split)
+    names = str(error.value).partition("there are: ")[2]
+    assert names == "ezvsl_10k, vggsound, vggsound_test, vggsound_train, vggss"
+
+
+def test_a_split_whose_list_was_absent_is_refused_with_the_name_of_the_list(small):
+    with pytest.raises(AvpipeError, match="needs the list ssltie_test, which was not there"):
+        small[0].split_ids("vggss_ssltie")
+
+
+def test_a_folder_without_a_manifest_is_refused(tmp_path):
+    with pytest.raises(AvpipeError, match="avpipe manifest build"):
+        Manifest.open(tmp_path)
+
+
+def test_a_published_split_of_another_size_is_refused(tmp_path):
+    lists = write_lists(tmp_path / "lists", {"vggsound_csv": SMALL["vggsound_csv"]})
+    with pytest.raises(AvpipeError, match="split vggsound: 2 clips where 199176 were expected"):
+        build_manifest(lists, tmp_path / "manifest")
+    assert not (tmp_path / "manifest").exists()
+
+
+def test_a_bad_line_is_named_and_no_table_is_written(tmp_path):
+    with pytest.raises(AvpipeError, match=r"vggss_10k\.txt, line 2: '\.\./\.\./x' is not a clip id"):
+        build(tmp_path, SMALL | {"ezvsl_10k": f"{A}\n../../x\n"})
+    assert not (tmp_path / "manifest").exists()
+
+
+def test_a_failed_build_keeps_the_tables_that_were_there(tmp_path):
+    manifest, _ = build(tmp_path, SMALL)
+    before = [(manifest.folder / name).read_bytes() for name in TABLES]
+    with pytest.raises(AvpipeError):
+        build(tmp_path, {"ezvsl_10k": "../../x\n"})
+    assert [(manifest.folder / name).read_bytes() for name in TABLES] == before
+
+
+def test_the_same_lists_give_the_same_bytes(small, tmp_path):
+    again, _ = build(tmp_path / "else" / "where", dict(reversed(SMALL.items())))
+    for name in TABLES:
+        assert (again.folder / name).read_bytes() == (small[0].folder / name).read_bytes()
+
+
+def test_another_list_gives_other_bytes(small, tmp_path):
+    other, _ = build(tmp_path, SMALL | {"ezvsl_10k": f"{A}\n{D}\n{B}\n"})
+    assert (other.folder / "splits.parquet").read_bytes() != (small[0].folder / "splits.parquet").read_bytes()
+
+
+def test_every_table_says_which_lists_it_came_from(small):
+    lists, _ = load_catalogue()
+    folder = small[0].folder.parent / "lists"
+    sizes = {"vggsound_csv": 2, "vggsound_test_csv": 2, "vggss_boxes": 2, "ezvsl_10k": 3}
+    expected = {name: {"sha256": file_sha256(folder / lists[name].file), "rows": n} for name, n in sizes.items()}
+    for name in TABLES:
+        metadata = json.loads(pq.read_schema(small[0].folder / name).metadata[b"avpipe"])
+        assert metadata == {"format": 1, "lists": expected}
+
+
+def test_pandas_reads_the_tables(small):
+    clips, boxes, splits = (pd.read_parquet(small[0].folder / name) for name in TABLES)
+    assert list(clips["clip_id"]) == sorted([A, B, C, D])
+    assert boxes["defect"].isna().sum() == 2
+    assert dict(splits.groupby("split").size()) == small[1]["splits"]
+
+
+def test_made_up_lists_give_a_manifest_of_their_own(tmp_path):
+    contents = {"synth_csv": SMALL["vggsound_csv"], "synth_boxes": json.dumps([BOXES[1]])}
+    lists = write_lists(tmp_path / "lists", contents)
+    counts = build_manifest(lists, tmp_path / "manifest")
+    assert counts["splits"] == {"synth_train": 1, "synth_test": 1}
+    assert counts["lists_missing"] == []
+    assert {row["dataset"] for row in rows(Manifest.open(tmp_path / "manifest"), "clips.parquet")} == {"synth"}
+
+
+@pytest.fixture(scope="session")
+def official(once) -> Manifest:
+    if SHARED is None:
+        pytest.skip("the official lists (shared/metadata) are not on this machine")
+
+    def make(folder: Path) -> None:
+        counts = build_manifest(SHARED / "metadata", folder)
+        (folder / "counts.json").write_text(json.dumps(counts))
+
+    return Manifest.open(once("official_manifest", make))
+
+
+def test_the_official_lists_give_the_known_numbers(official):
+    counts = json.loads((official.folder / "counts.json").read_text())
+    assert (counts["boxes"], counts["boxes_unusable"]) == (5941, 18)
+    assert counts["lists_missing"] == ["vggsound_csv"]
+    expected = {name: split.clips for name, split in load_catalogue()[1].items() if split.ids_sha256}
+    assert official.split_sizes() == counts["splits"] == expected
+
+
+def test_almost_every_clip_of_vggss_has_a_usable_box(official):
+    ids = official.split_ids("vggss")
+    boxes = official.usable_boxes(ids)
+    assert (len(ids), len(boxes), sum(map(len, boxes.values()))) == (5158, 5156, 5941 - 18)
+    assert all(max(map(abs, (b["xmin"], b["ymin"], b["xmax"], b["ymax"]))) < 2 for many in boxes.values() for b in many)
+    assert max(map(len, boxes.values())) == 7
+
+
+def test_every_clip_of_vggss_has_one_of_its_classes(official):
+    labels = official.labels(official.split_ids("vggss"))
+    assert len(set(labels.values())) == 221
+    assert None not in labels.values()
+
+
+def test_an_official_split_has_the_order_of_the_published_list(official):
+    lines = (SHARED / "metadata/sspl/vggss_test_4692.csv").read_text().split()
+    assert official.split_ids("vggss_sspl") == lines

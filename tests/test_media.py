@@ -1,0 +1,290 @@
+"""The picture and the sound out of a clip, against decoding all of it; unusable files, each with its reason."""
+
+import pickle
+import random
+import subprocess
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from PIL import Image
+from shared_files import SHARED
+
+from pipeline.media import MediaError, read_clip, scale_to_rgb
+
+RATE = 16_000
+REAL = sorted((SHARED / "clips").glob("*.mp4")) if SHARED and (SHARED / "clips").is_dir() else []
+SKIP_REAL = pytest.mark.skip(reason="no real clips: set AVPIPE_SHARED to a folder that has clips/*.mp4")
+
+
+def write_clip(
+    path: Path,
+    *,
+    seconds: float = 4.0,
+    sound_s: float | None = None,
+    rate: Fraction | int = 10,
+    size: tuple[int, int] = (96, 64),
+    codec: str = "libx264",
+    options: dict | None = None,
+    gop: int = 250,
+    ticks: list[int] | None = None,
+    audio_codec: str = "aac",
+    sample_rate: int = 44_100,
+    layout: str = "mono",
+    movflags: str = "",
+) -> Path:
+    """A small clip in which no two frames and no two stretches of sound are alike; 0 s leaves a stream out.
+
+    `ticks` are the presentation times of the frames in units of 1 / rate, one after the other if not given.
+    """
+    random_ = np.random.default_rng(1)
+    with av.open(str(path), "w", options={"movflags": movflags} if movflags else {}) as container:
+        if ticks is None:
+            ticks = list(range(round(seconds * rate)))
+        video = _add_video(container, codec, rate, size, gop, options) if ticks else None
+        sound_s = float(seconds if sound_s is None else sound_s)
+        audio = container.add_stream(audio_codec, rate=sample_rate, layout=layout) if sound_s else None
+        columns, rows = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
+        for number, tick in enumerate(ticks):
+            planes = columns * 2 + number * 5, rows * 3 + number * 7, np.full_like(rows, number * 11)
+            frame = av.VideoFrame.from_ndarray(np.stack(planes, -1).astype(np.uint8), format="rgb24")
+            frame.pts = tick
+            container.mux(video.encode(frame))
+        if video:
+            container.mux(video.encode(None))
+        if audio:
+            channels = len(audio.layout.channels)
+            wave = (random_.standard_normal((channels, round(sound_s * sample_rate))) * 0.1).astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout=layout)
+            frame.sample_rate = sample_rate
+            container.mux(audio.encode(frame))
+            container.mux(audio.encode(None))
+    return path
+
+
+def _add_video(container, codec: str, rate, size: tuple[int, int], gop: int, options: dict | None):
+    video = container.add_stream(codec, rate=rate)
+    video.width, video.height, video.pix_fmt = *size, "yuv420p"
+    video.codec_context.gop_size = gop
+    video.codec_context.thread_count = 1
+    video.options = options or {}
+    return video
+
+
+def all_frames(path: Path, until_s: float = np.inf) -> list[av.VideoFrame]:
+    frames = []
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            frames.append(frame)
+            if frame.time > until_s:
+                break
+    return frames
+
+
+def all_sound(path: Path) -> np.ndarray:
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
+    blocks = []
+    with av.open(str(path)) as container:
+        for frame in [*container.decode(audio=0), None]:
+            blocks += [block.to_ndarray().reshape(-1) for block in resampler.resample(frame)]
+    return np.concatenate(blocks)
+
+
+def assert_same_as_decoding_everything(path: Path, clip_lengths_s: list[float], until_s: float = np.inf) -> None:
+    """For each length, the frame is the last with time <= half of it, and the sound a long enough prefix."""
+    frames, sound = all_frames(path, until_s), all_sound(path)
+    with av.open(str(path)) as container:
+        duration_s = container.duration / av.time_base
+    for clip_s in clip_lengths_s:
+        centre_s = min(duration_s, clip_s) / 2
+        wanted = max((frame for frame in frames if frame.time <= centre_s), key=lambda frame: frame.time)
+        clip = read_clip(path, clip_s, 3.0, RATE)
+        assert clip.frame_time_s == pytest.approx(wanted.time)
+        assert np.array_equal(clip.frame.to_ndarray(), wanted.to_ndarray())
+        assert clip.duration_s == pytest.approx(duration_s)
+        assert clip.audio_i16.dtype == np.int16
+        assert np.array_equal(clip.audio_i16, sound[: len(clip.audio_i16)])
+        end_s = clip.audio_start_s + len(clip.audio_i16) / RATE
+        assert end_s >= centre_s + 1.5 or len(clip.audio_i16) == len(sound)
+
+
+def vary(count: int) -> list[int]:
+    steps = np.random.default_rng(2).integers(1, 9, count)
+    return [0, *np.cumsum(steps).tolist()]
+
+
+X264 = {
+    "b_frames_one_key_frame": {"rate": 25, "options": {"x264-params": "bframes=3:b-pyramid=normal:keyint=999"}},
+    "open_gop": {"rate": 25, "options": {"x264-params": "open-gop=1:keyint=10:bframes=3:scenecut=0"}, "gop": 10},
+    "no_b_frames": {"options": {"x264-params": "bframes=0:keyint=7"}},
+    "key_frames_only": {"options": {"x264-params": "keyint=1"}},
+    "variable_rate": {"rate": 50, "ticks": vary(40), "options": {"x264-params": "bframes=2:keyint=15"}},
+    "ntsc": {"rate": Fraction(30000, 1001), "options": {"x264-params": "bframes=2:keyint=40"}},
+    "video_shorter_than_sound": {"seconds": 1.2, "sound_s": 4},
+    "sound_shorter_than_video": {"seconds": 4, "sound_s": 1.7},
+    "two_seconds": {"seconds": 2},
+    "stereo_48k": {"seconds": 5, "sample_rate": 48_000, "layout": "stereo"},
+}
+OTHER = {
+    "mpeg4_b_frames.avi": ("mpeg4", {"codec": "mpeg4", "options": {"bf": "2"}, "gop": 12, "audio_codec": "mp3"}),
+    "mpeg2.ts": ("mpeg2video", {"codec": "mpeg2video", "rate": 25, "options": {"bf": "2"}, "gop": 12}),
+    "h264.mkv": ("flac", {"audio_codec": "flac", "options": {"x264-params": "bframes=3"}}),
+    "h265.mp4": ("libx265", {"codec": "libx265", "options": {"x265-params": "bframes=3:keyint=20:log-level=0"}}),
+    "vp9.webm": (
+        "libvpx-vp9",
+        {
+            "codec": "libvpx-vp9",
+            "options": {"deadline": "realtime", "cpu-used": "8"},
+            "audio_codec": "libopus",
+            "sample_rate": 48_000,
+        },
+    ),
+}
+LENGTHS_S = [10, 3.6, 3.3, 2.96, 2.4, 2.0, 1.77, 1.1, 0.7]
+
+
+@pytest.mark.parametrize("case", X264)
+def test_h264_gives_what_decoding_everything_gives(tmp_path, case):
+    assert_same_as_decoding_everything(write_clip(tmp_path / "clip.mp4", **X264[case]), LENGTHS_S)
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_other_formats_give_what_decoding_everything_gives(tmp_path, name):
+    needs, settings = OTHER[name]
+    if needs not in av.codecs_available:
+        pytest.skip(f"this PyAV has no {needs}")
+    assert_same_as_decoding_everything(write_clip(tmp_path / name, **settings), LENGTHS_S)
+
+
+def test_made_up_clips_give_what_decoding_everything_gives(corpus):
+    paths = sorted((corpus / "clips").glob("*.mp4"))
+    for number, path in enumerate(paths[:8]):
+        assert_same_as_decoding_everything(path, [10, 3 + number / 2])
+
+
+@pytest.mark.parametrize("path", REAL or [pytest.param(None, marks=SKIP_REAL)], ids=lambda path: path and path.stem)
+def test_real_clips_give_what_decoding_everything_gives(path):
+    # Frames come in the order of their times: none later than 5.5 s can be the one at five.
+    assert_same_as_decoding_everything(path, [10], until_s=5.5)
+
+
+def test_a_frame_at_the_very_centre_is_taken(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", rate=10)
+    assert read_clip(path, 3.0, 3.0, RATE).frame_time_s == 1.5
+    assert read_clip(path, 2.4, 3.0, RATE).frame_time_s == 1.2  # half of the float 2.4 is less than 12 / 10
+    assert read_clip(path, 2.9999, 3.0, RATE).frame_time_s == pytest.approx(1.4)
+
+
+def test_sound_is_that_of_the_ffmpeg_program(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4")
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-vn", "-ac", "1", "-ar", str(RATE)]
+    raw = subprocess.run([*command, "-f", "s16le", "-"], check=True, capture_output=True).stdout
+    theirs = np.frombuffer(raw, "<i2")
+    ours = read_clip(path, 10, 3.0, RATE).audio_i16
+    assert len(ours) > 3 * RATE
+    assert np.abs(ours.astype(int) - theirs[: len(ours)].astype(int)).max() <= 1
+
+
+def test_sound_whose_format_changes_midway_is_read_on(tmp_path):
+    mono, stereo, both = tmp_path / "mono.ts", tmp_path / "stereo.ts", tmp_path / "both.ts"
+    write_clip(mono, seconds=2, codec="mpeg2video", rate=25)
+    write_clip(stereo, seconds=2, codec="mpeg2video", rate=25, layout="stereo")
+    both.write_bytes(mono.read_bytes() + stereo.read_bytes())
+    first, second = (read_clip(path, 60, 10, RATE).audio_i16 for path in (mono, stereo))
+    together = read_clip(both, 60, 60, RATE).audio_i16
+    assert np.array_equal(together[: len(first) - 100], first[:-100])  # resampler and decoder end in silence
+    assert len(together) == pytest.approx(len(first) + len(second), abs=RATE // 10)
+
+
+def reason_of(path: Path) -> str:
+    with pytest.raises(MediaError) as caught:
+        read_clip(path, 10, 3.0, RATE)
+    assert caught.value.detail
+    return caught.value.reason
+
+
+def cut(path: Path, share: float) -> Path:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    return path
+
+
+@pytest.mark.parametrize("content", [b"", b"404 Not Found\n" * 50, bytes(5000)], ids=["empty", "text", "zeros"])
+def test_what_is_no_media_is_corrupt(tmp_path, content):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(content)
+    assert reason_of(path) == "corrupt"
+
+
+def test_a_file_without_its_index_is_corrupt(tmp_path):
+    assert reason_of(cut(write_clip(tmp_path / "clip.mp4"), 0.7)) == "corrupt"
+
+
+@pytest.mark.parametrize("share", [0.2, 0.4])
+def test_a_file_that_breaks_off_before_its_centre_is_corrupt(tmp_path, share):
+    assert reason_of(cut(write_clip(tmp_path / "clip.mp4", seconds=10, movflags="+faststart"), share)) == "corrupt"
+
+
+def test_a_file_that_breaks_off_after_what_is_needed_is_as_good_as_whole(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", seconds=10, movflags="+faststart")
+    whole = read_clip(path, 10, 3.0, RATE)
+    broken = read_clip(cut(path, 0.85), 10, 3.0, RATE)
+    assert broken.frame_time_s == whole.frame_time_s
+    assert np.array_equal(broken.frame.to_ndarray(), whole.frame.to_ndarray())
+    assert np.array_equal(broken.audio_i16, whole.audio_i16)
+
+
+def test_missing_streams_are_named(tmp_path):
+    assert reason_of(write_clip(tmp_path / "mute.mp4", sound_s=0)) == "no_audio"
+    assert reason_of(write_clip(tmp_path / "blind.mp4", seconds=0, sound_s=4)) == "no_video"
+
+
+def test_a_video_that_no_decoder_knows_is_corrupt(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4")
+    content = path.read_bytes()
+    head, sample_table = content.split(b"stsd", 1)
+    path.write_bytes(head + b"stsd" + sample_table.replace(b"avc1", b"zzzz", 1))
+    assert reason_of(path) == "corrupt"
+
+
+def test_an_absent_file_is_no_fault_of_the_clip(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_clip(tmp_path / "clip.mp4", 10, 3.0, RATE)
+
+
+def test_damage_anywhere_gives_a_clip_or_a_reason(tmp_path):
+    whole = write_clip(tmp_path / "clip.mp4", seconds=3, movflags="+faststart").read_bytes()
+    index_end = whole.index(b"mdat")
+    path, outcomes = tmp_path / "damaged.mp4", set()
+    for seed in range(80):
+        dice, content = random.Random(seed), bytearray(whole)
+        for _ in range(dice.choice([1, 3, 20])):
+            content[dice.randrange(index_end if seed % 2 else len(content))] = dice.randrange(256)
+        path.write_bytes(content)
+        try:
+            outcomes.add(len(read_clip(path, 10, 3.0, RATE).audio_i16) > 0)
+        except MediaError as error:
+            outcomes.add(error.reason)
+    assert {True, "corrupt"} <= outcomes <= {True, "corrupt", "no_audio", "no_video"}
+
+
+def test_media_errors_cross_process_borders():
+    error = pickle.loads(pickle.dumps(MediaError("no_audio", "the file has no audio stream")))
+    assert (error.reason, error.detail, str(error)) == ("no_audio", *["the file has no audio stream"] * 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "scaled"),
+    [((320, 240), (341, 256)), ((96, 160), (256, 427)), ((64, 64), (256, 256)), ((640, 360), (455, 256))],
+)
+def test_scaling_keeps_the_whole_picture(tmp_path, size, scaled):
+    path = write_clip(tmp_path / "clip.mp4", seconds=1, size=size)
+    frame = read_clip(path, 10, 3.0, RATE).frame
+    ours = scale_to_rgb(frame, 256)
+    assert ours.dtype == np.uint8
+    assert ours.shape == (scaled[1], scaled[0], 3)
+    theirs = frame.to_image().resize(scaled, Image.Resampling.BICUBIC)
+    assert np.abs(ours.astype(int) - np.asarray(theirs).astype(int)).mean() < 4
