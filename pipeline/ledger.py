@@ -61,7 +61,8 @@ class Outcome:
     finished_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def __post_init__(self):
-        assert self.reason is None or self.reason in REASONS, self.reason
+        if self.reason is not None and self.reason not in REASONS:
+            raise ValueError(f"{self.reason!r} is not among the ledger's reasons")
 
     @property
     def done(self) -> bool:

@@ -52,6 +52,11 @@ def build_manifest(lists_folder: Path, manifest_folder: Path, accept_changed: bo
     catalogue, definitions = load_catalogue()
     paths = find_lists(lists_folder, accept_changed)
     rows = {name: parse_list(path, catalogue[name].format) for name, path in paths.items()}
+    for name, entry in catalogue.items():
+        if name in rows and entry.rows not in (None, len(rows[name])) and not accept_changed:
+            raise AvpipeError(
+                f"{paths[name]} has {len(rows[name])} rows where {entry.rows} were expected; get it again"
+            )
     splits = {
         name: _split_ids(definition, rows[definition.list], accept_changed)
         for name, definition in definitions.items()

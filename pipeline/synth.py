@@ -14,23 +14,22 @@ import csv
 import hashlib
 import io
 import json
-import multiprocessing
-import os
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count, starmap
+from itertools import count
 from pathlib import Path
 
 import av
 import numpy as np
 
 from pipeline.errors import AvpipeError
+from pipeline.layout import published, remove_leftovers
+from pipeline.parts import Lost, chunks, run_parts, stage_lock
 from pipeline.synth_scene import HEIGHT, KINDS, SAMPLE_RATE, WIDTH, Scene, compose
 
 VERSION = 1  # of the look of the clips: raise it with any change that alters their bytes
+CLIPS_PER_PART = 4  # for a worker at a time: its start costs more than a clip, and the bar should move
 KEY_FRAME_S = 10 / 3  # key frames at 0, 3.3 and 6.7 s: the centre is as far from one as it can be, so a lazy seek shows
 
 
@@ -66,9 +65,9 @@ def make_corpus(
     clips: int,
     classes: int = 8,
     seed: int = 0,
-    workers: int | None = None,
+    workers: int = 1,
     test_fraction: float = 0.2,
-    on_done: Callable[[int], None] | None = None,
+    on_done: Callable[[int], None] = lambda clips: None,
 ) -> CorpusSummary:
     """Make `clips` clips and their lists under `out`, or finish an interrupted run with the same settings.
 
@@ -77,28 +76,23 @@ def make_corpus(
         clips: number of clips, train and test together, at least 2.
         classes: number of kinds of object, 2 to len(KINDS); balanced within train and within test.
         seed: any integer from 0 on; other seeds give other clips and other ids.
-        workers: processes; None for one a core. They are spawned: a script needs its `if __name__ == "__main__"`.
+        workers: processes. They are spawned: a script needs its `if __name__ == "__main__"`.
         test_fraction: share of test clips, between 0 and 1; each split gets at least one clip.
-        on_done: called here, in the calling process, with the number of clips finished so far.
+        on_done: called here, in the calling process, with the number of clips just finished.
 
     Raises:
-        AvpipeError: a setting is out of range, or `out` holds a corpus made with other settings.
+        AvpipeError: a setting is out of range, `out` holds a corpus made with other settings, or another process is
+            making it.
     """
     started = time.perf_counter()
     _check(clips, classes, seed, test_fraction)
     out = Path(out)
     settings = {"version": VERSION, "clips": clips, "classes": classes, "seed": seed, "test_fraction": test_fraction}
-    _claim(out / "synth.json", settings)
     plan = plan_corpus(clips, classes, seed, test_fraction)
-    folder = out / "clips"
-    folder.mkdir(exist_ok=True)
-    boxes = []
-    with _mapper(min(workers or os.cpu_count() or 1, clips)) as run:
-        for box in run(make_clip, [(folder, clip, classes) for clip in plan]):
-            boxes.append(box)
-            if on_done:
-                on_done(len(boxes))
-    test = _write_lists(out / "lists" / "synth", plan, boxes)
+    with stage_lock(out, "the made-up corpus"):
+        _claim(out / "synth.json", settings)
+        boxes = _make_clips(out / "clips", plan, classes, workers, on_done)
+        test = _write_lists(out / "lists" / "synth", plan, boxes)
     elapsed = time.perf_counter() - started
     return CorpusSummary(clips=clips, train=clips - test, test=test, classes=classes, seconds=elapsed)
 
@@ -119,12 +113,30 @@ def plan_corpus(clips: int, classes: int, seed: int, test_fraction: float) -> li
     return plan
 
 
+def _make_clips(folder: Path, plan: list[PlannedClip], classes: int, workers: int, on_done) -> list[list[float]]:
+    """Make the clips that are missing; give the boxes of all in the order of the plan."""
+    folder.mkdir(exist_ok=True)
+    remove_leftovers(folder)
+    boxes: dict[str, list[float]] = {}
+    for made in run_parts(make_clips, chunks([(folder, clip, classes) for clip in plan], CLIPS_PER_PART), workers):
+        if isinstance(made, Lost):
+            raise AvpipeError(f"{folder}: a clip could not be made ({made.detail}); run the command again")
+        boxes |= made
+        on_done(len(made))
+    return [boxes[clip.clip_id] for clip in plan]
+
+
+def make_clips(tasks: list[tuple[Path, PlannedClip, int]]) -> dict[str, list[float]]:
+    """Run in a worker: make several clips; their boxes by clip id."""
+    return {clip.clip_id: make_clip(folder, clip, classes) for folder, clip, classes in tasks}
+
+
 def make_clip(folder: Path, clip: PlannedClip, classes: int) -> list[float]:
     """Write one clip into `folder` unless it is there; give its box at 5 s (xmin, ymin, xmax, ymax, fractions)."""
     scene = compose(clip.seed, clip.kind, classes)
     path = folder / f"{clip.clip_id}.mp4"
     if not path.exists():
-        with _published(path) as unfinished:
+        with published(path) as unfinished:
             encode(scene, unfinished)
     return scene.box()
 
@@ -170,7 +182,7 @@ def _claim(path: Path, settings: dict) -> None:
     """Note the settings in `path` before the first clip, or make sure that they are those noted there."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _published(path) as unfinished:
+        with published(path) as unfinished:
             unfinished.write_text(json.dumps(settings, indent=1) + "\n")
         return
     try:
@@ -194,28 +206,6 @@ def _identity(seed: int, number: int, used: set[str]) -> tuple[str, int]:
             return youtube_id, digest[-1]
 
 
-@contextmanager
-def _mapper(workers: int) -> Iterator[Callable]:
-    """Give a starmap that keeps the order: in this process for one worker, else over processes."""
-    if workers == 1:
-        yield starmap
-        return
-    # Spawned, not forked: the caller may run threads (a progress bar, a data loader), and forking those can deadlock.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
-    try:
-        yield lambda function, tasks: pool.map(function, *zip(*tasks, strict=True))
-    finally:  # after Ctrl-C, leave at once: `with pool` would first make every clip that is still waiting
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _published(path: Path) -> Iterator[Path]:
-    """Give a temporary name to write to; it becomes `path` at the end, unless writing failed."""
-    unfinished = path.with_name(path.name + ".part")
-    yield unfinished
-    unfinished.replace(path)
-
-
 def _write_lists(folder: Path, plan: list[PlannedClip], boxes: list[list[float]]) -> int:
     """Write both lists into `folder`; give the number of test clips."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -228,6 +218,6 @@ def _write_lists(folder: Path, plan: list[PlannedClip], boxes: list[list[float]]
         if clip.official_split == "test"
     ]
     for name, text in (("synth_boxes.json", json.dumps(boxed, indent=1) + "\n"), ("synth.csv", table.getvalue())):
-        with _published(folder / name) as unfinished:
+        with published(folder / name) as unfinished:
             unfinished.write_text(text)
     return len(boxed)

@@ -63,6 +63,7 @@ def options(url_template: str) -> dict:
     """Options of YoutubeDL for one source; polite pauses only where the pages are YouTube's."""
     pace = YOUTUBE_PACE if url_template == YOUTUBE else {}
     return pace | {
+        "color": {"stdout": "no_color", "stderr": "no_color"},
         "format": FORMAT,
         "logger": _Silent(),
         "noplaylist": True,
@@ -91,7 +92,7 @@ class Downloader:
         client.params["outtmpl"]["default"] = str(folder).replace("%", "%%") + "/video.%(ext)s"
         try:
             client.extract_info(url, download=True)
-        except yt_dlp.utils.YoutubeDLError as error:
+        except Exception as error:  # extractors are many and raise anything; no clip may end the run
             text = " ".join(str(error).removeprefix("ERROR: ").split())
             raise MediaError(classify(text), text) from None
         files = [path for path in folder.iterdir() if path.suffix not in (".part", ".ytdl")]

@@ -489,10 +489,16 @@ def test_the_clips_of_a_video_are_cut_exactly_and_the_video_is_fetched_once(root
 
 def test_a_clip_behind_the_end_of_its_video_is_too_short_and_spares_the_others(root, video):
     with served_videos(video, VIDEO) as (_, source):
-        download(root, [clip(3), clip(40), clip(15)], source)
-    assert reasons(root) == {clip(3).clip_id: None, clip(40).clip_id: "too_short", clip(15).clip_id: None}
+        download(root, [clip(3), clip(30), clip(40), clip(15)], source)
+    expected = {clip(3): None, clip(30): "too_short", clip(40): "too_short", clip(15): None}
+    assert reasons(root) == {one.clip_id: reason for one, reason in expected.items()}
     assert latest(root)[clip(40).clip_id].permanent
     assert set(files(root)) == {f"{one.clip_id}.mp4" for one in (clip(3), clip(15))}
+
+
+def test_a_clip_that_its_video_holds_in_part_is_kept_as_far_as_it_goes(video, tmp_path):
+    cut_clip(video, 25, 35, tmp_path / "part.mp4")
+    assert [second for _, second in greys(tmp_path / "part.mp4")] == [25 + number // RATE for number in range(5 * RATE)]
 
 
 def test_all_clips_of_a_video_that_is_gone_have_its_reason(root, video):

@@ -4,7 +4,6 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-import scipy.signal
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from shared_files import PARITY
@@ -16,6 +15,8 @@ SPEC = SPECS["logspec"]
 
 def scipy_logspec(wave: np.ndarray) -> np.ndarray:
     """As LVS and EZ-VSL write it."""
+    import scipy.signal  # seconds that the start of pytest need not wait for
+
     _, _, density = scipy.signal.spectrogram(wave, 16_000, nperseg=512, noverlap=274)
     return np.log(density + 1e-7) / 12
 

@@ -136,7 +136,7 @@ def test_a_writer_that_fails_leaves_the_ledger_as_it_was(ledger, monkeypatch):
 
 @pytest.mark.parametrize("reason", ["Removed", "", "rate limited", "done"])
 def test_a_reason_outside_the_vocabulary_is_refused(reason):
-    with pytest.raises(AssertionError):
+    with pytest.raises(ValueError, match="not among the ledger's reasons"):
         Outcome(clip_id=CLIP, reason=reason)
 
 

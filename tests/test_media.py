@@ -131,7 +131,7 @@ X264 = {
 OTHER = {
     "mpeg4_b_frames.avi": ("mpeg4", {"codec": "mpeg4", "options": {"bf": "2"}, "gop": 12, "audio_codec": "mp3"}),
     "mpeg2.ts": ("mpeg2video", {"codec": "mpeg2video", "rate": 25, "options": {"bf": "2"}, "gop": 12}),
-    "h264.mkv": ("flac", {"audio_codec": "flac", "options": {"x264-params": "bframes=3"}}),
+    "h264.mkv": ("libopus", {"audio_codec": "libopus", "sample_rate": 48_000, "options": {"x264-params": "bframes=3"}}),
     "h265.mp4": ("libx265", {"codec": "libx265", "options": {"x265-params": "bframes=3:keyint=20:log-level=0"}}),
     "vp9.webm": (
         "libvpx-vp9",

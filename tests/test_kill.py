@@ -1,0 +1,341 @@
+"""Workers that die or hang, and whole runs killed at any moment: the bytes are the same in the end.
+
+Worker processes import this module, so what is slow to import is imported where it is used.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.parts import Lost, run_parts
+
+TESTS = Path(__file__).parent
+# Small parts and slow workers, so that there is a middle to be killed in.
+COMMAND = """
+import pipeline.extract, pipeline.settings, pipeline.shard, test_kill
+from functools import partial
+from train.cli import main
+
+pipeline.extract.CLIPS_PER_PART = 2
+pipeline.extract.extract_part = test_kill.slow_extract_part
+pipeline.shard.write_shard = test_kill.slow_write_shard
+pipeline.settings.ShardSettings = partial(pipeline.settings.ShardSettings, samples_per_shard=1)
+main()
+"""
+# Reads lines [stage, function, n, seed]; for each, a forked process runs the stage until it calls the function for the
+# n-th time, and is killed there. Forked, because what takes long is to import.
+KILLED_AT = """
+import json, os, signal, sys
+from pathlib import Path
+import pipeline.extract, pipeline.shard
+from pipeline.layout import Root
+from pipeline.manifest import Manifest
+from pipeline.settings import ExtractSettings, ShardSettings
+
+def run(stage, name, wanted, seed):
+    owner, _, attribute = name.rpartition(".")
+    owner, calls = eval(owner), []
+    whole = getattr(owner, attribute)
+
+    def killing(*args, **kwargs):
+        calls.append(0)
+        if len(calls) == wanted:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(*args, **kwargs)
+
+    setattr(owner, attribute, killing)
+    if stage == "extract":
+        pipeline.extract.extract(root, Manifest.open(root.manifest).ids(None), ExtractSettings(), workers=1)
+    else:
+        settings = ShardSettings(samples_per_shard=5, seed=seed)
+        pipeline.shard.shard(root, "synth_train", ExtractSettings(), settings, workers=1)
+
+root = Root(Path(sys.argv[1]))
+pipeline.extract.run_parts = pipeline.shard.run_parts = lambda function, parts, workers: map(function, parts)
+pipeline.extract.CLIPS_PER_PART = 3
+for line in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        run(*json.loads(line))
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+def behave(items: list[str]) -> list[str]:
+    """Run in a worker: each item says what happens."""
+    for item in items:
+        if item == "exit":
+            os._exit(3)
+        elif item == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif item == "hang":
+            time.sleep(600)
+    return items
+
+
+def extract_part_with_a_deadly_clip(tasks: list) -> list:
+    """Run in a worker: the decoder crashes on the clip that starts at second 2."""
+    from pipeline import extract
+
+    whole = extract.make_sample
+
+    def crash(path, settings):
+        if path.stem.endswith("_000002"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return whole(path, settings)
+
+    extract.make_sample = crash
+    return extract.extract_part(tasks)
+
+
+def slow_extract_part(tasks: list) -> list:
+    """Run in a worker."""
+    from pipeline.extract import extract_part
+
+    time.sleep(0.05)
+    return extract_part(tasks)
+
+
+def slow_write_shard(jobs: list) -> int:
+    """Run in a worker."""
+    from pipeline.shard import write_shard
+
+    time.sleep(0.1)
+    return write_shard(jobs)
+
+
+def note_and_wait(items: list[str]) -> None:
+    """Run in a worker: the first to come is done at once, the second would stay for long."""
+    folder = Path(items[0])
+    first = not any(folder.iterdir())
+    (folder / str(os.getpid())).touch()
+    time.sleep(0 if first else 60)
+
+
+def test_a_worker_that_dies_costs_its_item_only():
+    parts = [["a", "b", "exit", "c"], ["d"], ["killed", "e"]]
+    results = list(run_parts(behave, parts, workers=2))
+    lost = {result.item: result.reason for result in results if isinstance(result, Lost)}
+    done = [item for result in results if not isinstance(result, Lost) for item in result]
+    assert lost == {"exit": "decoder_crash", "killed": "decoder_crash"}
+    assert sorted(done) == list("abcde")
+
+
+def test_a_worker_that_hangs_costs_its_item_only(monkeypatch):
+    monkeypatch.setattr("pipeline.parts.START_S", 0.8)
+    monkeypatch.setattr("pipeline.parts.SECONDS_PER_ITEM", 0.1)
+    results = list(run_parts(behave, [["a", "hang"], ["b"]], workers=1))
+    lost = [result for result in results if isinstance(result, Lost)]
+    assert [(result.item, result.reason) for result in lost] == [("hang", "timeout")]
+    assert sorted(item for result in results if result not in lost for item in result) == ["a", "b"]
+
+
+def test_a_caller_that_stops_leaves_no_worker(tmp_path):
+    for _ in run_parts(note_and_wait, [[str(tmp_path)], [str(tmp_path)]], workers=2):
+        break
+    deadline = time.monotonic() + 20
+    pids = [int(path.name) for path in tmp_path.iterdir()]
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert pids
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def start(root, *command: str) -> subprocess.Popen:
+    """The command line with two workers, all in a process group of their own."""
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "--root", str(root.path), *command, "--workers", "2"],
+        env=os.environ | {"PYTHONPATH": path},
+        cwd=TESTS.parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> None:
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors.decode()
+
+
+def kill_when(process: subprocess.Popen, folder: Path, pattern: str, count: int) -> None:
+    """SIGKILL to the whole group as soon as `folder` holds so many files."""
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob(pattern))) < count:
+        assert process.poll() is None, f"ended before there were {count} {pattern}: {process.stderr.read().decode()}"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+@contextmanager
+def killer(root):
+    """Gives kill(stage, function, n): the stage in a process that is killed as it calls the function the n-th time."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED_AT, str(root.path)],
+        cwd=TESTS.parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def kill(stage: str, name: str, call: int, seed: int = 0) -> None:
+        print(json.dumps([stage, name, call, seed]), file=process.stdin, flush=True)
+        assert int(process.stdout.readline()) == -signal.SIGKILL, f"{name} was not called {call} times"
+
+    try:
+        yield kill
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def identities(paths) -> dict[str, tuple[int, int]]:
+    """What changes when a file is written again."""
+    return {path.name: ((status := path.stat()).st_ino, status.st_mtime_ns) for path in paths}
+
+
+def with_cache_of(done_root, folder: Path):
+    """A root in which all is extracted and nothing is sharded."""
+    from pipeline.layout import Root
+
+    root = Root(folder)
+    shutil.copytree(done_root.manifest, root.manifest)
+    shutil.copytree(done_root.cache, root.cache)
+    return root
+
+
+def shard_here(root, monkeypatch, **changes) -> Path:
+    from pipeline import shard
+    from pipeline.settings import ExtractSettings, ShardSettings
+
+    monkeypatch.setattr(shard, "run_parts", lambda function, parts, workers: map(function, parts))
+    settings = ShardSettings(**{"samples_per_shard": 5} | changes)
+    return shard.shard(root, "synth_train", ExtractSettings(), settings, workers=1).folder
+
+
+def extract_cache(root):
+    from pipeline.cache import Cache
+    from pipeline.settings import ExtractSettings
+
+    return Cache(root.cache / ExtractSettings().name)
+
+
+def done_rows(root) -> list[str]:
+    """Clip ids of all rows of the extraction's ledger that say done."""
+    import pyarrow.parquet as pq
+
+    files = (root.ledger / extract_cache(root).folder.name.join(["extract-", ""])).glob("*.parquet")
+    return [row["clip_id"] for file in files for row in pq.read_table(file).to_pylist() if row["status"] == "done"]
+
+
+def test_an_extraction_killed_again_and_again_ends_as_an_undisturbed_one(fresh_root, done_root, monkeypatch):
+    import pyarrow.parquet as pq
+
+    from pipeline.manifest import Manifest
+
+    cache = extract_cache(fresh_root)
+    finished = {}
+    for pattern, count in ((".*.tmp", 1), ("part-*.parquet", 4)):
+        kill_when(start(fresh_root, "extract"), cache.folder, pattern, count)
+        assert finished.items() <= identities(cache.indexes()).items()
+        finished = identities(cache.indexes())
+    assert 4 <= len(finished) < 10
+    finish(start(fresh_root, "extract"))
+    assert finished.items() < identities(cache.indexes()).items()
+    clips = [clip for index in cache.indexes() for clip in pq.read_table(index)["clip_id"].to_pylist()]
+    assert sorted(clips) == sorted(Manifest.open(fresh_root.manifest).ids(None))
+    before_the_last = [clip for index in cache.indexes() if index.name in finished for clip in ids_of(index)]
+    assert all(done_rows(fresh_root).count(clip) == 1 for clip in before_the_last)
+    assert list(cache.folder.glob(".*.tmp")) == []
+    assert hashes(shard_here(fresh_root, monkeypatch)) == hashes(done_root.shards / "synth_train")
+
+
+def ids_of(index: Path) -> list[str]:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(index, columns=["clip_id"])["clip_id"].to_pylist()
+
+
+def test_a_killed_sharding_ends_as_an_undisturbed_one(tmp_path, done_root, monkeypatch):
+    root = with_cache_of(done_root, tmp_path / "root")
+    undisturbed = with_cache_of(done_root, tmp_path / "undisturbed")
+    command = ("shard", "--split", "synth_train")
+    kill_when(start(root, *command), root.shards, ".synth_train-*/*.part.parquet", 5)
+    assert not (root.shards / "synth_train").exists()
+    fragments = root.shards.glob(".synth_train-*/*.part.parquet")
+    tars = [path.with_name(path.name.replace(".part.parquet", ".tar")) for path in fragments]
+    finished = identities(tars)
+    assert 5 <= len(finished) < 16
+    finish(start(root, *command))
+    assert finished.items() < identities((root.shards / "synth_train").iterdir()).items()
+    assert hashes(root.shards / "synth_train") == hashes(shard_here(undisturbed, monkeypatch, samples_per_shard=1))
+    assert sorted(path.name for path in root.shards.iterdir()) == [".locks", "synth_train"]
+
+
+def test_an_extraction_killed_at_its_weakest_points_loses_only_what_was_not_finished(
+    fresh_root, done_root, monkeypatch
+):
+    import pipeline.extract
+    from pipeline.manifest import Manifest
+    from pipeline.settings import ExtractSettings
+
+    cache, finished = extract_cache(fresh_root), {}
+    with killer(fresh_root) as kill:
+        for name, call, parts in (
+            ("pipeline.extract.samples.TarWriter.add", 5, 1),  # in the middle of the second tar
+            ("pipeline.layout.os.fsync", 2, 1),  # the tar has its name, the ledger's file has not
+            ("pipeline.extract._write_index", 2, 2),  # the second part of this run is in the ledger and has no index
+            ("pipeline.extract.Ledger.write", 1, 2),  # a tar alone
+        ):
+            kill("extract", name, call)
+            now = identities(cache.indexes())
+            assert finished.items() <= now.items()
+            assert len(now) == parts, name
+            finished = now
+    monkeypatch.setattr(pipeline.extract, "run_parts", lambda function, parts, workers: map(function, parts))
+    ids = Manifest.open(fresh_root.manifest).ids(None)
+    plan = pipeline.extract.extract(fresh_root, ids, ExtractSettings(), workers=1)
+    settled = [clip for index in cache.indexes() if index.name in finished for clip in ids_of(index)]
+    assert plan.finished == len(settled)
+    assert {job.clip_id for job in plan.jobs} == set(ids) - set(settled)
+    assert finished.items() < identities(cache.indexes()).items()
+    assert list(cache.folder.glob(".*.tmp")) == []
+    assert hashes(shard_here(fresh_root, monkeypatch)) == hashes(done_root.shards / "synth_train")
+
+
+def test_a_sharding_killed_at_its_weakest_points_never_shows_half_a_split(tmp_path, done_root, monkeypatch):
+    root = with_cache_of(done_root, tmp_path / "root")
+    split = root.shards / "synth_train"
+    new = hashes(done_root.shards / "synth_train")
+    old = hashes(shard_here(root, monkeypatch, seed=1))
+    assert old != new
+    with killer(root) as kill:
+        for name, call, there in (
+            ("pipeline.samples.TarWriter.add", 7, old),  # in the middle of the second tar
+            ("pipeline.shard.pq.write_table", 2, old),  # the third tar has no fragment of the index
+            ("pipeline.shard.pq.write_table", 3, old),  # all fragments, but no index
+            ("pipeline.shard._swap", 1, old),
+            ("pipeline.shard.Path.unlink", 3, old),  # two of four fragments are away
+            ("pipeline.shard.Path.replace", 1, old),
+            ("pipeline.shard.Path.replace", 2, None),  # the older folder is away, the new one not yet there
+        ):
+            kill("shard", name, call)
+            assert (hashes(split) if split.exists() else None) == there, name
+    assert hashes(shard_here(root, monkeypatch)) == new
+    assert sorted(path.name for path in root.shards.iterdir()) == [".locks", "synth_train"]

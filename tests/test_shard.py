@@ -1,0 +1,241 @@
+"""A split as WebDataset tars with an index: the same bytes however it was made, readable by others, never mixed."""
+
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import webdataset
+
+from pipeline import extract as extract_stage
+from pipeline import shard as stage
+from pipeline.errors import AvpipeError
+from pipeline.extract import extract
+from pipeline.layout import Root
+from pipeline.manifest import Manifest
+from pipeline.parts import stage_lock
+from pipeline.settings import ExtractSettings, ShardSettings
+from pipeline.shard import ShardSummary, order_key, read_metadata, shard
+
+SETTINGS = ExtractSettings()
+MEMBERS = ["audio.flac", "frame.jpg", "logspec.npy", "meta.json"]
+
+
+def run_serially(function, parts, workers):
+    return map(function, parts)
+
+
+@pytest.fixture
+def serial(monkeypatch) -> None:
+    """Parts run in this process."""
+    monkeypatch.setattr(stage, "run_parts", run_serially)
+    monkeypatch.setattr(extract_stage, "run_parts", run_serially)
+
+
+@pytest.fixture
+def root(tmp_path, done_root) -> Root:
+    """All is extracted, nothing is sharded."""
+    root = Root(tmp_path / "copy")
+    shutil.copytree(done_root.manifest, root.manifest)
+    shutil.copytree(done_root.cache, root.cache)
+    return root
+
+
+def make(root: Root, split: str = "synth_train", workers: int = 1, **changes) -> ShardSummary:
+    return shard(root, split, SETTINGS, ShardSettings(**{"samples_per_shard": 5} | changes), workers=workers)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def index_rows(folder: Path) -> list[dict]:
+    return pq.read_table(folder / "index.parquet").to_pylist()
+
+
+def test_two_workers_give_the_bytes_of_one(root, done_root):
+    make(root, workers=2)
+    expected = hashes(done_root.shards / "synth_train")
+    assert list(expected) == ["index.parquet", *(f"synth_train-{number:06d}.tar" for number in range(4))]
+    assert hashes(root.shards / "synth_train") == expected
+
+
+def test_a_cache_made_in_instalments_by_more_workers_gives_the_same_bytes(fresh_root, done_root, monkeypatch):
+    monkeypatch.setattr(extract_stage, "CLIPS_PER_PART", 3)
+    ids = Manifest.open(fresh_root.manifest).ids(None)
+    extract(fresh_root, ids[:4:-1], SETTINGS, workers=2)
+    monkeypatch.setattr(extract_stage, "run_parts", run_serially)
+    monkeypatch.setattr(stage, "run_parts", run_serially)
+    partial = make(fresh_root)
+    assert 0 < partial.samples < 16
+    partial_ids = [row["clip_id"] for row in index_rows(partial.folder)]
+    extract(fresh_root, ids, SETTINGS, workers=1)
+    whole = make(fresh_root)
+    assert (whole.samples, whole.listed, whole.shards, whole.written) == (16, 16, 4, 4)
+    assert hashes(whole.folder) == hashes(done_root.shards / "synth_train")
+    # Those that came later lie in between; the others keep their order.
+    assert [row["clip_id"] for row in index_rows(whole.folder) if row["clip_id"] in partial_ids] == partial_ids
+
+
+@pytest.mark.parametrize("split", ["synth_train", "synth_test"])
+def test_plain_webdataset_reads_every_sample(done_root, split):
+    folder = done_root.shards / split
+    tars = [str(path) for path in sorted(folder.glob("*.tar"))]
+    flac = webdataset.handle_extension("flac", lambda data: soundfile.read(io.BytesIO(data), dtype="int16"))
+    dataset = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False).decode(flac, "rgb8")
+    rows = index_rows(folder)
+    read = list(dataset)
+    assert [sample["__key__"] for sample in read] == [row["clip_id"] for row in rows]
+    assert sorted(sample["__key__"] for sample in read) == sorted(Manifest.open(done_root.manifest).ids(split))
+    for sample, row in zip(read, rows, strict=True):
+        assert sorted(key for key in sample if not key.startswith("__")) == MEMBERS
+        assert sample["frame.jpg"].shape == (256, 341, 3)
+        assert (sample["logspec.npy"].dtype, sample["logspec.npy"].shape) == (np.float16, (257, 200))
+        assert (sample["audio.flac"][0].shape, sample["audio.flac"][1]) == ((48_000,), 16_000)
+        assert (sample["meta.json"]["label"], sample["meta.json"]["boxes"]) == (row["label"], row["boxes"])
+
+
+@pytest.mark.parametrize("split", ["synth_train", "synth_test"])
+def test_the_index_points_at_the_bytes_of_the_members(done_root, split):
+    folder = done_root.shards / split
+    for row in index_rows(folder):
+        with tarfile.open(folder / row["shard"]) as tar:
+            members = {name: tar.extractfile(f"{row['clip_id']}.{name}").read() for name in MEMBERS}
+        content = (folder / row["shard"]).read_bytes()
+        whole = hashlib.sha256()
+        for name in MEMBERS:
+            offset, size = row[f"{name}.offset"], row[f"{name}.size"]
+            assert content[offset : offset + size] == members[name]
+            whole.update(f"{name}\0{size}\0".encode() + members[name])
+        assert whole.hexdigest() == row["sha256"]
+
+
+def test_tars_say_nothing_of_time_and_owner(done_root):
+    for path in done_root.shards.glob("*/*.tar"):
+        with tarfile.open(path) as tar:
+            facts = {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode, m.type) for m in tar}
+        assert facts == {(0, 0, 0, "", "", 0o644, tarfile.REGTYPE)}
+
+
+def documented_order(ids: list[str], seed: int) -> list[str]:
+    return sorted(ids, key=lambda clip_id: hashlib.sha256(f"{seed}:{clip_id}".encode()).hexdigest())
+
+
+def test_the_order_is_that_of_seeded_hashes(root, done_root, serial):
+    ids = Manifest.open(root.manifest).split_ids("synth_train")
+    first = [row["clip_id"] for row in index_rows(done_root.shards / "synth_train")]
+    second = [row["clip_id"] for row in index_rows(make(root, seed=1).folder)]
+    assert first == documented_order(ids, 0)
+    assert second == documented_order(ids, 1)
+    assert len({tuple(first), tuple(second), tuple(sorted(ids))}) == 3
+    assert order_key(0, "1") != order_key(1, "1")
+
+
+def test_metadata_say_what_was_packed_and_how(done_root):
+    folder = done_root.shards / "synth_train"
+    metadata = read_metadata(folder / "index.parquet")
+    ids = Manifest.open(done_root.manifest).split_ids("synth_train")
+    assert (metadata["format"], metadata["split"], metadata["listed"]) == (1, "synth_train", len(ids))
+    assert metadata["listed_sha256"] == hashlib.sha256("".join(f"{i}\n" for i in sorted(ids)).encode()).hexdigest()
+    assert metadata["shard"] == {"samples_per_shard": 5, "seed": 0, "version": 1}
+    assert metadata["extract"]["features"] == SETTINGS.record()["features"]
+    tars = sorted(folder.glob("*.tar"))
+    assert metadata["shards"] == [
+        {"name": t.name, "samples": n, "bytes": t.stat().st_size, "sha256": hashlib.sha256(t.read_bytes()).hexdigest()}
+        for t, n in zip(tars, (5, 5, 5, 1), strict=True)
+    ]
+
+
+def test_boxes_and_labels_are_those_of_the_lists(done_root, corpus):
+    listed = {item["file"]: item for item in json.loads((corpus / "lists/synth/synth_boxes.json").read_text())}
+    rows = index_rows(done_root.shards / "synth_test")
+    assert {row["clip_id"] for row in rows} == set(listed)
+    for row in rows:
+        assert row["label"] == listed[row["clip_id"]]["class"]
+        boxes = [[box[side] for side in ("xmin", "ymin", "xmax", "ymax")] for box in row["boxes"]]
+        assert np.allclose(boxes, listed[row["clip_id"]]["bbox"], atol=1e-6)
+    assert all(row["boxes"] == [] for row in index_rows(done_root.shards / "synth_train"))
+
+
+def test_a_second_run_writes_nothing(root, serial):
+    first = make(root)
+    before = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in first.folder.iterdir()}
+    second = make(root)
+    assert (first.written, second.written) == (4, 0)
+    assert before == {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in second.folder.iterdir()}
+
+
+def test_other_settings_replace_the_folder_and_leave_nothing_of_the_old(root, serial):
+    make(root, samples_per_shard=3)
+    assert len(list((root.shards / "synth_train").glob("*.tar"))) == 6
+    summary = make(root, samples_per_shard=8)
+    assert sorted(path.name for path in summary.folder.iterdir()) == [
+        "index.parquet",
+        "synth_train-000000.tar",
+        "synth_train-000001.tar",
+    ]
+    assert {row["shard"] for row in index_rows(summary.folder)} == {"synth_train-000000.tar", "synth_train-000001.tar"}
+
+
+def test_leftovers_of_killed_runs_are_removed(root, done_root, serial):
+    (root.shards / ".synth_train-deadbeef").mkdir(parents=True)
+    (root.shards / ".synth_train-deadbeef/synth_train-000000.tar").write_bytes(b"of another plan")
+    (root.shards / ".synth_test-deadbeef").mkdir()
+    make(root)
+    assert sorted(path.name for path in root.shards.iterdir()) == [".locks", ".synth_test-deadbeef", "synth_train"]
+    (root.shards / ".synth_train.old.tmp").mkdir()
+    make(root)
+    assert not (root.shards / ".synth_train.old.tmp").exists()
+    assert hashes(root.shards / "synth_train") == hashes(done_root.shards / "synth_train")
+
+
+def test_what_is_not_extracted_cannot_be_sharded(fresh_root, serial):
+    with pytest.raises(AvpipeError, match="avpipe extract"):
+        make(fresh_root)
+    manifest = Manifest.open(fresh_root.manifest)
+    extract(fresh_root, manifest.split_ids("synth_train")[:1], SETTINGS, workers=1)
+    with pytest.raises(AvpipeError, match="no clip of synth_test is extracted"):
+        make(fresh_root, split="synth_test")
+    assert make(fresh_root).samples == 1
+    assert sorted(path.name for path in fresh_root.shards.iterdir() if path.name != ".locks") == ["synth_train"]
+
+
+@pytest.mark.parametrize("split", ["../synth_train", "nosuchsplit", ""])
+def test_unknown_splits_are_refused(root, split):
+    with pytest.raises(AvpipeError):
+        make(root, split=split)
+    assert not root.shards.exists()
+
+
+def test_two_shardings_of_a_split_at_once_are_refused(root, serial):
+    with stage_lock(root.shards / ".locks/synth_train", "the shards"), pytest.raises(AvpipeError, match="another"):
+        make(root)
+
+
+def test_a_damaged_cache_is_never_packed(root, serial):
+    (part,) = root.cache.glob("*/part-*.tar")
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    (row,) = (r for r in pq.read_table(part.with_suffix(".parquet")).to_pylist() if spans(r, len(content) // 2))
+    train = row["clip_id"] in Manifest.open(root.manifest).split_ids("synth_train")
+    with pytest.raises(AvpipeError, match=f"{part.name}.*{row['clip_id']} is damaged"):
+        make(root, split="synth_train" if train else "synth_test")
+    assert [path.name for path in root.shards.glob("[!.]*")] == []
+
+
+def spans(row: dict, position: int) -> bool:
+    return any(0 <= position - row[f"{name}.offset"] < row[f"{name}.size"] for name in MEMBERS)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 not really PAR1"])
+def test_a_file_that_is_no_index_is_refused(tmp_path, content):
+    (tmp_path / "index.parquet").write_bytes(content)
+    with pytest.raises(AvpipeError, match="is not an index"):
+        read_metadata(tmp_path / "index.parquet")
