@@ -1,6 +1,7 @@
 """The stages' commands. A stage is imported only when its command runs, so that `avpipe --help` answers at once."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -252,4 +253,5 @@ def verify(
     text = f"{folder}: {report.samples:,} of {report.listed:,} listed clips in {report.shards} shards: {verdict}"
     say(asdict(report) | {"counts": report.counts()}, "\n".join([text, *lines]), as_json)
     if report.problems:
+        print(f"avpipe: {folder} is not as it was written; remove it and run `avpipe shard` again", file=sys.stderr)
         raise typer.Exit(1)

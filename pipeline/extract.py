@@ -154,6 +154,8 @@ def _extract_one(job: Job, settings: ExtractSettings, writer: samples.TarWriter)
         outcome.reason, outcome.detail = error.reason, error.detail
     except FileNotFoundError:
         outcome.reason, outcome.detail = "disk", f"{job.path} is gone; download it again"
+    except Exception as error:  # strangers' files reach corners of the decoders that nobody foresaw
+        outcome.reason, outcome.detail = "unknown", repr(error)
     outcome.seconds = time.monotonic() - begin
     return outcome
 

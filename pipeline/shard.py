@@ -124,8 +124,14 @@ def _plan_rows(root: Root, split: str, listed: list[str], extract_settings: Extr
 
 
 def _is_published(final: Path, plan_name: str) -> bool:
+    """Whether `final` holds this plan and all its tars in full size; `verify` looks into them, too slow for here."""
     index = final / INDEX
-    return index.exists() and read_metadata(index).get("plan") == plan_name
+    if not index.exists():
+        return False
+    metadata = read_metadata(index)
+    tars = {final / samples.check_tar_name(shard["name"]): shard["bytes"] for shard in metadata["shards"]}
+    whole = all(tar.exists() and tar.stat().st_size == size for tar, size in tars.items())
+    return whole and metadata.get("plan") == plan_name
 
 
 def _plan_jobs(work: Path, rows: list[dict], cache: Path, split: str, settings: ShardSettings) -> list[ShardJob]:

@@ -72,7 +72,7 @@ def verify(
     for row in rows:
         by_shard.setdefault(samples.check_tar_name(row["shard"]), []).append(row)
     on_plan(len(rows))
-    problems = _index_problems(rows, metadata, by_shard)
+    problems = _index_problems(rows, metadata, by_shard) + _foreign_tars(folder, metadata, by_shard)
     checks = [
         ShardCheck(
             path=folder / samples.check_tar_name(shard["name"]),
@@ -110,6 +110,14 @@ def _index_problems(rows: list[dict], metadata: dict, by_shard: dict[str, list[d
         detail = f"{len(by_shard[name])} rows name a shard that the index does not describe"
         problems.append(Problem(kind="missing", shard=name, clip_id="", detail=detail))
     return problems
+
+
+def _foreign_tars(folder: Path, metadata: dict, by_shard: dict[str, list[dict]]) -> list[Problem]:
+    """Tars that the index does not name; a reader that takes `*.tar` would read them too."""
+    named = {shard["name"] for shard in metadata["shards"]} | by_shard.keys()
+    foreign = {path.name for path in folder.glob("*.tar")} - named
+    detail = "the index does not name this tar"
+    return [Problem(kind="unlisted", shard=name, clip_id="", detail=detail) for name in foreign]
 
 
 def check_shard(checks: list[ShardCheck]) -> tuple[str, list[Problem]]:

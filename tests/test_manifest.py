@@ -178,9 +178,9 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path):
         Manifest.open(tmp_path)
 
 
-def test_a_published_split_of_another_size_is_refused(tmp_path):
+def test_a_published_list_of_another_size_is_refused(tmp_path):
     lists = write_lists(tmp_path / "lists", {"vggsound_csv": SMALL["vggsound_csv"]})
-    with pytest.raises(AvpipeError, match="split vggsound: 2 clips where 199176 were expected"):
+    with pytest.raises(AvpipeError, match=r"vggsound\.csv has 2 rows where 199176 were expected"):
         build_manifest(lists, tmp_path / "manifest")
     assert not (tmp_path / "manifest").exists()
 

@@ -239,3 +239,14 @@ def test_a_file_that_is_no_index_is_refused(tmp_path, content):
     (tmp_path / "index.parquet").write_bytes(content)
     with pytest.raises(AvpipeError, match="is not an index"):
         read_metadata(tmp_path / "index.parquet")
+
+
+def test_a_published_tar_that_was_cut_short_is_written_again(done_root, tmp_path):
+    root = Root(shutil.copytree(done_root.path, tmp_path / "root"))
+    (tar,) = (root.shards / "synth_test").glob("*.tar")
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:-1])
+    settings = ShardSettings(samples_per_shard=5)
+    assert shard(root, "synth_test", ExtractSettings(), settings, workers=1).written == 1
+    assert tar.read_bytes() == whole
+    assert shard(root, "synth_test", ExtractSettings(), settings, workers=1).written == 0

@@ -129,6 +129,11 @@ def test_a_row_that_is_gone_from_the_index_is_missed(folder, serial):
     assert found(verify(folder, workers=1)) == [("missing", "synth_train-000000.tar", "")]
 
 
+def test_a_tar_that_the_index_does_not_name_is_unlisted(folder, serial):
+    (folder / "synth_train-000099.tar").write_bytes((folder / TAR).read_bytes())
+    assert found(verify(folder, workers=1)) == [("unlisted", "synth_train-000099.tar", "")]
+
+
 def test_rows_of_a_tar_that_the_index_does_not_describe_are_missing(folder, serial):
     rewrite_index(folder, change_metadata=lambda metadata: metadata["shards"].pop())
     assert found(verify(folder, workers=1)) == [("missing", "synth_train-000003.tar", "")]

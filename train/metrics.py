@@ -104,6 +104,8 @@ def ceiling(gt: Annotation, pixels: int) -> float:
     inside = gt.covered > 0
     weight, covered = gt.weight[inside].astype(np.float64), gt.covered[inside].astype(np.float64)
     total = weight.sum()
+    if pixels == 0 and total:
+        return 0.0
     if pixels >= weight.size:
         denominator = total + pixels - covered.sum()
         return float(total / denominator) if denominator else float("nan")

@@ -113,6 +113,8 @@ def _expand(text: str) -> list[str]:
 
 def _check_sizes(shards: Shards) -> None:
     """Every used tar is there and reaches as far as its samples do; else a sentence now instead of a crash later."""
+    if min(int(array.min()) for by_member in (shards.offset, shards.size) for array in by_member.values()) < 0:
+        raise AvpipeError(f"{shards.folder / INDEX} names negative offsets; it is not avpipe's")
     end = np.max([shards.offset[name] + shards.size[name] for name in shards.offset], axis=0)
     for number in np.unique(shards.shard_of):
         path = shards.folder / shards.shard_names[number]
