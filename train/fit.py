@@ -94,7 +94,7 @@ def _build(recipe: Recipe, state: dict | None, weights: Path | None):
     """Network and optimiser, from the checkpoint if there is one."""
     options = {"imagenet_file": weights} if weights else {}
     network = METHODS[recipe.method].network(recipe.options, **options)
-    network = network.to(memory_format=torch.channels_last)  # 1.4 times faster convolutions on a CPU
+    network = network.to(memory_format=torch.channels_last)  # what tensor cores read; 5 % on a CPU
     optimizer = torch.optim.Adam(
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
     )  # fused: one pass over the parameters, 8 times faster on a CPU

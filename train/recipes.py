@@ -57,9 +57,9 @@ def lvs() -> Recipe:
 def lvs_small() -> Recipe:
     """LVS from scratch on a few hundred made-up clips within minutes on a CPU; all numbers are ours.
 
-    112 pixels give 7×7 maps; the spectrogram is averaged 2×2, because the audio trunk takes most of the time.
+    112 pixels give 7×7 maps; the spectrogram is averaged 4×4, else the audio trunk takes most of the time.
     """
-    options = METHODS["lvs"].config(init="random", spec_pool=2)
+    options = METHODS["lvs"].config(init="random", spec_pool=4)
     return Recipe(
         method="lvs", options=options, image_px=112, batch_size=16, epochs=4, learning_rate=3e-4, checkpoint_steps=50
     )
