@@ -25,7 +25,8 @@ SILENT_AREA = (0.04, 0.085)
 # The exponent pushes the sounding object off the middle (1 would be uniform over all places that fit). At 0.75 a
 # centred disc of half the frame scores about 0.40 cIoU@0.5: there is more to learn than "look at the middle".
 OFF_CENTRE = 0.75
-RATES = (Fraction(10), Fraction(21, 2), Fraction(10000, 1001))  # frames per second; odd ones as real videos have
+# Frames per second: few, because drawing and encoding them is what a clip costs; uneven, as in real videos.
+RATES = (Fraction(5), Fraction(21, 4), Fraction(5000, 1001))
 
 Mask = Callable[[np.ndarray, np.ndarray], np.ndarray]  # x, y in [-1, 1], y down → bool (shape) or [0, 1] (texture)
 # rng, samples → float32 (samples,), any level. All repeat each second, so any three seconds hold the whole character.

@@ -102,7 +102,7 @@ def test_damage_makes_verify_fail(capsys, monkeypatch, done_root, tmp_path):
         (["verify", "."], "holds no index.parquet"),
         (["train", "--shards", "nowhere"], "holds no index.parquet"),
         (["train", "--shards", "nowhere", "--method", "lvs", "--recipe", "x"], "no recipe 'x'"),
-        (["eval", "--split", "vggss"], "give either --checkpoint RUN or --baseline"),
+        (["eval", "--split", "vggss"], "shards/vggss holds no index.parquet"),
         (["eval", "--split", "vggss", "--baseline", "centre"], "holds no manifest"),
         (["eval", "--split", "../x", "--baseline", "random-init"], "not the name of a split"),
     ],

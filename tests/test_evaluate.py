@@ -126,10 +126,17 @@ def test_random_init_is_a_baseline_and_repeats_itself(trained):
     assert run_eval(trained, "synth_test", None, "random-init", "avpipe", workers=0) == first
 
 
+def test_without_a_name_the_newest_run_is_scored_or_a_fresh_network(trained, done_root, tmp_path, capsys):
+    assert run_eval(trained, "synth_test", None, None, "avpipe", workers=0)["model"] == "small"
+    untrained = Root(tmp_path)
+    (untrained.path / "shards").symlink_to(done_root.shards)
+    assert run_eval(untrained, "synth_test", None, None, "avpipe", workers=0)["model"] == "baseline-random-init"
+    assert "no trained run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((None, None), "either --checkpoint RUN or --baseline"),
         (("small", "centre"), "either --checkpoint RUN or --baseline"),
         (("nobody", None), "no run 'nobody'"),
         ((None, "best"), "no baseline 'best'; there are: centre, random-init"),

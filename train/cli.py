@@ -56,7 +56,9 @@ def train(
 def evaluate(
     context: typer.Context,
     split: Split,
-    checkpoint: Annotated[str | None, typer.Option(help="A run's name or folder, or a checkpoint file.")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="A run's name or folder, or a file.  [default: the newest run]")
+    ] = None,
     baseline: Annotated[str | None, typer.Option(help="Instead of a checkpoint: `centre` or `random-init`.")] = None,
     protocol: Annotated[str, typer.Option(help="avpipe, lvs, ez-vsl, several with commas, or all.")] = "avpipe",
     workers: Workers = None,

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -12,18 +11,17 @@ from pipeline.parts import default_workers
 from train import evaluate as ev
 from train.shards import Shards, open_shards
 
-BASELINES = ("centre", "random-init")
-
 
 def run_eval(
     root: Root, split: str, checkpoint: str | None, baseline: str | None, protocol: str, workers: int | None
 ) -> dict:
     """Score and write `<run>/eval/<split>/`: metrics.json, per_clip.parquet and, with frames, sheet.png.
 
-    Returns what metrics.json holds: the first protocol's figures at the top, all protocols' under `protocols`. The
-    baseline `centre` needs the manifest alone. Raises AvpipeError for a wrong combination or missing input.
+    With neither checkpoint nor baseline the newest run is scored. Returns what metrics.json holds: the first protocol's
+    figures at the top, all protocols' under `protocols`. The baseline `centre` needs the manifest alone. Raises
+    AvpipeError for a wrong combination or missing input.
     """
-    if (checkpoint is None) == (baseline is None):
+    if checkpoint is not None and baseline is not None:
         raise AvpipeError("give either --checkpoint RUN or --baseline centre|random-init")
     names = ev.choose_protocols(protocol)
     check_split_name(split)
@@ -33,9 +31,7 @@ def run_eval(
     else:
         shards = open_shards(root.shards / split)
         clips = ev.clips_of_shards(shards)
-        maps, run = _network_maps(
-            root, shards, clips, checkpoint, baseline, default_workers() - 1 if workers is None else workers
-        )
+        maps, run = _network_maps(root, shards, clips, checkpoint, baseline, workers)
     kept: dict[str, list[np.ndarray]] = {}
     scores = ev.evaluate(clips, _keeping(maps, kept), names)
     summaries = [score.summary() for score in scores]
@@ -62,48 +58,15 @@ def run_eval(
     return result
 
 
-def _network_maps(
-    root: Root, shards: Shards, clips: ev.TestClips, checkpoint: str | None, baseline: str | None, workers: int
-):
+def _network_maps(root: Root, shards: Shards, clips: ev.TestClips, checkpoint, baseline, workers: int | None):
     """Maps of a trained or a fresh network, and the folder of its run."""
-    import torch
-
-    from train.checkpoint import load_checkpoint, network_of, recipe_of
-    from train.methods import METHODS
+    from train.models import choose_model
     from train.predict import network_maps
-    from train.recipes import get_recipe
 
-    if checkpoint is not None:
-        path = find_run(root, checkpoint)
-        state = load_checkpoint(path)
-        recipe, network = recipe_of(state), network_of(state)
-        _check_feature(state, shards, path)
-        run = path if path.is_dir() else path.parent
-    elif baseline == "random-init":
-        recipe = get_recipe("lvs", ["init=random"])
-        torch.manual_seed(recipe.seed)
-        network, run = METHODS[recipe.method].network(recipe.options), root.runs / "baseline-random-init"
-    else:
-        raise AvpipeError(f"there is no baseline {baseline!r}; there are: {', '.join(BASELINES)}")
-    return network_maps(network, shards, clips, recipe.feature, recipe.image_px, workers), run
-
-
-def _check_feature(state: dict, shards: Shards, path: Path) -> None:
-    data = state["data"]
-    there = shards.metadata["extract"]["features"].get(data["feature"])
-    if there != data["feature_digest"]:
-        raise AvpipeError(
-            f"{path} was trained on {data['feature']} {data['feature_digest']}, {shards.folder} holds {there}; "
-            "extract and shard the split with the same feature"
-        )
-
-
-def find_run(root: Root, text: str) -> Path:
-    """A run by name, or any folder or file by path. Raises AvpipeError if there is none."""
-    for path in (root.runs / text, Path(text)):
-        if path.exists():
-            return path
-    raise AvpipeError(f"there is no run {text!r} in {root.runs}, nor a file or folder of that name")
+    model = choose_model(root, checkpoint, baseline)
+    model.check_feature(shards)
+    loaders = default_workers() - 1 if workers is None else workers
+    return network_maps(model.network, shards, clips, model.feature, model.image_px, loaders), model.run
 
 
 def _keeping(maps: Callable[[str], Iterator[np.ndarray]], kept: dict[str, list[np.ndarray]]):
