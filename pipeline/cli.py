@@ -179,14 +179,11 @@ def _watch(what: str, run) -> dict:
     outcomes = []
     with ProgressLine(what, 0) as line:
 
-        def start(plan):
-            line.set_total(len(next(v for f in fields(plan) if isinstance(v := getattr(plan, f.name), list))))
-
         def on_outcome(some):
             outcomes.extend(some)
             line.advance(len(some), count_reasons(some))
 
-        plan = run(on_plan=start, on_outcome=on_outcome)
+        plan = run(on_plan=lambda plan: line.set_total(len(plan)), on_outcome=on_outcome)
     counts = {f.name: v for f in fields(plan) if isinstance(v := getattr(plan, f.name), int)}
     failures = [{"clip_id": o.clip_id, "reason": o.reason, "detail": o.detail} for o in outcomes if not o.done]
     done = len(outcomes) - len(failures)

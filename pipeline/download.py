@@ -34,6 +34,9 @@ class Plan:
     not_offered: int
     """Clips that the source does not have; they are left open for another source."""
 
+    def __len__(self) -> int:
+        return len(self.clips)
+
 
 def plan_download(root: Root, clips: list[Clip], source: Source, retry: bool = False) -> Plan:
     """Compare what is wanted with the ledger; failed clips are tried again with `retry`, but not those past winning."""
@@ -57,8 +60,8 @@ def download(
 ) -> Plan:
     """Fetch what is left of `clips` from `source` with `jobs` downloads at a time.
 
-    Raises AvpipeError when the source blocks clip after clip (what was fetched is kept), or when another process
-    downloads into the same folder.
+    Raises AvpipeError when the source has none of them, when it blocks clip after clip (what was fetched is kept), or
+    when another process downloads into the same folder.
     """
     ledger = Ledger(root.ledger, "download")
     with stage_lock(root.clips, "the download"):
@@ -68,6 +71,8 @@ def download(
         ledger.compact()
         _adopt(root, clips, ledger)
         plan = plan_download(root, clips, source, retry)
+        if not (plan.clips or plan.finished or plan.failed_before):
+            raise AvpipeError(f"none of the {len(clips):,} listed clips is in {source}; name another --from")
         on_plan(plan)
         before = ledger.latest()
         try:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline import media, samples
 from pipeline.cache import Cache
+from pipeline.errors import AvpipeError
 from pipeline.features import SPECS, pcm_to_float
 from pipeline.layout import Root, published, remove_leftovers
 from pipeline.ledger import Ledger, Outcome
@@ -44,6 +45,9 @@ class Plan:
     """Clips that failed earlier and are not tried again."""
     not_downloaded: int
     """Clips that the download stage has not delivered."""
+
+    def __len__(self) -> int:
+        return len(self.jobs)
 
 
 def plan_extract(root: Root, clip_ids: Iterable[str], settings: ExtractSettings, retry: bool = False) -> Plan:
@@ -88,8 +92,8 @@ def extract(
 ) -> Plan:
     """Extract what is left of `clip_ids`; a bad clip becomes a row of the ledger with its reason.
 
-    `on_plan` hears once what there is to do, `on_outcome` the outcomes of each part. Raises AvpipeError when another
-    process extracts into the same cache.
+    `on_plan` hears once what there is to do, `on_outcome` the outcomes of each part. Raises AvpipeError when none of
+    the clips is downloaded, or when another process extracts into the same cache.
     """
     folder = root.cache / settings.name
     ledger = Ledger(root.ledger, f"extract-{settings.name}")
@@ -98,6 +102,8 @@ def extract(
         Cache(folder).remove_orphans()
         ledger.compact()
         plan = plan_extract(root, clip_ids, settings, retry)
+        if not (plan.jobs or plan.finished or plan.failed_before):
+            raise AvpipeError(f"none of {plan.not_downloaded:,} clips is downloaded yet; run `avpipe download` first")
         on_plan(plan)
         first = Cache(folder).next_number()
         parts = chunks(plan.jobs, CLIPS_PER_PART)

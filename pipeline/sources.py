@@ -24,6 +24,9 @@ class FolderSource:
         if not self._names:
             raise AvpipeError(f"{folder} holds no .mp4 file; clips are expected as <clip_id>.mp4")
 
+    def __str__(self) -> str:
+        return str(self.folder)
+
     def offered(self, clips: list[Clip]) -> list[Clip]:
         """Those of `clips` that the folder holds."""
         return [clip for clip in clips if clip.clip_id in self._names]
@@ -54,6 +57,9 @@ class UrlSource:
             )
         self.whole_videos = "clip_id" not in fields
         self._downloader = Downloader(template)
+
+    def __str__(self) -> str:
+        return self._downloader.url_template
 
     def offered(self, clips: list[Clip]) -> list[Clip]:
         """All of `clips`: only asking can tell."""

@@ -15,7 +15,7 @@ from pipeline.download import download, plan_download
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root, file_sha256
 from pipeline.ledger import Ledger, Outcome
-from pipeline.manifest import Clip
+from pipeline.manifest import Clip, Manifest, build_manifest
 from pipeline.media import MediaError
 from pipeline.parts import stage_lock
 from pipeline.sources import FolderSource, UrlSource, open_source
@@ -541,3 +541,14 @@ def test_a_cut_of_a_missing_file_is_corrupt(tmp_path):
     with pytest.raises(MediaError) as error:
         cut_clip(tmp_path / "nowhere.mp4", 0, 10, tmp_path / "out.mp4")
     assert error.value.reason == "corrupt"
+
+
+def test_a_folder_with_none_of_the_clips_is_a_sentence(tmp_path, corpus):
+    root = Root(tmp_path / "root")
+    stranger = tmp_path / "other"
+    stranger.mkdir()
+    (stranger / "zzzzzzzzzzz_000000.mp4").write_bytes(b"x")
+    build_manifest(corpus / "lists", root.manifest)
+    manifest = Manifest.open(root.manifest)
+    with pytest.raises(AvpipeError, match=r"none of the 20 listed clips is in .*other; name another --from"):
+        download(root, manifest.clips(manifest.ids(None)), FolderSource(stranger))

@@ -19,6 +19,7 @@ from pipeline.errors import AvpipeError
 from pipeline.extract import cut_window, extract, make_sample, plan_extract
 from pipeline.layout import Root, file_sha256
 from pipeline.ledger import Ledger, Outcome
+from pipeline.manifest import Manifest, build_manifest
 from pipeline.media import scale_to_rgb
 from pipeline.parts import stage_lock
 from pipeline.settings import ExtractSettings
@@ -306,3 +307,10 @@ def test_a_crashing_decoder_fails_its_clip_and_no_other(tmp_path, good, monkeypa
     extract(root, ids, SETTINGS, workers=1, retry=True)
     assert sorted(cached(root)) == ids
     assert outcomes(root)[clip_id(2)].attempts == 2
+
+
+def test_nothing_downloaded_is_a_sentence(tmp_path, corpus):
+    root = Root(tmp_path / "root")
+    build_manifest(corpus / "lists", root.manifest)
+    with pytest.raises(AvpipeError, match="none of 4 clips is downloaded yet"):
+        extract(root, Manifest.open(root.manifest).split_ids("synth_test"), ExtractSettings(), workers=1)
