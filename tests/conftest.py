@@ -1,7 +1,11 @@
 """Shared by all tests: one made-up corpus, made once, and what is derived from it."""
 
-import fcntl
 import os
+
+# Tests run on all cores already; one thread each keeps them from fighting.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -16,8 +20,6 @@ from pipeline.sources import FolderSource
 from pipeline.synth import make_corpus
 
 CLIPS = 20
-# Tests run on all cores already; one thread each keeps them from fighting.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -132,11 +132,13 @@ def test_floor_and_ceiling_of_vggss(name):
         pytest.skip("no metadata/lvs/vggss.json: set AVPIPE_SHARED to the folder that holds metadata/")
     protocol = PROTOCOLS[name]
     disc = protocol.predict(metrics.centre_map())
-    floors, ceilings = [], []
+    floors, ceilings, empty = [], [], set()
     for clip in json.loads(boxes_file.read_text()):
         gt = protocol.annotate(clip["bbox"])
+        assert gt.weight.min() >= 0 and (gt.weight <= gt.covered).all() and gt.covered.max() <= 1
+        empty |= set() if gt.weight.any() else {clip["file"]}
         floors.append(metrics.ciou(disc, gt))
         ceilings.append(metrics.ceiling(gt, protocol.pixels))
-    assert len(floors) == 5158
+    assert len(floors) == 5158 and empty == {"M1P1xla8rg0_000000", "MKC9LvRivTM_000030"}
     assert metrics.summarise(floors) == pytest.approx({"ciou": 0.340, "auc": 0.374}, abs=0.002)
     assert metrics.summarise(ceilings) == pytest.approx({"ciou": 0.505, "auc": 0.495}, abs=0.002)

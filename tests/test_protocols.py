@@ -1,7 +1,6 @@
 """Protocols against torch's resampling, sorting, loops over boxes and counting on a finer grid."""
 
 import dataclasses
-import json
 import math
 
 import numpy as np
@@ -10,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from shared_files import SHARED
 
 from pipeline.errors import AvpipeError
 from train.protocols import DEFAULT, PROTOCOLS
@@ -222,17 +220,3 @@ def test_ciou_is_that_of_the_prediction(protocol):
     left_half = protocol.annotate([[0, 0, 0.5, 1]])
     assert protocol.ciou(similarity, left_half) > 0.95
     assert protocol.ciou(-similarity, left_half) < 0.05
-
-
-@each_protocol
-def test_the_official_boxes(protocol):
-    boxes_file = SHARED / "metadata/lvs/vggss.json" if SHARED else None
-    if not (boxes_file and boxes_file.exists()):
-        pytest.skip("no metadata/lvs/vggss.json: set AVPIPE_SHARED to the folder that holds metadata/")
-    empty = set()
-    for clip in json.loads(boxes_file.read_text()):
-        gt = protocol.annotate(clip["bbox"]).weight
-        assert gt.min() >= 0 and gt.max() <= 1
-        if not gt.any():
-            empty.add(clip["file"])
-    assert empty == {"M1P1xla8rg0_000000", "MKC9LvRivTM_000030"}
