@@ -25,6 +25,7 @@ from pipeline.settings import ExtractSettings, ShardSettings, digest
 
 INDEX = "index.parquet"
 METADATA_KEY = b"avpipe"
+METADATA_FIELDS = {"split", "listed", "listed_sha256", "extract", "shard", "plan", "shards"}
 BOXES_TYPE = pa.list_(pa.struct(BOX_FIELDS))
 EXTRA = [
     pa.field("shard", pa.string()),
@@ -214,8 +215,8 @@ def read_metadata(index: Path) -> dict:
         raise AvpipeError(
             f"{index} is not an index of avpipe shards, or is damaged; run `avpipe shard` again"
         ) from None
-    if metadata.get("format") != 1:
-        raise AvpipeError(f"{index} has format {metadata.get('format')}; this avpipe reads format 1")
+    if not isinstance(metadata, dict) or metadata.get("format") != 1 or not metadata.keys() >= METADATA_FIELDS:
+        raise AvpipeError(f"{index} is not an index of format 1, which this avpipe reads; run `avpipe shard` again")
     return metadata
 
 

@@ -155,6 +155,23 @@ def test_a_checkpoint_of_another_feature_is_refused(trained, tmp_path):
         run_eval(trained, "synth_test", str(tmp_path / "other.pt"), None, "avpipe", workers=0)
 
 
+def without_weights(state):
+    del state["network"]["image_trunk.conv1.weight"]
+
+
+def with_a_foreign_setting(state):
+    state["recipe"]["magic"] = 1
+
+
+@pytest.mark.parametrize("change", [without_weights, with_a_foreign_setting, lambda state: state.pop("data")])
+def test_a_checkpoint_that_is_not_whole_is_a_sentence(trained, tmp_path, change):
+    state = torch.load(trained.runs / "small" / "last.pt", weights_only=True)
+    change(state)
+    torch.save(state, tmp_path / "part.pt")
+    with pytest.raises(AvpipeError, match="not a whole checkpoint of this avpipe"):
+        run_eval(trained, "synth_test", str(tmp_path / "part.pt"), None, "avpipe", workers=0)
+
+
 def test_the_centre_of_vggss_needs_no_clips(once, tmp_path):
     if not SHARED:
         pytest.skip("no official lists: set AVPIPE_SHARED to the folder that holds metadata/")

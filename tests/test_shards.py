@@ -3,6 +3,8 @@
 import pickle
 import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import AvpipeError
@@ -73,3 +75,28 @@ def test_no_index_or_a_foreign_one(copied):
 def test_a_member_that_is_not_there(done_root):
     with pytest.raises(AvpipeError, match=r"holds no tie-mel\.npy; it has: .*logspec\.npy"):
         open_shards(done_root.shards / "synth_train").read(0, "tie-mel.npy")
+
+
+def rewritten(folder, change):
+    table = pq.read_table(folder / "index.parquet")
+    pq.write_table(change(table), folder / "index.parquet")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda table: table.drop_columns(["boxes"]), "lacks columns"),
+        (lambda table: table.replace_schema_metadata({"avpipe": '{"format": 1}'}), "not an index of format 1"),
+        (lambda table: table.replace_schema_metadata({"avpipe": "[]"}), "not an index of format 1"),
+        (
+            lambda table: table.set_column(
+                table.column_names.index("shard"), "shard", pa.array(["../x.tar"] * len(table))
+            ),
+            "which it does not describe",
+        ),
+    ],
+)
+def test_a_foreign_index_is_a_sentence(copied, change, sentence):
+    rewritten(copied, change)
+    with pytest.raises(AvpipeError, match=sentence):
+        open_shards(copied)

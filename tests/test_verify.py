@@ -159,5 +159,5 @@ def test_a_folder_without_index_is_refused(folder):
 
 def test_an_index_of_another_format_is_refused(folder):
     rewrite_index(folder, change_metadata=lambda metadata: metadata.update(format=2))
-    with pytest.raises(AvpipeError, match="format 2"):
+    with pytest.raises(AvpipeError, match="not an index of format 1"):
         verify(folder, workers=1)

@@ -57,15 +57,19 @@ def choose_model(root: Root, checkpoint: str | None, baseline: str | None) -> Mo
 
 
 def trained_model(path: Path) -> Model:
-    """The network of a run's folder or of a checkpoint file."""
+    """The network of a run's folder or of a checkpoint file. Raises AvpipeError for one that is damaged or foreign."""
     state = load_checkpoint(path)
-    recipe = recipe_of(state)
+    try:
+        recipe, network, digest = recipe_of(state), network_of(state), state["data"]["feature_digest"]
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise AvpipeError(f"{path} is not a whole checkpoint of this avpipe ({reason}); train it again") from None
     return Model(
         run=path if path.is_dir() else path.parent,
-        network=network_of(state),
+        network=network,
         image_px=recipe.image_px,
         feature=recipe.feature,
-        feature_digest=state["data"]["feature_digest"],
+        feature_digest=digest,
     )
 
 

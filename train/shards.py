@@ -11,7 +11,7 @@ from braceexpand import UnbalancedBracesError, braceexpand
 from pipeline import samples
 from pipeline.errors import AvpipeError
 from pipeline.layout import check_clip_id
-from pipeline.shard import INDEX, read_metadata
+from pipeline.shard import EXTRA, INDEX, read_metadata
 
 
 @dataclass
@@ -87,6 +87,10 @@ def open_shards(source: str | Path) -> Shards:
             raise AvpipeError(f"{folder / unknown[0]} is not among the {len(names)} shards of {index}")
         table = table.filter([name in wanted for name in table["shard"].to_pylist()])
     members = samples.index_members(table.schema)
+    if not members or not {"clip_id", "sha256", *(f.name for f in EXTRA)} <= set(table.column_names):
+        raise AvpipeError(f"{index} lacks columns of an index; run `avpipe shard` again")
+    if strangers := set(table["shard"].to_pylist()) - set(names):
+        raise AvpipeError(f"{index} has samples in {sorted(strangers)[0]!r}, which it does not describe")
     number_of = {name: number for number, name in enumerate(names)}
     shards = Shards(
         folder=folder,
