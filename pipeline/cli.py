@@ -13,7 +13,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # plain help takes 0.2 s, rich panels 0.6 s
     help="From a list of YouTube ids to a trained, honestly measured sound-localisation model.",
     epilog="Example: avpipe manifest build && avpipe download --split vggss && avpipe extract --split vggss",
 )
