@@ -79,8 +79,21 @@ def test_a_killed_training_goes_on_with_the_same_losses(undisturbed, shards, don
 def test_a_finished_run_is_not_trained_again(undisturbed, shards):
     before = (undisturbed.run / LAST).stat().st_mtime_ns
     again = fit(get_recipe("lvs-small", CHANGES), shards, undisturbed.run, workers=0)
-    assert again.resumed_at == STEPS and (undisturbed.run / LAST).stat().st_mtime_ns == before
+    assert again.resumed_at == STEPS and again.loss is None
+    assert (undisturbed.run / LAST).stat().st_mtime_ns == before
     assert len(losses(undisturbed.run)) == STEPS
+
+
+def test_going_on_needs_no_imagenet_weights_again(undisturbed, shards, tmp_path, monkeypatch):
+    def unreachable(*_, **__):
+        raise AssertionError("ImageNet weights were asked for")
+
+    changes = [*CHANGES, "init=imagenet"]
+    state = load_checkpoint(undisturbed.run)
+    state["recipe"]["options"]["init"] = "imagenet"
+    torch.save(state, tmp_path / LAST)
+    monkeypatch.setattr("train.backbones._load_imagenet", unreachable)
+    assert fit(get_recipe("lvs-small", changes), shards, tmp_path, workers=0).resumed_at == STEPS
 
 
 def test_a_run_goes_on_only_with_its_own_settings_and_data(undisturbed, shards, done_root):

@@ -21,8 +21,6 @@ from pipeline.errors import AvpipeError
 
 Init = Literal["imagenet", "random"]
 
-TRUNK_CHANNELS = 512
-
 
 def image_trunk(init: Init, *, stride14: bool, weights_file: str | Path | None = None) -> nn.Sequential:
     """Build the trunk for frames: image_B3HW (H, W in pixels) to a feature map (B, 512, H/32, W/32), after its ReLU.

@@ -45,10 +45,12 @@ def train(
     loaders = max(1, default_workers() - 1) if workers is None else workers
     trained = fit(chosen, data, run, loaders, weights)
     resumed = f", resumed at step {trained.resumed_at}" if trained.resumed_at else ""
-    text = (
-        f"{run}: {trained.steps} steps{resumed} · loss {trained.loss:.3f} · {trained.clips_per_s:.1f} clips/s · "
-        f"waited {trained.data_wait:.1%} of the time for data"
-    )
+    text = f"{run}: all {trained.steps} steps were done before"
+    if trained.loss is not None:
+        text = (
+            f"{run}: {trained.steps} steps{resumed} · loss {trained.loss:.3f} · {trained.clips_per_s:.1f} clips/s · "
+            f"waited {trained.data_wait:.1%} of the time for data"
+        )
     say(asdict(trained) | {"recipe": chosen.record()}, text, as_json)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.errors import AvpipeError
 from pipeline.layout import published
 from pipeline.progress import ProgressLine
-from train.checkpoint import LAST, data_record, load_checkpoint, save_checkpoint
+from train.checkpoint import LAST, data_record, load_checkpoint, network_of, save_checkpoint
 from train.frames import normalise
 from train.loader import BatchPlan, TrainingSamples, batches
 from train.methods import METHODS
@@ -35,8 +35,8 @@ class Trained:
     steps: int
     resumed_at: int
     """Step of the checkpoint that this process began from; 0 for a fresh run."""
-    loss: float
-    """Of the last step."""
+    loss: float | None
+    """Of the last step; None where all steps were done before."""
     seconds: float
     clips_per_s: float
     data_wait: float
@@ -83,7 +83,7 @@ def fit(recipe: Recipe, shards: Shards, run: Path, workers: int, weights: Path |
         run=run,
         steps=plan.steps,
         resumed_at=first_step,
-        loss=meter.loss,
+        loss=meter.loss if first_step < plan.steps else None,
         seconds=meter.seconds,
         clips_per_s=meter.total_rate,
         data_wait=meter.total_wait,
@@ -92,14 +92,15 @@ def fit(recipe: Recipe, shards: Shards, run: Path, workers: int, weights: Path |
 
 def _build(recipe: Recipe, state: dict | None, weights: Path | None):
     """Network and optimiser, from the checkpoint if there is one."""
-    options = {"imagenet_file": weights} if weights else {}
-    network = METHODS[recipe.method].network(recipe.options, **options)
+    if state:
+        network = network_of(state)  # needs no ImageNet weights again
+    else:
+        network = METHODS[recipe.method].network(recipe.options, imagenet_file=weights)
     network = network.to(memory_format=torch.channels_last)  # what tensor cores read; 5 % on a CPU
     optimizer = torch.optim.Adam(
         network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
     )  # fused: one pass over the parameters, 8 times faster on a CPU
     if state:
-        network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
     return network, optimizer
