@@ -15,7 +15,7 @@ class ProgressLine:
 
     def __init__(self, what: str, total: int, unit: str = "clips"):
         self.what, self.total, self.unit = what, total, unit
-        self.done = 0
+        self.done = self._before = 0
         self.failures: Counter = Counter()
         self.note = ""
         self._begin = self._last = time.monotonic()
@@ -44,6 +44,12 @@ class ProgressLine:
         if self._bar:
             self._bar.update(self._task, total=total)
 
+    def start_at(self, done: int) -> None:
+        """Say how much an earlier run has done: it counts as done, but not for the rate and the time left."""
+        self.done = self._before = self._printed = done
+        if self._bar:
+            self._bar.reset(self._task, completed=done)
+
     def advance(self, count: int = 1, failures: dict[str, int] | None = None, note: str = "") -> None:
         """`count` more items are finished, among them `failures` by reason; `note` is shown behind the count."""
         self.done += count
@@ -60,10 +66,10 @@ class ProgressLine:
         return " · ".join(parts)
 
     def _rate(self) -> float:
-        return self.done / max(time.monotonic() - self._begin, 1e-9)
+        return (self.done - self._before) / max(time.monotonic() - self._begin, 1e-9)
 
     def _print(self) -> None:
         self._last, self._printed = time.monotonic(), self.done
         left_s = (self.total - self.done) / max(self._rate(), 1e-9)
-        left = f" · {left_s:.0f} s left" if self.done and self.done < self.total else ""
+        left = f" · {left_s:.0f} s left" if self._before < self.done < self.total else ""
         print(f"{self.what}: {self.done}/{self.total} {self.unit} · {self._text()}{left}", file=sys.stderr, flush=True)

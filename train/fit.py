@@ -68,7 +68,7 @@ def fit(recipe: Recipe, shards: Shards, run: Path, workers: int, weights: Path |
     stream = batches(data, plan, fabric.global_rank, first_step, workers)
     meter = _Meter(recipe.batch_size)
     with _Log(run / LOG, first_step) as log, ProgressLine("train", plan.steps, "steps") as line:
-        line.advance(first_step)
+        line.start_at(first_step)
         for step in range(first_step + 1, plan.steps + 1):
             image_BHW3, spec_B1FT = meter.wait_for(stream)
             loss = _step(fabric, module, fabric_optimizer, image_BHW3, spec_B1FT, step)
