@@ -39,15 +39,26 @@ class OfficialList:
         """Where the file is published; None for lists that are made."""
         return RAW_ADDRESS.format(repository=self.repository, path=self.path) if self.repository else None
 
+    def lies_in(self, folder: Path) -> bool:
+        """Whether the list is below `folder`; annotations in XML are a folder themselves."""
+        path = folder / self.file
+        return path.is_dir() if self.format == "box_xml" else path.is_file()
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitDefinition:
-    """Which clips a split has: those of one list, or of one part of it."""
+    """Which clips a split has: those of one list, of one part of it, or of the categories that another never shows."""
 
     name: str
     list: str
+    role: str
+    """`train` or `test`: what papers use it for."""
     part: str | None = None
     """`train` or `test` where the list holds both."""
+    unseen_by: str | None = None
+    """A split; only clips of categories that no clip of it has belong to this one."""
+    else_list: str | None = None
+    """A list that gives at least some of the clips where `list` is missing."""
     clips: int | None = None
     """Expected number of clips."""
     ids_sha256: str | None = None
@@ -68,7 +79,7 @@ def find_lists(folder: Path, accept_changed: bool = False) -> dict[str, Path]:
     Raises AvpipeError when there is none, or for a changed one unless `accept_changed`.
     """
     lists, _ = load_catalogue()
-    found = {name: folder / entry.file for name, entry in lists.items() if (folder / entry.file).is_file()}
+    found = {name: folder / entry.file for name, entry in lists.items() if entry.lies_in(folder)}
     if not found:
         raise AvpipeError(f"{folder}: none of the official lists is here; expected files such as lvs/vggss.json")
     for name, path in found.items():
@@ -77,14 +88,24 @@ def find_lists(folder: Path, accept_changed: bool = False) -> dict[str, Path]:
     return found
 
 
-def fetch_lists(folder: Path, on_list=lambda name: None) -> None:
-    """Download every published list that is not in `folder` yet, over HTTPS; checked, then renamed into place."""
+def list_sha256(path: Path) -> str:
+    """SHA-256 of a list; of a folder, that of the names and hashes of its files, sorted, one a line."""
+    if path.is_file():
+        return file_sha256(path)
+    files = "".join(f"{file.name} {file_sha256(file)}\n" for file in sorted(path.iterdir()) if file.is_file())
+    return hashlib.sha256(files.encode()).hexdigest()
+
+
+def fetch_lists(folder: Path, on_plan=lambda count: None, on_list=lambda name: None) -> None:
+    """Download every published list that is not in `folder` yet, over HTTPS; checked, then renamed into place.
+
+    `on_plan` hears how many there are to fetch, `on_list` the name of each that has come.
+    """
     lists, _ = load_catalogue()
-    for entry in lists.values():
+    wanted = [entry for entry in lists.values() if entry.address and not entry.lies_in(folder)]
+    on_plan(len(wanted))
+    for entry in wanted:
         target = folder / entry.file
-        if entry.address is None or target.exists():
-            continue
-        on_list(entry.name)
         with published(target) as temporary:
             try:
                 with urllib.request.urlopen(entry.address, timeout=TIMEOUT_S) as response:
@@ -94,12 +115,15 @@ def fetch_lists(folder: Path, on_list=lambda name: None) -> None:
                     f"{entry.address} could not be fetched ({error}); with a copy of the lists use --lists DIR"
                 ) from None
             check_hash(entry, temporary)
+        on_list(entry.name)
 
 
 def check_hash(entry: OfficialList, path: Path) -> None:
-    """Raise AvpipeError, naming both hashes, if a file is not the published one."""
-    actual = file_sha256(path)
-    if entry.sha256 and actual != entry.sha256:
+    """Raise AvpipeError, naming both hashes, if a list is not the published one."""
+    if entry.sha256 is None:
+        return
+    actual = list_sha256(path)
+    if actual != entry.sha256:
         raise AvpipeError(
             f"{path} is not the published {entry.name}: SHA-256 {actual}, expected {entry.sha256}; "
             "get the published file, or pass --accept-changed to use and record this one"

@@ -73,6 +73,11 @@ def check_clip_id(text: str, where: str = "") -> str:
     )
 
 
+def youtube_id(clip_id: str) -> str | None:
+    """The video that a clip is cut from; None for a Flickr clip, which is a video of its own."""
+    return None if clip_id.isdigit() else clip_id[:-7]
+
+
 def check_split_name(text: str) -> str:
     """Return `text` if it may name a split, and so a folder; else raise AvpipeError."""
     if SPLIT_NAME.fullmatch(text):

@@ -3,9 +3,14 @@
 import csv
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import parse as parse_xml
 
 from pipeline.errors import AvpipeError
 from pipeline.layout import check_clip_id
@@ -13,6 +18,14 @@ from pipeline.layout import check_clip_id
 # No published box leaves the frame by more than rounding; the broken ones have a coordinate near -2.9e16.
 LARGEST_COORDINATE = 2.0
 IMAGE_OR_VIDEO = (".jpg", ".mp4")
+FLICKR_PATH = re.compile(r"videos2?(?:/[0-9])+/([0-9]{1,20})\.mp4", re.ASCII)
+# Flickr's annotators drew on frames of 256 × 256 pixels.
+FLICKR_GRID = 256
+PAIR_HEADER = ["video", "audio", "label"]
+
+
+Box = tuple[float, float, float, float]
+"""xmin, ymin, xmax, ymax as fractions of the full frame."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -23,8 +36,12 @@ class Row:
     label: str | None = None
     part: str | None = None
     """`train` or `test`, where the list says."""
-    boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
-    """xmin, ymin, xmax, ymax as fractions of the full frame."""
+    boxes: Sequence[tuple[int, Box]] = ()
+    """Annotator, counted from 0, and box; what the boxes enclose sounds."""
+    audio_clip_id: str | None = None
+    """The clip whose sound goes with this frame, where it is another one."""
+    line: str | None = None
+    """The line as published, without its end, where it is not the clip id alone."""
 
 
 def parse_list(path: Path, form: str) -> list[Row]:
@@ -46,7 +63,22 @@ def parse_list(path: Path, form: str) -> list[Row]:
     return rows
 
 
-def box_defect(box: tuple[float, float, float, float]) -> str | None:
+def text_framing(path: Path) -> dict:
+    """What a text list holds besides its rows: how lines end, whether the last one does, and the header if it has one.
+
+    With it and the rows' lines the published file can be written again, byte for byte.
+    """
+    with open(path, "rb") as file:
+        first = file.readline()
+        file.seek(-1, 2)
+        ends = file.read(1) == b"\n"
+    newline = "\r\n" if first.endswith(b"\r\n") else "\n"
+    header = ",".join(PAIR_HEADER)
+    has_header = first.rstrip(b"\r\n") == header.encode()
+    return {"newline": newline, "last_line_ends": ends, "header": header if has_header else None}
+
+
+def box_defect(box: Box) -> str | None:
     """Why a box cannot be used, or None: not_a_number, out_of_range, inverted, zero_area or outside the frame."""
     xmin, ymin, xmax, ymax = box
     if not all(map(math.isfinite, box)):
@@ -62,46 +94,93 @@ def box_defect(box: tuple[float, float, float, float]) -> str | None:
     return None
 
 
-def _csv_rows(path: Path, columns: int) -> Iterator[tuple[str, list[str]]]:
+def _csv_rows(path: Path, columns: int) -> Iterator[tuple[str, list[str], str]]:
+    """Where a row stands, its values, and its text as published."""
+    lines: list[str] = []
     with open(path, encoding="utf-8", newline="") as file:
-        reader = csv.reader(file, strict=True)
+        reader = csv.reader(_recorded(file, lines), strict=True)
         try:
             for values in reader:
-                where = f"{path}, line {reader.line_num}"
+                where, text = f"{path}, line {reader.line_num}", "".join(lines).rstrip("\r\n")
+                lines.clear()
                 if not values:
                     continue
                 if len(values) != columns:
                     raise AvpipeError(f"{where}: {len(values)} columns where {columns} were expected; correct it")
-                yield where, values
+                yield where, values, text
         except csv.Error as error:
             raise AvpipeError(f"{path}, line {reader.line_num}: {error}; correct the quotes here or above") from None
 
 
+def _recorded(lines: Iterator[str], record: list[str]) -> Iterator[str]:
+    for line in lines:
+        record.append(line)
+        yield line
+
+
 def _vggsound_csv(path: Path) -> Iterator[tuple[str, Row]]:
     """YouTube id, start second, label, train or test; no header."""
-    for where, (youtube_id, start, label, part) in _csv_rows(path, 4):
+    for where, (youtube_id, start, label, part), line in _csv_rows(path, 4):
         if not (start.isascii() and start.isdigit() and len(start) <= 6):
             raise AvpipeError(f"{where}: start second {start!r} is not a whole number of up to six digits; correct it")
         if part not in ("train", "test"):
             raise AvpipeError(f"{where}: {part!r} is neither 'train' nor 'test'; correct it")
-        yield where, Row(clip_id=f"{youtube_id}_{int(start):06d}", label=label, part=part)
+        yield where, Row(clip_id=f"{youtube_id}_{int(start):06d}", label=label, part=part, line=line)
 
 
 def _label_csv(path: Path) -> Iterator[tuple[str, Row]]:
     """`<clip id>.mp4`, label; no header."""
-    for where, (name, label) in _csv_rows(path, 2):
-        yield where, Row(clip_id=name.removesuffix(".mp4"), label=label)
+    for where, (name, label), line in _csv_rows(path, 2):
+        yield where, Row(clip_id=name.removesuffix(".mp4"), label=label, line=line)
+
+
+def _number_csv(path: Path) -> Iterator[tuple[str, Row]]:
+    """Clip id and a number whose meaning nobody published; no header."""
+    for where, (name, number), line in _csv_rows(path, 2):
+        if not (number.isascii() and number.isdigit()):
+            raise AvpipeError(f"{where}: {number!r} is not a whole number; correct it")
+        yield where, Row(clip_id=name, line=line)
+
+
+def _pair_csv(path: Path) -> Iterator[tuple[str, Row]]:
+    """Header, then clip of the frame, clip of the sound, and `non-sounding`: nothing in the frame makes this sound."""
+    for number, (where, values, line) in enumerate(_csv_rows(path, 3)):
+        if number == 0:
+            if values != PAIR_HEADER:
+                raise AvpipeError(f"{where}: {line!r} is not the header {','.join(PAIR_HEADER)}; correct it")
+            continue
+        video, audio, label = values
+        if label != "non-sounding":
+            raise AvpipeError(f"{where}: {label!r} is not 'non-sounding'; correct it")
+        check_clip_id(audio, where)
+        yield where, Row(clip_id=video, audio_clip_id=audio if audio != video else None, line=line)
 
 
 def _ids(path: Path) -> Iterator[tuple[str, Row]]:
     """One clip id a line, some lists with the ending of a file."""
+    for where, text in _lines(path):
+        name = text
+        for ending in IMAGE_OR_VIDEO:
+            name = name.removesuffix(ending)
+        yield where, Row(clip_id=name, line=text if text != name else None)
+
+
+def _flickr_paths(path: Path) -> Iterator[tuple[str, Row]]:
+    """`videos/<digit>/…/<number>.mp4`, as SoundNet's archive names its files."""
+    for where, text in _lines(path):
+        match = FLICKR_PATH.fullmatch(text)
+        if not match:
+            raise AvpipeError(f"{where}: {text!r} is not a path of the form videos/0/0/0/<number>.mp4; correct it")
+        yield where, Row(clip_id=match[1], line=text)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Where a line that is not empty stands, and its text without white space at the ends."""
+    name = str(path)
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
-            text = line.strip()
-            for ending in IMAGE_OR_VIDEO:
-                text = text.removesuffix(ending)
-            if text:
-                yield f"{path}, line {number}", Row(clip_id=text)
+            if text := line.strip():
+                yield f"{name}, line {number}", text
 
 
 def _box_json(path: Path) -> Iterator[tuple[str, Row]]:
@@ -110,13 +189,47 @@ def _box_json(path: Path) -> Iterator[tuple[str, Row]]:
     try:
         for number, entry in enumerate(json.loads(path.read_text(encoding="utf-8")), 1):
             where = f"{path}, entry {number}"
-            boxes = [tuple(map(float, box)) for box in entry["bbox"]]
-            if any(len(box) != 4 for box in boxes):
-                raise ValueError("a box without four coordinates")
-            yield where, Row(clip_id=str(entry["file"]), label=str(entry["class"]), boxes=boxes)
+            boxes = [(0, _box(map(float, box))) for box in entry["bbox"]]
+            if not (isinstance(entry["file"], str) and isinstance(entry["class"], str)):
+                raise TypeError("file and class must be texts")
+            entry["class"].encode()  # half of a surrogate pair is JSON, but no text
+            yield where, Row(clip_id=entry["file"], label=entry["class"], boxes=boxes, line=json.dumps(entry))
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         what = f"{type(error).__name__}: {error}"
         raise AvpipeError(f"{where}: not a list of file, class and bbox ({what}); get the published file") from None
 
 
-PARSERS = {"vggsound_csv": _vggsound_csv, "label_csv": _label_csv, "ids": _ids, "box_json": _box_json}
+def _box_xml(folder: Path) -> Iterator[tuple[str, Row]]:
+    """One file a clip, `<number>.xml`: below the root one node for each annotator."""
+    for path in sorted(folder.glob("*.xml")):
+        try:
+            annotators = parse_xml(path).getroot()
+            boxes = [(who, box) for who, node in enumerate(annotators) for box in _annotator_boxes(node)]
+        except (ParseError, DefusedXmlException, ValueError, OSError, LookupError) as error:
+            raise AvpipeError(f"{path}: not an annotation of Flickr ({error}); get the published file") from None
+        yield str(path), Row(clip_id=path.stem, boxes=boxes)
+
+
+def _annotator_boxes(node: Element) -> Iterator[Box]:
+    """Boxes of one annotator: `bbox` nodes with a name and four pixels of a 256 × 256 grid."""
+    for box in node.iter("bbox"):
+        yield _box(float(corner.text or "") / FLICKR_GRID for corner in list(box)[1:])
+
+
+def _box(corners: Iterator[float]) -> Box:
+    box = tuple(corners)
+    if len(box) != 4:
+        raise ValueError("a box without four coordinates")
+    return box
+
+
+PARSERS = {
+    "vggsound_csv": _vggsound_csv,
+    "label_csv": _label_csv,
+    "number_csv": _number_csv,
+    "pair_csv": _pair_csv,
+    "ids": _ids,
+    "flickr_paths": _flickr_paths,
+    "box_json": _box_json,
+    "box_xml": _box_xml,
+}

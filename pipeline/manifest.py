@@ -9,12 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.catalogue import OfficialList, SplitDefinition, find_lists, ids_sha256, load_catalogue
+from pipeline.catalogue import load_catalogue
 from pipeline.errors import AvpipeError
-from pipeline.layout import file_sha256, published
-from pipeline.lists import Row, box_defect, parse_list
+from pipeline.layout import published
 
-CLIP_S = 10.0
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 BOX_FIELDS = [("annotator", pa.int32()), *((name, pa.float64()) for name in CORNERS)]
 CLIPS = pa.schema(
@@ -29,8 +27,19 @@ CLIPS = pa.schema(
     ]
 )
 BOXES = pa.schema([("clip_id", pa.string()), *BOX_FIELDS, ("defect", pa.string())])
-SPLITS = pa.schema([("split", pa.string()), ("clip_id", pa.string()), ("position", pa.int64())])
+SPLITS = pa.schema(
+    [
+        ("split", pa.string()),
+        ("clip_id", pa.string()),
+        ("position", pa.int64()),
+        ("audio_clip_id", pa.string()),
+        ("line", pa.string()),
+    ]
+)
+TABLES = {"clips": CLIPS, "boxes": BOXES, "splits": SPLITS}
 METADATA_KEY = b"avpipe"
+# Raised whenever the tables change their form.
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,107 +47,18 @@ class Clip:
     """A clip of the manifest."""
 
     clip_id: str
-    youtube_id: str
+    youtube_id: str | None
+    """None for a Flickr clip."""
     start_s: float
-    end_s: float
+    end_s: float | None
+    """None where the clip is the whole file."""
 
 
-def build_manifest(lists_folder: Path, manifest_folder: Path, accept_changed: bool = False) -> dict:
-    """Join the lists in `lists_folder` into the three tables; returns the counts that were written.
-
-    A clip's label comes from vggsound.csv, else from test.csv, else from the boxes' file. Unusable boxes are kept with
-    their defect. Raises AvpipeError, naming file and line, for a list that is not as published or not readable.
-    """
-    catalogue, definitions = load_catalogue()
-    paths = find_lists(lists_folder, accept_changed)
-    rows = {name: parse_list(path, catalogue[name].format) for name, path in paths.items()}
-    for name, entry in catalogue.items():
-        if name in rows and entry.rows not in (None, len(rows[name])) and not accept_changed:
-            raise AvpipeError(
-                f"{paths[name]} has {len(rows[name])} rows where {entry.rows} were expected; get it again"
-            )
-    splits = {
-        name: _split_ids(definition, rows[definition.list], accept_changed)
-        for name, definition in definitions.items()
-        if definition.list in rows
-    }
-    clips = _clips(rows)
-    boxes = _boxes(rows)
-    provenance = {name: {"sha256": file_sha256(path), "rows": len(rows[name])} for name, path in paths.items()}
-    manifest_folder.mkdir(parents=True, exist_ok=True)
-    _write(clips, manifest_folder / "clips.parquet", provenance)
-    _write(boxes, manifest_folder / "boxes.parquet", provenance)
-    _write(_splits(splits), manifest_folder / "splits.parquet", provenance)
-    return {
-        "clips": len(clips),
-        "boxes": len(boxes),
-        "boxes_unusable": len(boxes) - boxes["defect"].null_count,
-        "splits": {name: len(ids) for name, ids in splits.items()},
-        "lists_missing": _missing(catalogue, rows),
-    }
-
-
-def _missing(catalogue: dict[str, OfficialList], rows: dict[str, list[Row]]) -> list[str]:
-    """Published lists that were not there, unless only made ones were given."""
-    published_names = [name for name, entry in catalogue.items() if entry.repository]
-    return [name for name in published_names if name not in rows] if rows.keys() & set(published_names) else []
-
-
-def _split_ids(definition: SplitDefinition, rows: list[Row], accept_changed: bool) -> list[str]:
-    ids = [row.clip_id for row in rows if definition.part in (None, row.part)]
-    expected = definition.clips
-    if expected not in (None, len(ids)) and not accept_changed:
-        raise AvpipeError(f"split {definition.name}: {len(ids)} clips where {expected} were expected")
-    if definition.ids_sha256 not in (None, ids_sha256(ids)) and not accept_changed:
-        raise AvpipeError(f"split {definition.name}: its ids have hash {ids_sha256(ids)}, not {definition.ids_sha256}")
-    return ids
-
-
-def _clips(rows: dict[str, list[Row]]) -> pa.Table:
-    merged: dict[str, dict] = {}
-    for list_name, list_rows in rows.items():  # in the order of the catalogue: the best source of labels first
-        dataset = "synth" if list_name.startswith("synth") else "vggsound"
-        for row in list_rows:
-            clip = merged.setdefault(row.clip_id, {"dataset": dataset, "label": None, "official_split": None})
-            clip["label"] = clip["label"] or row.label
-            part = "test" if list_name == "vggsound_test_csv" else row.part
-            clip["official_split"] = clip["official_split"] or part
-    ids = sorted(merged)
-    starts = [float(clip_id[-6:]) for clip_id in ids]
-    columns = {
-        "clip_id": ids,
-        "dataset": [merged[i]["dataset"] for i in ids],
-        "youtube_id": [clip_id[:-7] for clip_id in ids],
-        "start_s": starts,
-        "end_s": [start + CLIP_S for start in starts],
-        "label": [merged[i]["label"] for i in ids],
-        "official_split": [merged[i]["official_split"] for i in ids],
-    }
-    return pa.table(columns, CLIPS)
-
-
-def _boxes(rows: dict[str, list[Row]]) -> pa.Table:
-    records = [
-        {"clip_id": row.clip_id, "annotator": 0, **dict(zip(CORNERS, box, strict=True)), "defect": box_defect(box)}
-        for list_rows in rows.values()
-        for row in list_rows
-        for box in row.boxes
-    ]
-    return pa.Table.from_pylist(records, BOXES)
-
-
-def _splits(splits: dict[str, list[str]]) -> pa.Table:
-    tables = [
-        pa.table({"split": [name] * len(ids), "clip_id": ids, "position": range(len(ids))}, SPLITS)
-        for name, ids in splits.items()
-    ]
-    return pa.concat_tables(tables) if tables else SPLITS.empty_table()
-
-
-def _write(table: pa.Table, path: Path, provenance: dict) -> None:
-    metadata = {METADATA_KEY: json.dumps({"format": 1, "lists": provenance}, sort_keys=True)}
+def write_table(table: pa.Table, path: Path, facts: dict) -> None:
+    """Write one of the three tables with `facts` (lists and splits it was made of) in its metadata."""
+    metadata = {METADATA_KEY: json.dumps(facts | {"format": FORMAT})}
     with published(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(metadata), temporary)
+        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,28 +69,55 @@ class Manifest:
 
     @classmethod
     def open(cls, folder: Path) -> "Manifest":
-        """Raises AvpipeError where no manifest was built."""
+        """Raises AvpipeError where no manifest was built, or one of another form."""
         if not (folder / "splits.parquet").exists():
             raise AvpipeError(f"{folder} holds no manifest; run `avpipe manifest build` first")
-        return cls(folder)
+        manifest = cls(folder)
+        if manifest.facts().get("format") != FORMAT:
+            raise AvpipeError(f"{folder} was built by another version of avpipe; run `avpipe manifest build` again")
+        return manifest
+
+    def facts(self) -> dict:
+        """What the tables were made of: `lists` (sha256, rows, framing) and `splits` (role, list, listed, sha256)."""
+        try:
+            metadata = pq.read_schema(self.folder / "splits.parquet").metadata or {}
+            facts = json.loads(metadata.get(METADATA_KEY, b"{}"))
+        except (pa.ArrowInvalid, ValueError):
+            raise AvpipeError(f"{self.folder}/splits.parquet is damaged; run `avpipe manifest build` again") from None
+        return facts if isinstance(facts, dict) else {}
+
+    def split_facts(self, split: str) -> dict:
+        """Role, list, number of rows and hash of a split. Raises AvpipeError for one that was not built."""
+        splits = self.facts()["splits"]
+        if split in splits:
+            return splits[split]
+        definition = load_catalogue()[1].get(split)
+        if definition:
+            raise AvpipeError(
+                f"split {split!r} needs the list {definition.list}, which was not there when the manifest was built; "
+                "add it and run `avpipe manifest build` again"
+            )
+        raise AvpipeError(f"there is no split {split!r}; there are: {', '.join(sorted(splits))}")
 
     def split_sizes(self) -> dict[str, int]:
-        """Number of clips of every split."""
-        counts = pc.value_counts(pq.read_table(self.folder / "splits.parquet", columns=["split"])["split"])
-        return {row["values"]: row["counts"] for row in counts.to_pylist()}
+        """Number of rows of every split."""
+        return {name: facts["listed"] for name, facts in self.facts()["splits"].items()}
+
+    def roles(self) -> dict[str, str]:
+        """`train` or `test` for every split."""
+        return {name: facts["role"] for name, facts in self.facts()["splits"].items()}
+
+    def rows(self, split: str) -> pa.Table:
+        """clip_id, audio_clip_id and line of a split's rows in their order. Raises AvpipeError for an unknown split."""
+        self.split_facts(split)
+        table = pq.read_table(self.folder / "splits.parquet", filters=[("split", "=", split)])
+        return table.sort_by("position").select(["clip_id", "audio_clip_id", "line"])
 
     def split_ids(self, split: str) -> list[str]:
-        """Clip ids of a split in the order of its list. Raises AvpipeError for an unknown split."""
-        table = pq.read_table(self.folder / "splits.parquet", filters=[("split", "=", split)])
-        if not len(table):
-            definition = load_catalogue()[1].get(split)
-            if definition:
-                raise AvpipeError(
-                    f"split {split!r} needs the list {definition.list}, which was not there when the manifest was "
-                    "built; add it and run `avpipe manifest build` again"
-                )
-            raise AvpipeError(f"there is no split {split!r}; there are: {', '.join(sorted(self.split_sizes()))}")
-        return table.sort_by("position")["clip_id"].to_pylist()
+        """Ids of all clips that a split needs: those listed, in their order, then those that only give their audio."""
+        rows = self.rows(split)
+        audio = rows["audio_clip_id"].drop_null()
+        return list(dict.fromkeys(rows["clip_id"].to_pylist() + audio.to_pylist()))
 
     def ids(self, split: str | None) -> list[str]:
         """Clip ids of a split, or of the whole manifest."""

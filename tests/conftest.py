@@ -13,7 +13,8 @@ import pytest
 from pipeline.download import download
 from pipeline.extract import extract
 from pipeline.layout import Root
-from pipeline.manifest import Manifest, build_manifest
+from pipeline.manifest import Manifest
+from pipeline.manifest_build import build_manifest
 from pipeline.settings import ExtractSettings, ShardSettings
 from pipeline.shard import shard
 from pipeline.sources import FolderSource

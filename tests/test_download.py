@@ -15,7 +15,8 @@ from pipeline.download import download, plan_download
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root, file_sha256
 from pipeline.ledger import Ledger, Outcome
-from pipeline.manifest import Clip, Manifest, build_manifest
+from pipeline.manifest import Clip, Manifest
+from pipeline.manifest_build import build_manifest
 from pipeline.media import MediaError
 from pipeline.parts import stage_lock
 from pipeline.sources import FolderSource, UrlSource, open_source

@@ -11,7 +11,7 @@ from shared_files import SHARED
 
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root
-from pipeline.manifest import build_manifest
+from pipeline.manifest_build import build_manifest
 from train import evaluate as ev
 from train.fit import fit
 from train.predict import network_maps

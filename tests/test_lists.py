@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from pipeline.errors import AvpipeError
 from pipeline.lists import PARSERS, Row, box_defect, parse_list
 
-FORMS = sorted(PARSERS)
+FLICKR_ONLY = {"flickr_paths", "box_xml"}
+FORMS = sorted(PARSERS.keys() - FLICKR_ONLY)
+TEXT_FORMS = ["ids", "label_csv", "number_csv", "pair_csv", "vggsound_csv"]
+HEADER = "video,audio,label\n"
 A, B = "-aB3_xyzXYZ_000030", "_0123456789_000000"
 HOSTILE = "../../x"
 
@@ -44,23 +47,33 @@ def one_row(form: str, clip_id: str) -> str:
     return {
         "vggsound_csv": f"{youtube_id or clip_id},{start if start.isdigit() else 0},dog,test\n",
         "label_csv": f"{clip_id}.mp4,dog\n",
+        "number_csv": f"{clip_id},202\n",
+        "pair_csv": f"{clip_id},{B},non-sounding\n",
         "ids": f"{clip_id}\n",
         "box_json": json.dumps([entry(clip_id)]),
     }[form]
 
 
+def content_of(form: str, *clip_ids: str) -> str:
+    """A list of several clips; `pair_csv` has a header."""
+    return (HEADER if form == "pair_csv" else "") + "".join(one_row(form, clip_id) for clip_id in clip_ids)
+
+
+def said(rows: list[Row]) -> list[tuple]:
+    return [(row.clip_id, row.label, row.part) for row in rows]
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("clip_id", [A, B, "---g-f_I2yQ_000001", "zpWuikVorYg_999999"])
 def test_ids_of_any_beginning_survive(tmp_path, form, clip_id):
-    assert [row.clip_id for row in parse(tmp_path, form, one_row(form, clip_id))] == [clip_id]
+    assert [row.clip_id for row in parse(tmp_path, form, content_of(form, clip_id))] == [clip_id]
 
 
 def test_vggsound_csv_gives_id_label_and_part(tmp_path):
     text = '-aB3_xyzXYZ,30,"dog ""Rex"", barking",train\n_0123456789,0,people sneezing,test\n'
-    assert parse(tmp_path, "vggsound_csv", text) == [
-        Row(clip_id=A, label='dog "Rex", barking', part="train"),
-        Row(clip_id=B, label="people sneezing", part="test"),
-    ]
+    rows = parse(tmp_path, "vggsound_csv", text)
+    assert said(rows) == [(A, 'dog "Rex", barking', "train"), (B, "people sneezing", "test")]
+    assert [row.line for row in rows] == text.splitlines()
 
 
 def test_start_seconds_become_six_digits(tmp_path):
@@ -71,40 +84,102 @@ def test_start_seconds_become_six_digits(tmp_path):
 
 def test_label_csv_loses_only_the_ending(tmp_path):
     rows = parse(tmp_path, "label_csv", f'{A}.mp4,"cat, purring"\n{B},bird\n')
-    assert rows == [Row(clip_id=A, label="cat, purring"), Row(clip_id=B, label="bird")]
+    assert said(rows) == [(A, "cat, purring", None), (B, "bird", None)]
 
 
 def test_ids_lose_the_endings_of_files(tmp_path):
     rows = parse(tmp_path, "ids", f"{A}.jpg\n{B}.mp4\n2615133000.mp4\n10000130166")
-    assert rows == [Row(clip_id=i) for i in (A, B, "2615133000", "10000130166")]
+    assert said(rows) == [(i, None, None) for i in (A, B, "2615133000", "10000130166")]
+    assert [row.line for row in rows] == [f"{A}.jpg", f"{B}.mp4", "2615133000.mp4", None]
+
+
+def test_flickr_paths_give_the_number_and_keep_the_path(tmp_path):
+    paths = ["videos/0/0/0/2615133000.mp4", "videos2/9/9/9/9/9/0/4/4/15299999044.mp4"]
+    rows = parse(tmp_path, "flickr_paths", "\n".join(paths))
+    assert [(row.clip_id, row.line) for row in rows] == [("2615133000", paths[0]), ("15299999044", paths[1])]
+
+
+@pytest.mark.parametrize("path", ["../../2615133000.mp4", "videos/0/../1.mp4", "/videos/0/1.mp4", "videos/0/a.mp4", A])
+def test_any_other_path_is_refused(tmp_path, path):
+    assert "line 2: " in refused(tmp_path, "flickr_paths", f"videos/0/1.mp4\n{path}\n")
+
+
+def test_pairs_name_the_other_clip_only(tmp_path):
+    rows = parse(tmp_path, "pair_csv", f"{HEADER}{A},{B},non-sounding\r\n{B},{B},non-sounding")
+    assert [(row.clip_id, row.audio_clip_id) for row in rows] == [(A, B), (B, None)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [f"{A},{B},non-sounding\n", f"{HEADER}{A},{B},sounding\n", f"{HEADER}{A},../x,non-sounding\n", HEADER],
+)
+def test_pairs_of_another_form_are_refused(tmp_path, content):
+    refused(tmp_path, "pair_csv", content)
+
+
+def write_annotation(folder: Path, name: str, text: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(text)
+    return folder
+
+
+def bbox(*corners) -> str:
+    return "<bbox><label>x</label>" + "".join(f"<c>{corner}</c>" for corner in corners) + "</bbox>"
+
+
+def test_flickr_annotations_give_the_boxes_of_each_annotator(tmp_path):
+    text = f"<a><one>{bbox(0, 64, 128, 256)}</one><two>{bbox(1, 2, 3, 4)}{bbox(5, 6, 7, 8)}</two><three/></a>"
+    folder = write_annotation(tmp_path / "xml", "10000130166.xml", text)
+    (row,) = parse_list(folder, "box_xml")
+    expected = [(0, (0.0, 0.25, 0.5, 1.0)), *((1, tuple(c / 256 for c in box)) for box in ((1, 2, 3, 4), (5, 6, 7, 8)))]
+    assert (row.clip_id, row.boxes) == ("10000130166", expected)
+
+
+BOMB = '<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><a><one>&b;</one></a>'
+
+
+NO_ANNOTATIONS = ["", "<a>", "\x00", BOMB, "<a><one><bbox/></one></a>"]
+NO_ANNOTATIONS += [f"<a><o>{bbox(1, 2, 3)}</o></a>", f"<a><o>{bbox(*'wxyz')}</o></a>"]
+
+
+@pytest.mark.parametrize("text", NO_ANNOTATIONS)
+def test_annotations_of_another_form_are_refused_by_file(tmp_path, text):
+    folder = write_annotation(tmp_path / "xml", "10000130166.xml", text)
+    with pytest.raises(AvpipeError, match=r"10000130166\.xml: not an annotation of Flickr"):
+        parse_list(folder, "box_xml")
+
+
+def test_an_annotation_of_no_clip_is_refused(tmp_path):
+    folder = write_annotation(tmp_path / "xml", "x y.xml", f"<a><one>{bbox(1, 2, 3, 4)}</one></a>")
+    with pytest.raises(AvpipeError, match="'x y' is not a clip id"):
+        parse_list(folder, "box_xml")
 
 
 def test_box_json_gives_label_and_all_boxes(tmp_path):
     boxes = [[0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1]]
     rows = parse(tmp_path, "box_json", json.dumps([entry(A, boxes, "dog, barking"), entry(B, [])]))
-    assert rows == [
-        Row(clip_id=A, label="dog, barking", boxes=[(0.1, 0.2, 0.3, 0.4), (0.0, 0.0, 1.0, 1.0)]),
-        Row(clip_id=B, label="dog", boxes=[]),
-    ]
+    assert said(rows) == [(A, "dog, barking", None), (B, "dog", None)]
+    assert [row.boxes for row in rows] == [[(0, (0.1, 0.2, 0.3, 0.4)), (0, (0.0, 0.0, 1.0, 1.0))], []]
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_windows_line_ends_change_nothing(tmp_path, form):
-    content = one_row(form, A) if form == "box_json" else one_row(form, A) + one_row(form, B)
+    content = one_row(form, A) if form == "box_json" else content_of(form, A, B)
     assert parse(tmp_path, form, content.replace("\n", "\r\n")) == parse(tmp_path, form, content)
 
 
-@pytest.mark.parametrize("form", ["vggsound_csv", "label_csv", "ids"])
+@pytest.mark.parametrize("form", TEXT_FORMS)
 def test_blank_lines_are_skipped_but_counted(tmp_path, form):
-    assert len(parse(tmp_path, form, "\n" + one_row(form, A) + "\n\n")) == 1
-    assert "line 3: " in refused(tmp_path, form, one_row(form, A) + "\n" + one_row(form, HOSTILE))
+    assert len(parse(tmp_path, form, "\n" + content_of(form, A) + "\n\n")) == 1
+    sentence = refused(tmp_path, form, content_of(form, A) + "\n" + one_row(form, HOSTILE))
+    assert f"line {4 if form == 'pair_csv' else 3}: " in sentence
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("clip_id", [HOSTILE, "/etc/passwd", "zpWuikVorY_000030", "zpWuikVorY/_000030", "a b"])
 def test_what_is_no_clip_id_is_refused_in_every_form(tmp_path, form, clip_id):
-    sentence = refused(tmp_path, form, one_row(form, clip_id))
-    assert ("entry 1: " if form == "box_json" else "line 1: ") in sentence
+    sentence = refused(tmp_path, form, content_of(form, clip_id))
+    assert {"box_json": "entry 1: ", "pair_csv": "line 2: "}.get(form, "line 1: ") in sentence
     assert "is not a clip id" in sentence
 
 
@@ -124,6 +199,8 @@ def test_the_entry_of_a_bad_id_is_named(tmp_path):
         ("vggsound_csv", "zpWuikVorYg,30,dog", "3 columns where 4"),
         ("label_csv", "zpWuikVorYg_000030.mp4", "1 columns where 2"),
         ("label_csv", "zpWuikVorYg_000030.mp4,dog,barking", "3 columns where 2"),
+        ("number_csv", "10000130166", "1 columns where 2"),
+        ("number_csv", "10000130166,two", "'two' is not a whole number"),
     ],
 )
 def test_a_wrong_number_of_columns_is_refused(tmp_path, form, line, found):
@@ -164,7 +241,7 @@ def test_an_empty_list_is_refused(tmp_path, form, content):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_what_is_not_utf8_is_refused(tmp_path, form):
-    refused(tmp_path, form, one_row(form, A).replace("dog", "dég").encode("latin-1") + b"\xff\n" * 500)
+    refused(tmp_path, form, content_of(form, A).replace("dog", "dég").encode("latin-1") + b"\xff\n" * 500)
 
 
 @pytest.mark.parametrize("form", ["vggsound_csv", "label_csv"])
@@ -205,7 +282,12 @@ def test_an_entry_without_a_field_is_refused_with_its_number(tmp_path, missing):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -2.9e16])
 def test_published_nonsense_in_a_box_is_kept_for_the_manifest_to_mark(tmp_path, value):
     (row,) = parse(tmp_path, "box_json", json.dumps([entry(A, [[0.1, value, 0.3, 0.4]])]))
-    assert box_defect(row.boxes[0])
+    assert box_defect(row.boxes[0][1])
+
+
+def test_half_a_surrogate_pair_is_no_label(tmp_path):
+    refused(tmp_path, "box_json", json.dumps([entry(A, label="\ud800")]))
+    refused(tmp_path, "box_json", json.dumps([entry(A, label=None)]))
 
 
 def rows_or_refusal(form: str, content: bytes) -> None:
@@ -230,7 +312,7 @@ def test_any_bytes_give_rows_or_a_refusal(form, content):
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_a_damaged_list_gives_rows_or_a_refusal(form, data):
-    content = bytearray((one_row(form, A) + ("" if form == "box_json" else one_row(form, B))).encode())
+    content = bytearray(content_of(form, *([A] if form == "box_json" else [A, B])).encode())
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.integers(0, len(content)))
         content[place : place + data.draw(st.integers(0, 5))] = data.draw(st.binary(max_size=5))

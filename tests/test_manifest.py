@@ -1,7 +1,10 @@
 """The manifest: schemas as agreed, labels by precedence, defects kept but not served, splits in the order of lists."""
 
+import csv
+import hashlib
 import json
 import math
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -12,8 +15,11 @@ from shared_files import SHARED
 
 from pipeline.catalogue import load_catalogue
 from pipeline.errors import AvpipeError
+from pipeline.export_lists import export_list, export_lists
 from pipeline.layout import file_sha256
-from pipeline.manifest import Clip, Manifest, build_manifest
+from pipeline.lists import parse_list
+from pipeline.manifest import Clip, Manifest
+from pipeline.manifest_build import build_manifest
 
 TABLES = ("clips.parquet", "boxes.parquet", "splits.parquet")
 A, B, C, D = "-aB3_xyzXYZ_000030", "_0123456789_000000", "zpWuikVorYg_000032", "zpWuikVorYg_123456"
@@ -62,7 +68,8 @@ def test_schemas_are_those_of_the_contract(small):
         "boxes.parquet": {"clip_id": text, "annotator": pa.int32()}
         | dict.fromkeys(("xmin", "ymin", "xmax", "ymax"), number)
         | {"defect": text},
-        "splits.parquet": {"split": text, "clip_id": text, "position": pa.int64()},
+        "splits.parquet": {"split": text, "clip_id": text, "position": pa.int64()}
+        | {"audio_clip_id": text, "line": text},
     }
     for name, columns in expected.items():
         schema = pq.read_schema(small[0].folder / name)
@@ -133,8 +140,102 @@ def test_counts_say_what_was_written_and_which_lists_were_absent(small):
 def test_a_split_has_the_order_of_its_list(small):
     assert small[0].split_ids("ezvsl_10k") == small[0].ids("ezvsl_10k") == [D, A, B]
     assert small[0].split_ids("vggss") == [D, C]
+    assert small[0].rows("ezvsl_10k")["clip_id"].to_pylist() == [D, A, B]
     positions = [row["position"] for row in rows(small[0], "splits.parquet") if row["split"] == "ezvsl_10k"]
     assert positions == [0, 1, 2]
+
+
+FLICKR = {
+    "ssltie_flickr_10k": "videos/1/10000130166.mp4\nvideos2/1/2/7.mp4",
+    "lvs_flickr_test": "10000130166,202\r\n9,0\r\n",
+    "flickr_extended": "video,audio,label\r\n10000130166,9,non-sounding\r\n9,8,non-sounding",
+}
+ANNOTATION = "<a><one><bbox><l/><x>0</x><y>64</y><X>128</X><Y>256</Y></bbox></one><two/></a>"
+
+
+@pytest.fixture(scope="module")
+def flickr(tmp_path_factory) -> Manifest:
+    folder = tmp_path_factory.mktemp("flickr")
+    annotations = folder / "lists/flickr/annotations"
+    annotations.mkdir(parents=True)
+    (annotations / "9.xml").write_text(ANNOTATION)
+    return build(folder, FLICKR | SMALL)[0]
+
+
+def test_flickr_clips_are_whole_files_without_a_youtube_id(flickr):
+    table = [row for row in rows(flickr, "clips.parquet") if row["dataset"] == "flickr"]
+    assert [row["clip_id"] for row in table] == ["10000130166", "7", "8", "9"]
+    assert {(row["youtube_id"], row["start_s"], row["end_s"]) for row in table} == {(None, 0.0, None)}
+    assert flickr.usable_boxes(["9"])["9"] == [{"annotator": 0, "xmin": 0.0, "ymin": 0.25, "xmax": 0.5, "ymax": 1.0}]
+
+
+def test_a_split_of_pairs_needs_the_clips_of_its_sounds_too(flickr):
+    assert flickr.rows("flickr_extended")["audio_clip_id"].to_pylist() == ["9", "8"]
+    assert flickr.split_ids("flickr_extended") == ["10000130166", "9", "8"]
+    assert flickr.split_facts("flickr_extended")["listed"] == 2
+
+
+def test_lists_written_again_are_the_same_and_give_the_same_tables(flickr, tmp_path):
+    written = export_lists(flickr, tmp_path / "again")
+    lists, _ = load_catalogue()
+    expected = FLICKR | SMALL
+    files = {name: tmp_path / "again" / lists[name].file for name in expected}
+    assert set(files.values()) < set(written)
+    for name, path in files.items():
+        assert path.read_bytes().decode() == expected[name]
+    build_manifest(tmp_path / "again", tmp_path / "manifest", accept_changed=True)
+    for name in TABLES:
+        again = pq.read_table(tmp_path / "manifest" / name)
+        assert repr(again.to_pylist()) == repr(pq.read_table(flickr.folder / name).to_pylist())  # nan is not itself
+
+
+def test_one_split_as_text_or_csv(small, tmp_path):
+    manifest = small[0]
+    assert export_list(manifest, "ezvsl_10k", "txt", tmp_path).read_text() == SMALL["ezvsl_10k"]
+    assert export_list(manifest, "vggsound_test", "csv", tmp_path).read_text() == SMALL["vggsound_test_csv"]
+    assert (
+        export_list(manifest, "vggsound_train", "csv", tmp_path).read_text()
+        == SMALL["vggsound_csv"].split("\n")[0] + "\n"
+    )
+    assert export_list(manifest, "vggss", "txt", tmp_path).read_text() == f"{D}\n{C}\n"
+
+
+def test_categories_that_a_training_list_never_shows_are_the_retrieval_split(tmp_path):
+    seen, unseen = f"{A}\n", "_0123456789,0,never shown,train\nzpWuikVorYg,32,never shown,test\n"
+    contents = {"vggsound_csv": '-aB3_xyzXYZ,30,"dog, barking",train\nzpWuikVorYg,1,"dog, barking",test\n' + unseen}
+    manifest, counts = build(tmp_path / "all", contents | {"ssltie_seen_144k": seen})
+    assert manifest.split_ids("retrieval") == [B, C]
+    assert counts["splits_incomplete"] == {}
+    manifest, counts = build(
+        tmp_path / "half", {"vggsound_test_csv": SMALL["vggsound_test_csv"], "ssltie_seen_144k": f"{C}\n"}
+    )
+    assert counts["splits"]["retrieval"] == 0  # one label, and it is seen
+    assert manifest.split_ids("retrieval") == []
+    assert counts["splits_incomplete"] == {"retrieval": 21253}
+
+
+def test_a_list_without_a_pinned_hash_is_the_one_that_was_read_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.manifest_build._check_counts", lambda *_: None)
+    monkeypatch.setattr("pipeline.manifest_build._check_splits", lambda *_: None)
+    lists = write_lists(tmp_path / "lists", {"vggsound_csv": SMALL["vggsound_csv"]})
+    for _ in range(2):
+        build_manifest(lists, tmp_path / "manifest")
+    before = file_sha256(lists / "vggsound/vggsound.csv")
+    write_lists(lists, {"vggsound_csv": SMALL["vggsound_csv"] + "_0123456789,5,cat,test\n"})
+    with pytest.raises(AvpipeError, match=f"{file_sha256(lists / 'vggsound/vggsound.csv')}, recorded {before}"):
+        build_manifest(lists, tmp_path / "manifest")
+    build_manifest(lists, tmp_path / "manifest", accept_changed=True)
+    build_manifest(lists, tmp_path / "manifest")
+
+
+def test_a_manifest_of_another_version_is_refused(small, tmp_path):
+    table = pq.read_table(small[0].folder / "splits.parquet")
+    pq.write_table(table.replace_schema_metadata({b"avpipe": b'{"format": 1}'}), tmp_path / "splits.parquet")
+    with pytest.raises(AvpipeError, match="another version"):
+        Manifest.open(tmp_path)
+    (tmp_path / "splits.parquet").write_bytes(b"PAR1 but not really")
+    with pytest.raises(AvpipeError, match="is damaged"):
+        Manifest.open(tmp_path)
 
 
 def test_a_part_of_a_list_is_a_split(small):
@@ -217,7 +318,8 @@ def test_every_table_says_which_lists_it_came_from(small):
     expected = {name: {"sha256": file_sha256(folder / lists[name].file), "rows": n} for name, n in sizes.items()}
     for name in TABLES:
         metadata = json.loads(pq.read_schema(small[0].folder / name).metadata[b"avpipe"])
-        assert metadata == {"format": 1, "lists": expected}
+        found = {list_: {key: facts[key] for key in ("sha256", "rows")} for list_, facts in metadata["lists"].items()}
+        assert (metadata["format"], found) == (2, expected)
 
 
 def test_pandas_reads_the_tables(small):
@@ -252,8 +354,52 @@ def test_the_official_lists_give_the_known_numbers(official):
     counts = json.loads((official.folder / "counts.json").read_text())
     assert (counts["boxes"], counts["boxes_unusable"]) == (5941, 18)
     assert counts["lists_missing"] == ["vggsound_csv"]
-    expected = {name: split.clips for name, split in load_catalogue()[1].items() if split.ids_sha256}
-    assert official.split_sizes() == counts["splits"] == expected
+    assert counts["splits_incomplete"] == {"retrieval": 21253}
+
+
+OFFICIAL_SPLITS = {name: split for name, split in load_catalogue()[1].items() if split.ids_sha256}
+
+
+@pytest.mark.parametrize("name", OFFICIAL_SPLITS)
+def test_an_official_split_has_the_clips_of_its_file(official, name):
+    """Read here by other means than the package's parsers."""
+    split = OFFICIAL_SPLITS[name]
+    path = SHARED / "metadata" / load_catalogue()[0][split.list].file
+    if path.suffix == ".json":
+        ids = re.findall(r'"file": "([^"]+)"', path.read_text())
+    else:
+        fields = [line.split(",")[0] for line in path.read_text().split("\n") if line.strip()]
+        ids = [Path(field.strip()).stem for field in fields if field != "video"]
+    assert official.rows(name)["clip_id"].to_pylist() == ids
+    pinned = hashlib.sha256("".join(f"{clip_id}\n" for clip_id in sorted(ids)).encode()).hexdigest()
+    facts = official.split_facts(name)
+    assert (len(ids), pinned) == (split.clips, split.ids_sha256) == (facts["listed"], facts["sha256"])
+
+
+def test_every_official_list_is_written_again_byte_for_byte(official, tmp_path):
+    for path in export_lists(official, tmp_path / "lists"):
+        assert path.read_bytes() == (SHARED / "metadata" / path.relative_to(tmp_path / "lists")).read_bytes()
+    assert (
+        not {e.file for e in load_catalogue()[0].values() if e.sha256}
+        - {str(path.relative_to(tmp_path / "lists")) for path in (tmp_path / "lists").rglob("*.*")}
+        - {"lvs/vggss_test.csv", "ssltie/test_flickr_250.txt"}
+    )
+
+
+@pytest.mark.parametrize(("list_name", "split"), [("lvs_test", "vggss"), ("ssltie_flickr_test", "flickr_test")])
+def test_lists_that_repeat_another_one_name_the_same_clips(official, list_name, split):
+    entry = load_catalogue()[0][list_name]
+    ids = [row.clip_id for row in parse_list(SHARED / "metadata" / entry.file, entry.format)]
+    assert sorted(ids) == sorted(official.split_ids(split))
+
+
+def test_the_retrieval_split_has_the_categories_that_seen_144k_never_shows(official):
+    with open(SHARED / "metadata/vggsound/test.csv", newline="") as file:
+        label = {name.removesuffix(".mp4"): text for name, text in csv.reader(file)}
+    seen = {label.get(clip_id) for clip_id in official.split_ids("ssltie_seen_144k")}
+    ids = official.split_ids("retrieval")
+    assert ids == [clip_id for clip_id in label if label[clip_id] not in seen]
+    assert len({label[clip_id] for clip_id in ids}) == 35
 
 
 def test_almost_every_clip_of_vggss_has_a_usable_box(official):
@@ -270,6 +416,21 @@ def test_every_clip_of_vggss_has_one_of_its_classes(official):
     assert None not in labels.values()
 
 
-def test_an_official_split_has_the_order_of_the_published_list(official):
-    lines = (SHARED / "metadata/sspl/vggss_test_4692.csv").read_text().split()
-    assert official.split_ids("vggss_sspl") == lines
+README = Path(__file__).parents[1] / "manifests/README.md"
+
+
+def test_the_queries_of_the_readme_give_the_numbers_beside_them(official, monkeypatch):
+    """DuckDB and pandas know nothing of avpipe."""
+    duckdb = pytest.importorskip("duckdb")
+    monkeypatch.chdir(official.folder)
+    text = README.read_text()
+    queries = [q for q in re.search(r"```sql\n(.*?)```", text, re.DOTALL)[1].split(";") if q.strip()]
+    answers = [duckdb.sql(query).fetchall() for query in queries]
+    assert answers[1:3] == [[(3709,)], [(3655,)]]
+    assert dict(answers[3])["ssltie_full"] == 4916
+    assert dict(answers[4]) == {None: 5923, "zero_area": 6, "out_of_range": 12}
+    assert answers[5:7] == [[(0,)], [(35,)]]
+    assert sum(count for _, count in answers[7]) == 5158
+    names = {"pd": pd}
+    exec(re.search(r"```python\n(.*?)\nlen\(", text, re.DOTALL)[1], names)
+    assert len(names["of"]("ezvsl_144k") & names["of"]("vggss")) == 3709

@@ -1,0 +1,113 @@
+"""Splits of one's own, by a rule that anybody can repeat: a list without another one, a subset, a held-out part."""
+
+import hashlib
+import json
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.catalogue import ids_sha256, load_catalogue
+from pipeline.errors import AvpipeError
+from pipeline.layout import check_split_name, published, youtube_id
+from pipeline.manifest import SPLITS, Manifest, write_table
+from pipeline.parts import stage_lock
+
+# Beside the tables: {name: rule}, in the order of their making. `manifest build` makes these splits anew from it.
+RULES = "derived.json"
+
+
+def derive(
+    manifest: Manifest,
+    name: str,
+    base: str,
+    without: tuple[str, ...] = (),
+    clips: int | None = None,
+    whole_videos: bool = False,
+    seed: int = 0,
+) -> dict:
+    """Add split `name` to the manifest: the rows of `base`, in their order, of which some stay away.
+
+    Clips of `without` and every other clip of the same videos are left out. Of the rest `clips` are kept, those whose
+    id (with `whole_videos`, whose video's id) has the smallest hash under `seed`: a smaller subset is part of a larger
+    one, and the order of the list plays no role. Whole videos are taken until there are at least so many clips.
+    Returns the facts of the new split. Raises AvpipeError for a name that is taken, for an unknown split, and where
+    nothing or too little is left.
+    """
+    check_split_name(name)
+    rule = {"base": base, "without": sorted(without), "clips": clips, "whole_videos": whole_videos, "seed": seed}
+    with stage_lock(manifest.folder, "a change of the manifest"):
+        rules = read_rules(manifest)
+        if name in load_catalogue()[1] or rules.get(name, rule) != rule:
+            raise AvpipeError(f"there is a split {name!r} already, made by another rule; choose another name")
+        rows = _without(manifest, manifest.rows(base), without)
+        if clips is not None:
+            rows = _subset(rows, clips, whole_videos, seed, base)
+        if not len(rows):
+            raise AvpipeError(f"no clip of {base} is left; leave out less")
+        with published(manifest.folder / RULES) as temporary:
+            temporary.write_text(json.dumps(rules | {name: rule}, indent=1))
+        return _append(manifest, name, rows, rule)
+
+
+def read_rules(manifest: Manifest) -> dict[str, dict]:
+    """The rules of all derived splits, by name. Raises AvpipeError for a file that is not avpipe's."""
+    path = manifest.folder / RULES
+    try:
+        rules = json.loads(path.read_text())
+        return {check_split_name(name): dict(rule) for name, rule in rules.items()}
+    except FileNotFoundError:
+        return {}
+    except (AvpipeError, ValueError, TypeError, AttributeError):
+        raise AvpipeError(f"{path} is not a table of derived splits; remove it and derive them anew") from None
+
+
+def derive_all(manifest: Manifest) -> dict[str, str]:
+    """Make every derived split anew; returns {name: why} for those that cannot be made from these lists."""
+    failed = {}
+    for name, rule in read_rules(manifest).items():
+        try:
+            derive(manifest, name, **rule)
+        except (AvpipeError, TypeError) as error:  # the latter for a rule that another version wrote
+            failed[name] = str(error)
+    return failed
+
+
+def _without(manifest: Manifest, rows: pa.Table, without: tuple[str, ...]) -> pa.Table:
+    videos = {_video(clip_id) for split in without for clip_id in manifest.split_ids(split)}
+    return rows.filter(pa.array([_video(clip_id) not in videos for clip_id in rows["clip_id"].to_pylist()]))
+
+
+def _video(clip_id: str) -> str:
+    return youtube_id(clip_id) or clip_id
+
+
+def _subset(rows: pa.Table, clips: int, whole_videos: bool, seed: int, base: str) -> pa.Table:
+    if not 0 < clips <= len(rows):
+        raise AvpipeError(f"{clips} clips were asked for, and {len(rows)} of {base} are there; ask for fewer")
+    ids = rows["clip_id"].to_pylist()
+    keys = [_hash(seed, _video(clip_id) if whole_videos else clip_id) for clip_id in ids]
+    last = sorted(keys)[clips - 1]  # clips of one video share a key: those of the last one come in together
+    return rows.filter(pa.array([key <= last for key in keys]))
+
+
+def _hash(seed: int, text: str) -> bytes:
+    return hashlib.sha256(f"{seed} {text}".encode()).digest()
+
+
+def _append(manifest: Manifest, name: str, rows: pa.Table, rule: dict) -> dict:
+    path, facts = manifest.folder / "splits.parquet", manifest.facts()
+    ids = rows["clip_id"].to_pylist()
+    role = facts["splits"][rule["base"]]["role"]
+    facts["splits"][name] = {"role": role, "listed": len(ids), "sha256": ids_sha256(ids), "rule": rule}
+    table = pq.read_table(path)
+    columns = {
+        "split": pa.array([name] * len(ids), pa.string()),
+        "clip_id": rows["clip_id"],
+        "position": pa.array(range(len(ids)), pa.int64()),
+        "audio_clip_id": rows["audio_clip_id"],
+        "line": rows["line"],
+    }
+    kept = table.filter(pc.not_equal(table["split"], name))
+    write_table(pa.concat_tables([kept.cast(SPLITS), pa.table(columns, SPLITS)]), path, facts)
+    return facts["splits"][name]
