@@ -132,4 +132,4 @@ def check_hash(entry: OfficialList, path: Path) -> None:
 
 def ids_sha256(clip_ids: list[str]) -> str:
     """Hash that names a set of clips: SHA-256 of the sorted ids, one a line."""
-    return hashlib.sha256("".join(f"{clip_id}\n" for clip_id in sorted(clip_ids)).encode()).hexdigest()
+    return hashlib.sha256("\n".join([*sorted(clip_ids), ""]).encode()).hexdigest()

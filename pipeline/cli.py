@@ -1,12 +1,12 @@
 """The stages' commands. A stage is imported only when its command runs, so that `avpipe --help` answers at once."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pipeline.cli_manifest import Features, Json, Workers, manifest_app, say
 from pipeline.layout import Root
 
 app = typer.Typer(
@@ -17,14 +17,10 @@ app = typer.Typer(
     help="From a list of YouTube ids to a trained, honestly measured sound-localisation model.",
     epilog="Example: avpipe manifest build && avpipe download --split vggss && avpipe extract --split vggss",
 )
-manifest_app = typer.Typer(no_args_is_help=True, help="Which clips there should be: build the tables, show a split.")
 app.add_typer(manifest_app, name="manifest")
 
 Split = Annotated[str, typer.Option(help="Name of a split; `avpipe manifest show` lists them.")]
 AnySplit = Annotated[str | None, typer.Option(help="Name of a split.  [default: every clip of the manifest]")]
-Features = Annotated[str, typer.Option(help="Feature specs to compute, separated by commas.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes.  [default: one a core]", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 @app.callback()
@@ -35,11 +31,6 @@ def _options(
     ] = Path("data"),
 ):
     context.obj = Root(root)
-
-
-def say(value: dict, text: str, as_json: bool) -> None:
-    """Print a command's result: one JSON object for scripts, or a text for people."""
-    print(json.dumps(value, default=str) if as_json else text, flush=True)
 
 
 @app.command(epilog="Example: avpipe synth demo/source --clips 500")
@@ -69,60 +60,13 @@ def synth(
     )
 
 
-@manifest_app.command("build", epilog="Example: avpipe manifest build --lists my-lists")
-def manifest_build(
-    context: typer.Context,
-    lists: Annotated[
-        Path | None, typer.Option(help="Folder with copies of the lists.  [default: fetch them into <root>/lists]")
-    ] = None,
-    accept_changed: Annotated[
-        bool, typer.Option("--accept-changed", help="Use lists that differ from the published ones, and record that.")
-    ] = False,
-    as_json: Json = False,
-):
-    """Join the official lists into clips.parquet, boxes.parquet and splits.parquet."""
-    from pipeline.catalogue import fetch_lists
-    from pipeline.manifest import build_manifest
-    from pipeline.progress import ProgressLine
-
-    root: Root = context.obj
-    if lists is None:
-        lists = root.lists
-        with ProgressLine("lists", 0, "lists") as line:
-            fetch_lists(lists, on_list=lambda name: line.advance(note=name))
-    counts = build_manifest(lists, root.manifest, accept_changed)
-    splits = "\n".join(f"  {name:22} {size:>8,}" for name, size in counts["splits"].items())
-    missing = f"\nnot among the lists: {', '.join(counts['lists_missing'])}" if counts["lists_missing"] else ""
-    text = (
-        f"{root.manifest}: {counts['clips']:,} clips, {counts['boxes']:,} boxes ({counts['boxes_unusable']} unusable)"
-    )
-    say(counts, f"{text}\n{splits}{missing}", as_json)
-
-
-@manifest_app.command("show", epilog="Example: avpipe manifest show vggss")
-def manifest_show(
-    context: typer.Context,
-    split: Annotated[str | None, typer.Argument(help="Name of a split.  [default: list all]")] = None,
-    as_json: Json = False,
-):
-    """Show the sizes of all splits, or the clip ids of one."""
-    from pipeline.manifest import Manifest
-
-    manifest = Manifest.open(context.obj.manifest)
-    if split is None:
-        sizes = manifest.split_sizes()
-        say({"splits": sizes}, "\n".join(f"{name:22} {size:>8,}" for name, size in sizes.items()), as_json)
-    else:
-        ids = manifest.split_ids(split)
-        say({"split": split, "clips": ids}, "\n".join(ids), as_json)
-
-
 @app.command(epilog="Example: avpipe download --split vggss --from my-clips")
 def download(
     context: typer.Context,
     split: AnySplit = None,
     source: Annotated[
-        str, typer.Option("--from", help="`youtube`, a folder of <clip_id>.mp4, or an address with {clip_id}.")
+        str,
+        typer.Option("--from", help="`youtube`, a folder or tar of <clip_id>.mp4, or an address with {clip_id}."),
     ] = "youtube",
     retry: Annotated[bool, typer.Option("--retry", help="Try failed clips again that can still be won.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Downloads at a time; more than one gets addresses blocked.")] = 1,
@@ -184,7 +128,8 @@ def _watch(what: str, run) -> dict:
             line.advance(len(some), count_reasons(some))
 
         plan = run(on_plan=lambda plan: line.set_total(len(plan)), on_outcome=on_outcome)
-    counts = {f.name: v for f in fields(plan) if isinstance(v := getattr(plan, f.name), int)}
+    values = {f.name: getattr(plan, f.name) for f in fields(plan)}
+    counts = {name: len(v) if isinstance(v, list) else v for name, v in values.items()}
     failures = [{"clip_id": o.clip_id, "reason": o.reason, "detail": o.detail} for o in outcomes if not o.done]
     done = len(outcomes) - len(failures)
     return counts | {"done": done, "failed": count_reasons(outcomes), "failures": failures}
@@ -192,7 +137,7 @@ def _watch(what: str, run) -> dict:
 
 def _failure_parts(result: dict) -> list[str]:
     parts = [f"{count} failed: {reason}" for reason, count in result["failed"].items()]
-    return parts + ([f"{result['failed_before']} failed before"] if result["failed_before"] else [])
+    return parts + ([f"{result['failed_before']} failed before"] if result.get("failed_before") else [])
 
 
 @app.command(epilog="Example: avpipe shard --split vggss")
@@ -252,3 +197,72 @@ def verify(
     if report.problems:
         print(f"avpipe: {folder} is not as it was written; remove it and run `avpipe shard` again", file=sys.stderr)
         raise typer.Exit(1)
+
+
+@app.command("import", epilog="Example: avpipe import my-mirror/vggsound.tar.gz")
+def import_(
+    context: typer.Context,
+    source: Annotated[
+        Path, typer.Argument(help="Folder or tars of <id>_<start>.mp4, or a folder with frames/ and audio/.")
+    ],
+    features: Features = "logspec",
+    workers: Workers = None,
+    as_json: Json = False,
+):
+    """Take in what somebody else has: clips as if downloaded, frames and sounds as if extracted."""
+    from pipeline.import_clips import import_clips
+    from pipeline.import_frames import find_layout, import_frames
+    from pipeline.parts import default_workers
+    from pipeline.settings import ExtractSettings
+
+    root: Root = context.obj
+    if find_layout(source):
+        settings = ExtractSettings(features=tuple(features.split(",")))
+        workers = workers or default_workers()
+        result = _watch("import", lambda **hooks: import_frames(root, source, settings, workers, **hooks))
+    else:
+        result = _watch("import", lambda **hooks: import_clips(root, source, **hooks))
+    parts = [f"{result['done']} taken in", f"{result['finished']} there before", *_failure_parts(result)]
+    parts += [f"{result[name]:,} {text}" for name, text in PASSED_BY.items() if result.get(name)]
+    say(result, f"{source}: {' · '.join(parts)}", as_json)
+
+
+PASSED_BY = {
+    "not_listed": "not in the manifest",
+    "skipped": "with no name of a clip",
+    "frames_alone": "frames without a sound",
+    "sounds_alone": "sounds without a frame",
+}
+
+
+@app.command(epilog="Example: avpipe export --split vggss --format hdf5 sspl-data")
+def export(
+    context: typer.Context,
+    out: Annotated[Path, typer.Argument(help="New folder; for csv and txt the folder of <split>.csv or .txt.")],
+    split: Split,
+    form: Annotated[
+        str, typer.Option("--format", help="folders, hdf5, coco, csv, txt, ssl-tie-train or ssl-tie-test.")
+    ],
+    features: Features = "logspec",
+    as_json: Json = False,
+):
+    """Write a split in a layout that other code reads; clips that are not extracted are named in missing.csv."""
+    from dataclasses import asdict
+
+    from pipeline.export import export as run
+    from pipeline.export_lists import FORMATS, export_list
+    from pipeline.manifest import Manifest
+    from pipeline.progress import ProgressLine
+    from pipeline.settings import ExtractSettings
+
+    root: Root = context.obj
+    if form in FORMATS:
+        path = export_list(Manifest.open(root.manifest), split, form, out)
+        say({"split": split, "format": form, "file": path}, str(path), as_json)
+        return
+    settings = ExtractSettings(features=tuple(features.split(",")))
+    with ProgressLine("export", 0, "samples") as line:
+        summary = run(root, split, settings, form, out, on_plan=line.set_total, on_sample=line.advance)
+    counts = "".join(f", {count:,} {name.replace('_', ' ')}" for name, count in summary.counts.items())
+    text = f"{out}: {summary.exported:,} of {summary.listed:,} listed clips{counts}"
+    say(asdict(summary), f"{text}; the others are in missing.csv" if summary.missing else text, as_json)

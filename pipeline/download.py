@@ -39,10 +39,15 @@ class Plan:
 
 
 def plan_download(root: Root, clips: list[Clip], source: Source, retry: bool = False) -> Plan:
-    """Compare what is wanted with the ledger; failed clips are tried again with `retry`, but not those past winning."""
+    """Compare what is wanted with the ledger; failed clips are tried again with `retry`, but not those past winning.
+
+    A local source is asked for all of them: what YouTube has removed, somebody may have kept.
+    """
     before = Ledger(root.ledger, "download").latest()
     finished = [c for c in clips if (o := before.get(c.clip_id)) and o.done and root.clip_file(c.clip_id).exists()]
     failed = [c for c in clips if (o := before.get(c.clip_id)) and not o.done and (o.permanent or not retry)]
+    if source.local:
+        failed = []
     settled = {clip.clip_id for clip in finished + failed}
     left = [clip for clip in clips if clip.clip_id not in settled]
     offered = source.offered(left)

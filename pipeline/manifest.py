@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.catalogue import load_catalogue
 from pipeline.errors import AvpipeError
-from pipeline.layout import published
+from pipeline.layout import published, youtube_id
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 BOX_FIELDS = [("annotator", pa.int32()), *((name, pa.float64()) for name in CORNERS)]
@@ -40,6 +40,7 @@ TABLES = {"clips": CLIPS, "boxes": BOXES, "splits": SPLITS}
 METADATA_KEY = b"avpipe"
 # Raised whenever the tables change their form.
 FORMAT = 2
+CLIP_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +53,15 @@ class Clip:
     start_s: float
     end_s: float | None
     """None where the clip is the whole file."""
+
+
+def clip_of(clip_id: str) -> Clip:
+    """What an id says: ten seconds of a YouTube video, or a whole file of Flickr."""
+    video = youtube_id(clip_id)
+    if video is None:
+        return Clip(clip_id=clip_id, youtube_id=None, start_s=0.0, end_s=None)
+    start_s = float(clip_id[-6:])
+    return Clip(clip_id=clip_id, youtube_id=video, start_s=start_s, end_s=start_s + CLIP_S)
 
 
 def write_table(table: pa.Table, path: Path, facts: dict) -> None:

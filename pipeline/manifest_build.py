@@ -17,11 +17,9 @@ from pipeline.catalogue import (
 )
 from pipeline.derive import derive_all
 from pipeline.errors import AvpipeError
-from pipeline.layout import youtube_id
 from pipeline.lists import Row, box_defect, parse_list, text_framing
-from pipeline.manifest import BOXES, CLIPS, CORNERS, SPLITS, Manifest, write_table
+from pipeline.manifest import BOXES, CLIPS, CORNERS, SPLITS, Manifest, clip_of, write_table
 
-CLIP_S = 10.0
 TEST_HALF = "vggsound_test_csv"
 
 
@@ -155,17 +153,15 @@ def _clips(rows: dict[str, list[Row]]) -> pa.Table:
                 parts.setdefault(row.clip_id, part)
         if list_name.startswith("synth"):
             made.update(row.clip_id for row in list_rows)
-    ids = sorted(labels)
-    videos = [youtube_id(clip_id) for clip_id in ids]
-    starts = [float(clip_id[-6:]) if video else 0.0 for clip_id, video in zip(ids, videos, strict=True)]
+    clips = [clip_of(clip_id) for clip_id in sorted(labels)]
     columns = {
-        "clip_id": ids,
-        "dataset": ["synth" if i in made else "vggsound" if v else "flickr" for i, v in zip(ids, videos, strict=True)],
-        "youtube_id": videos,
-        "start_s": starts,
-        "end_s": [start + CLIP_S if video else None for start, video in zip(starts, videos, strict=True)],
-        "label": [labels[i] for i in ids],
-        "official_split": [parts.get(i) for i in ids],
+        "clip_id": [c.clip_id for c in clips],
+        "dataset": ["synth" if c.clip_id in made else "vggsound" if c.youtube_id else "flickr" for c in clips],
+        "youtube_id": [c.youtube_id for c in clips],
+        "start_s": [c.start_s for c in clips],
+        "end_s": [c.end_s for c in clips],
+        "label": [labels[c.clip_id] for c in clips],
+        "official_split": [parts.get(c.clip_id) for c in clips],
     }
     return pa.table(columns, CLIPS)
 

@@ -1,0 +1,29 @@
+"""Whose clip a file is, told by its name, in the ways that download tools have named them."""
+
+import re
+
+from pipeline.layout import CLIP_ID
+
+# <id>_<seconds> or <id>_<start ms>_<end ms>; the id is the first eleven characters and may hold '_' itself.
+TIMES = re.compile(r"([A-Za-z0-9_-]{11})_([0-9]{1,9})(?:_([0-9]{1,9}))?", re.ASCII)
+SUFFIX = ".mp4"
+
+
+def clip_id_of(name: str) -> str | None:
+    """The clip id that a file name stands for, or None if it is no name of a clip.
+
+    `<youtube id>_<start>.mp4` with the start in whole seconds, padded to six digits or not;
+    `<youtube id>_<start>_<end>.mp4` in milliseconds, as AudioSet's tools write, the start a whole second;
+    `<number>.mp4` for a Flickr clip.
+    """
+    if not name.endswith(SUFFIX):
+        return None
+    stem = name.removesuffix(SUFFIX)
+    if match := TIMES.fullmatch(stem):
+        youtube_id, start, end = match[1], int(match[2]), match[3]
+        if end is not None:
+            start, rest = divmod(start, 1000)
+            if rest or int(end) <= start * 1000:
+                return None
+        stem = f"{youtube_id}_{start:06d}"
+    return stem if CLIP_ID.fullmatch(stem) else None

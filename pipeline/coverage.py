@@ -1,0 +1,69 @@
+"""How far the clips of a split have come: downloaded, extracted, sharded; and how its labels are spread."""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.cache import Cache
+from pipeline.errors import AvpipeError
+from pipeline.layout import Root
+from pipeline.ledger import Ledger, count_reasons
+from pipeline.shard import INDEX
+
+
+def coverage(root: Root, clip_ids: list[str]) -> dict:
+    """How many of these clips each stage has done; a stage that has not run yet has done none.
+
+    Returns plain values for JSON: clips (distinct), downloaded, failed (downloads by reason, the most frequent first),
+    extracted (by cache folder), sharded (by shard folder; a clip may be in the shards of several splits).
+    Raises AvpipeError for an index that cannot be read.
+    """
+    wanted = set(clip_ids)
+    ledger = Ledger(root.ledger, "download").latest()
+    tried = [outcome for clip_id, outcome in ledger.items() if clip_id in wanted]
+    listed = pa.array(sorted(wanted), pa.string())
+    return {
+        "clips": len(wanted),
+        "downloaded": sum(outcome.done for outcome in tried),
+        "failed": count_reasons(tried),
+        "extracted": {folder.name: _count(Cache(folder).indexes(), listed) for folder in _folders(root.cache)},
+        "sharded": {
+            folder.name: _count([folder / INDEX], listed)
+            for folder in _folders(root.shards)
+            if (folder / INDEX).exists()
+        },
+    }
+
+
+def _folders(parent: Path) -> list[Path]:
+    """Folders by name without the hidden ones, in which unfinished work and locks lie."""
+    found = parent.iterdir() if parent.exists() else ()
+    return sorted(path for path in found if path.is_dir() and not path.name.startswith("."))
+
+
+def _count(indexes: list[Path], listed: pa.Array) -> int:
+    """Distinct clips of `listed` that the indexes name."""
+    present = [_clip_ids(path) for path in indexes]
+    if not present:
+        return 0
+    indexed = pa.chunked_array([chunk for column in present for chunk in column.chunks], pa.string())
+    return pc.sum(pc.is_in(listed, value_set=indexed)).as_py() or 0
+
+
+def _clip_ids(index: Path) -> pa.ChunkedArray:
+    try:
+        return pq.read_table(index, columns=["clip_id"])["clip_id"]
+    except (pa.ArrowInvalid, KeyError):
+        raise AvpipeError(f"{index} is damaged or is not an index; remove it and run the stage again") from None
+
+
+def histogram(labels: Iterable[str | None]) -> list[tuple[str | None, int]]:
+    """(label, count), the most frequent first, equal ones by name; last (None, count) if some have no label."""
+    counts = Counter(labels)
+    unlabelled = counts.pop(None, 0)
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ordered + ([(None, unlabelled)] if unlabelled else [])

@@ -1,0 +1,254 @@
+"""Exports against independent readings: Pillow, soundfile, json, Parquet and h5py."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from PIL import Image
+from shared_files import PARITY
+
+from pipeline import export_hdf5, samples
+from pipeline import extract as extract_stage
+from pipeline.cache import Cache
+from pipeline.errors import AvpipeError
+from pipeline.export import FORMATS, export
+from pipeline.extract import extract
+from pipeline.layout import Root
+from pipeline.ledger import Ledger, Outcome
+from pipeline.manifest import TABLES, Manifest, write_table
+from pipeline.parts import stage_lock
+from pipeline.settings import ExtractSettings
+
+SETTINGS = ExtractSettings()
+
+
+def cached(root: Root, settings: ExtractSettings = SETTINGS) -> dict[str, dict[str, bytes]]:
+    """All samples of the cache, {clip id: {member: bytes}}."""
+    cache = Cache(root.cache / settings.name)
+    rows = cache.table.to_pylist()
+    found = cache.read(rows, samples.index_members(cache.table.schema))
+    return {row["clip_id"]: sample for row, sample in zip(rows, found, strict=True)}
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def pcm(flac: bytes) -> np.ndarray:
+    return soundfile.read(io.BytesIO(flac), dtype="int16")[0]
+
+
+@pytest.fixture
+def partial_root(fresh_root, monkeypatch) -> Root:
+    """A root in which two of the four test clips are extracted; of the others one has failed, one was never tried."""
+    monkeypatch.setattr(extract_stage, "run_parts", lambda function, parts, workers: map(function, parts))
+    ids = Manifest.open(fresh_root.manifest).split_ids("synth_test")
+    extract(fresh_root, [ids[2], ids[0]], SETTINGS, workers=1)
+    Ledger(fresh_root.ledger, f"extract-{SETTINGS.name}").write([Outcome(clip_id=ids[1], reason="no_audio")])
+    return fresh_root
+
+
+def test_folders_hold_frames_sounds_facts_and_tables(done_root, tmp_path):
+    out = tmp_path / "out"
+    summary = export(done_root, "synth_train", SETTINGS, "folders", out)
+    ids = Manifest.open(done_root.manifest).split_ids("synth_train")
+    assert (summary.listed, summary.exported, summary.missing) == (16, 16, 0)
+    all_samples = cached(done_root)
+    names = {"missing.csv", "index.parquet", *(f"manifest/{name}.parquet" for name in TABLES)}
+    for clip_id in ids:
+        sample = all_samples[clip_id]
+        assert (out / "frames" / f"{clip_id}.jpg").read_bytes() == sample["frame.jpg"]
+        assert (out / "meta" / f"{clip_id}.json").read_bytes() == sample["meta.json"]
+        info = soundfile.info(out / "audio" / f"{clip_id}.wav")
+        assert (info.format, info.subtype, info.samplerate, info.channels) == ("WAV", "PCM_16", 16_000, 1)
+        wave = soundfile.read(out / "audio" / f"{clip_id}.wav", dtype="int16")[0]
+        assert np.array_equal(wave, pcm(sample["audio.flac"]))
+        names |= {f"frames/{clip_id}.jpg", f"audio/{clip_id}.wav", f"meta/{clip_id}.json"}
+    assert tree(out).keys() == names
+    for name in TABLES:
+        whole, part = (pq.read_table(folder / f"{name}.parquet") for folder in (done_root.manifest, out / "manifest"))
+        wanted = [row for row in whole.to_pylist() if row["clip_id"] in ids]
+        assert part.to_pylist() == [row for row in wanted if row.get("split", "synth_train") == "synth_train"]
+        assert part.schema.equals(whole.schema)
+    assert Manifest.open(out / "manifest").split_sizes() == {"synth_train": 16}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_same_split_gives_the_same_bytes(done_root, tmp_path, format):
+    ticks, planned = [], []
+    for name in "ab":
+        count = lambda: ticks.append(1)  # noqa: E731
+        export(done_root, "synth_test", SETTINGS, format, tmp_path / name, on_plan=planned.append, on_sample=count)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b") != {}
+    assert (len(ticks), planned) == (8, [4, 4])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("format", "frame", "audio"),
+    [
+        ("ssl-tie-train", "total_video_frames/{}/125.jpg", "total_video_3s_audio/{}.wav"),
+        ("ssl-tie-test", "frame/{}.jpg", "audio/{}.wav"),
+    ],
+)
+def test_ssl_tie_layouts(done_root, tmp_path, format, frame, audio):
+    export(done_root, "synth_test", SETTINGS, format, tmp_path / "out")
+    files = tree(tmp_path / "out")
+    ids, all_samples = Manifest.open(done_root.manifest).split_ids("synth_test"), cached(done_root)
+    assert files.keys() == {"missing.csv", *(f.format(i) for f in (frame, audio) for i in ids)}
+    for clip_id in ids:
+        assert files[frame.format(clip_id)] == all_samples[clip_id]["frame.jpg"]
+        wave = soundfile.read(io.BytesIO(files[audio.format(clip_id)]), dtype="int16")[0]
+        assert np.array_equal(wave, pcm(all_samples[clip_id]["audio.flac"]))
+
+
+def test_missing_clips_are_named_with_their_reason(partial_root, tmp_path):
+    ids = Manifest.open(partial_root.manifest).split_ids("synth_test")
+    summary = export(partial_root, "synth_test", SETTINGS, "ssl-tie-test", tmp_path / "out")
+    assert (summary.listed, summary.exported, summary.missing) == (4, 2, 2)
+    rows = list(csv.reader((tmp_path / "out" / "missing.csv").open()))
+    assert rows == [["clip_id", "stage", "reason"], [ids[1], "extract", "no_audio"], [ids[3], "", ""]]
+
+
+def test_coco_boxes_are_pixels_of_the_exported_frames(partial_root, tmp_path):
+    boxes = pq.read_table(partial_root.manifest / "boxes.parquet")
+    manifest = Manifest.open(partial_root.manifest)
+    ids = manifest.split_ids("synth_test")
+    added = [
+        {"clip_id": ids[0], "annotator": 1, "xmin": 0.5, "ymin": -0.1, "xmax": 1.2, "ymax": 0.5, "defect": None},
+        {"clip_id": ids[0], "annotator": 1, "xmin": 0.5, "ymin": 0.5, "xmax": 0.5, "ymax": 1, "defect": "zero_area"},
+    ]
+    boxes = pa.concat_tables([boxes, pa.Table.from_pylist(added, TABLES["boxes"])])
+    write_table(boxes, partial_root.manifest / "boxes.parquet", manifest.facts())
+    summary = export(partial_root, "synth_test", SETTINGS, "coco", tmp_path / "out")
+    coco = json.loads((tmp_path / "out" / "synth_test.json").read_text())
+
+    assert [image["clip_id"] for image in coco["images"]] == [ids[0], ids[2]]
+    for image in coco["images"]:
+        assert Image.open(tmp_path / "out" / image["file_name"]).size == (image["width"], image["height"])
+    labels = manifest.labels([ids[0], ids[2]])
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+    assert list(names.values()) == sorted(set(labels.values()))
+    image_of = {image["id"]: image for image in coco["images"]}
+    usable = [row for row in boxes.to_pylist() if row["clip_id"] in (ids[0], ids[2]) and not row["defect"]]
+    assert summary.counts == {"annotations": len(usable), "unusable_boxes": 1}
+    assert len({a["id"] for a in coco["annotations"]}) == len(coco["annotations"]) == len(usable)
+    left = {json.dumps(row, sort_keys=True): row for row in usable}
+    for annotation in coco["annotations"]:
+        image, (x, y, w, h) = image_of[annotation["image_id"]], annotation["bbox"]
+        found = [x / image["width"], y / image["height"], (x + w) / image["width"], (y + h) / image["height"]]
+        same = [
+            key
+            for key, row in left.items()
+            if row["clip_id"] == image["clip_id"] and row["annotator"] == annotation["annotator"]
+            and np.allclose(np.clip([row[c] for c in ("xmin", "ymin", "xmax", "ymax")], 0, 1), found, atol=1e-4)
+        ]  # fmt: skip
+        del left[same[0]]
+        assert annotation["area"] == pytest.approx(w * h, abs=1e-2)
+        assert annotation["iscrowd"] == 0
+        assert names[annotation["category_id"]] == labels[image["clip_id"]]
+    assert left == {}
+
+
+def test_hdf5_holds_what_sspl_reads(done_root, tmp_path):
+    export(done_root, "synth_test", SETTINGS, "hdf5", tmp_path / "out")
+    ids = (tmp_path / "out" / "synth_test.csv").read_text().splitlines()
+    assert ids == Manifest.open(done_root.manifest).split_ids("synth_test")
+    data = {}
+    for kind in ("frames", "audios", "spects"):
+        with h5py.File(tmp_path / "out" / f"h5py_test_{kind}.h5") as file:
+            assert list(file) == [f"test_{kind}"]
+            assert file[f"test_{kind}"].chunks == (1, *file[f"test_{kind}"].shape[1:])
+            data[kind] = file[f"test_{kind}"][:]
+    assert {kind: (a.shape, a.dtype.name) for kind, a in data.items()} == {
+        "frames": ((4, 256, 256, 3), "float32"),
+        "audios": ((4, 48_000), "float32"),
+        "spects": ((4, 3, 96, 64), "float32"),
+    }
+    all_samples = cached(done_root)
+    for row, clip_id in enumerate(ids):
+        image = Image.open(io.BytesIO(all_samples[clip_id]["frame.jpg"])).resize((256, 256), Image.BICUBIC)
+        assert np.array_equal(data["frames"][row], np.asarray(image))
+        wave = pcm(all_samples[clip_id]["audio.flac"]).astype(np.float64) / 32768
+        scaled = (wave - wave.min()) / (np.ptp(wave) + 1e-3)
+        assert data["audios"][row] == pytest.approx((scaled - 0.5) * 2, abs=1e-6)
+
+
+@pytest.mark.skipif(PARITY is None, reason="no golden numbers")
+def test_hdf5_arrays_are_those_of_the_published_code():
+    golden = np.load(PARITY / "audio_sspl_s1.npz")
+    jpeg = samples.encode_jpeg(np.zeros((256, 256, 3), np.uint8), 90)
+    for seconds in (3,):
+        flac = samples.encode_flac(golden["wave_i16"][: seconds * 16_000], 16_000)
+        arrays = export_hdf5.sspl_arrays({"frame.jpg": jpeg, "audio.flac": flac})
+        assert arrays["audios"][:64] == pytest.approx(golden["c3_norm_head"], abs=1e-6)
+        assert np.abs(arrays["spects"] - golden["c3_examples"]).max() < 1e-3
+
+
+def test_hdf5_files_of_the_large_list_come_in_blocks(done_root, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_hdf5, "LARGE_LIST", 16)
+    monkeypatch.setattr(export_hdf5, "ROWS_A_FILE", 6)
+    ids = Manifest.open(done_root.manifest).split_ids("synth_train")
+    export(done_root, "synth_train", SETTINGS, "hdf5", tmp_path / "out")
+    rows = []
+    for block, size in ((1, 6), (2, 6), (3, 4)):
+        with h5py.File(tmp_path / "out" / f"h5py_train_frames_144k_{block}.h5") as file:
+            assert len(file["train_frames"]) == size
+            rows.extend(file["train_frames"][:])
+    last = Image.open(io.BytesIO(cached(done_root)[ids[-1]]["frame.jpg"])).resize((256, 256), Image.BICUBIC)
+    assert np.array_equal(rows[15], np.asarray(last))
+
+
+@pytest.mark.parametrize(("listed", "name"), [(10_000, "_10k"), (16, "_16")])
+def test_hdf5_names_of_other_training_lists(done_root, tmp_path, monkeypatch, listed, name):
+    monkeypatch.setattr(export_hdf5, "SUFFIXES", {16: "_10k"} if listed == 10_000 else {})
+    export(done_root, "synth_train", SETTINGS, "hdf5", tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.h5")) == [
+        f"h5py_train_{kind}{name}.h5" for kind in ("audios", "frames", "spects")
+    ]
+
+
+def test_a_folder_in_use_is_not_touched(done_root, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(AvpipeError, match="not an empty folder"):
+        export(done_root, "synth_test", SETTINGS, "coco", out)
+    assert list(tree(tmp_path)) == ["out/mine.txt"]
+    (out / "mine.txt").unlink()
+    with stage_lock(tmp_path / ".out.partial", "x"), pytest.raises(AvpipeError, match="another process"):
+        export(done_root, "synth_test", SETTINGS, "coco", out)
+    (tmp_path / ".out.partial" / "frames").mkdir()  # a killed export
+    (tmp_path / ".out.partial" / "old.json").write_text("{}")
+    export(done_root, "synth_test", SETTINGS, "coco", out)
+    assert sorted(path.name for path in out.iterdir()) == ["frames", "missing.csv", "synth_test.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_cannot_be_exported_is_a_sentence(done_root, fresh_root, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(AvpipeError, match="no format 'zip'"):
+        export(done_root, "synth_test", SETTINGS, "zip", out)
+    with pytest.raises(AvpipeError, match="no split 'nothing'"):
+        export(done_root, "nothing", SETTINGS, "coco", out)
+    with pytest.raises(AvpipeError, match="nothing is extracted"):
+        export(fresh_root, "synth_test", SETTINGS, "coco", out)
+    (tar,) = (done_root.cache / SETTINGS.name).glob("part-*.tar")
+    damaged = Root(tmp_path / "damaged")
+    (damaged.cache / SETTINGS.name).mkdir(parents=True)
+    damaged.manifest.symlink_to(done_root.manifest)
+    (damaged.cache / SETTINGS.name / tar.name).write_bytes(b"\0" * tar.stat().st_size)
+    index = tar.with_suffix(".parquet")
+    (damaged.cache / SETTINGS.name / index.name).write_bytes(index.read_bytes())
+    with pytest.raises(AvpipeError, match="is damaged"):
+        export(damaged, "synth_test", SETTINGS, "folders", out)
+    assert not out.exists()
+    assert not (tmp_path / ".out.partial").exists()
