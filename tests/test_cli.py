@@ -60,7 +60,7 @@ def test_stages_in_a_row_with_json(capsys, monkeypatch, corpus, tmp_path):
     built = json_of("manifest", "build", "--lists", corpus / "lists")
     assert built["splits"] == {"synth_train": 16, "synth_test": 4}
     assert json_of("manifest", "show")["splits"] == built["splits"]
-    assert len(json_of("manifest", "show", "synth_test")["clips"]) == 4
+    assert json_of("manifest", "show", "synth_test")["listed"] == 4
     got = json_of("download", "--split", "synth_test", "--from", corpus / "clips")
     assert (got["listed"], got["done"], got["failed"], got["not_offered"]) == (4, 4, {}, 0)
     made = json_of("extract", "--split", "synth_test", "--workers", 1)
