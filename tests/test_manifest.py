@@ -11,6 +11,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from shared_files import SHARED
 
 from pipeline.catalogue import load_catalogue
@@ -434,3 +436,49 @@ def test_the_queries_of_the_readme_give_the_numbers_beside_them(official, monkey
     names = {"pd": pd}
     exec(re.search(r"```python\n(.*?)\nlen\(", text, re.DOTALL)[1], names)
     assert len(names["of"]("ezvsl_144k") & names["of"]("vggss")) == 3709
+
+
+ODD = ["", " ", "../../x", "/etc/passwd", "a" * 400, "video000001_-00001", "video000001_1e5", "\x00", "NaN", "ünïcödé"]
+ODD += ['"', "'; DROP", "-5", "99999999999"]
+GOOD_IDS = [*(f"video{v:06d}_{30 * v:06d}" for v in range(40)), "10000130166", "7"]
+SOME_IDS = st.lists(st.sampled_from(GOOD_IDS), min_size=1, max_size=5, unique=True)
+CORNER = st.floats() | st.integers(-(10**30), 10**30)
+
+
+def fuzzed_list(form: str, ids: list[str], odd: list[str], boxes: list) -> str:
+    """A list of `ids`, with an odd text in the place of some of them."""
+    names = [*ids, *odd]
+    if form == "vggss_boxes":
+        return json.dumps([{"file": name, "class": "x", "bbox": boxes} for name in names])
+    if form == "flickr_extended":
+        return "\n".join(["video,audio,label", *(f"{name},{names[0]},non-sounding" for name in names)])
+    if form == "vggsound_csv":
+        return "\n".join(f"{name[:11]},{name[12:] or 7},label,train" for name in names)
+    return "\n".join(names)
+
+
+@pytest.mark.parametrize("form", ["ezvsl_10k", "vggsound_csv", "flickr_extended", "vggss_boxes"])
+@settings(max_examples=30, deadline=None)
+@given(
+    ids=SOME_IDS,
+    odd=st.lists(st.sampled_from([*ODD, GOOD_IDS[0]]), max_size=2),
+    boxes=st.lists(st.lists(CORNER, min_size=4, max_size=4) | st.lists(CORNER, max_size=5), max_size=3),
+    encoding=st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-16", "latin-1"]),
+    newline=st.sampled_from(["\n", "\r\n", "\n\n"]),
+)
+def test_fuzzed_lists_give_whole_tables_or_one_sentence(tmp_path_factory, form, ids, odd, boxes, encoding, newline):
+    folder = tmp_path_factory.mktemp("fuzz")
+    text = fuzzed_list(form, ids, odd, boxes)
+    path = folder / "lists" / load_catalogue()[0][form].file
+    path.parent.mkdir(parents=True)
+    path.write_bytes(text.replace("\n", newline).encode(encoding, "replace"))
+    try:
+        counts = build_manifest(folder / "lists", folder / "manifest", accept_changed=True)
+    except AvpipeError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+        assert odd or encoding == "utf-16" or form in ("vggss_boxes", "vggsound_csv")  # ids alone are never refused
+        assert not (folder / "manifest").exists()
+        return
+    rows_wanted = len(ids) + sum(1 for name in odd if name.strip() or form not in ("ezvsl_10k",))
+    assert next(iter(counts["splits"].values())) == rows_wanted
+    assert counts["boxes"] == (rows_wanted * len(boxes) if form == "vggss_boxes" else 0)
