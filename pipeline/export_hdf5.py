@@ -1,6 +1,7 @@
 """The three HDF5 files that SSPL reads: frames, waveforms and log-mel spectra of one split, row for row alike."""
 
 import io
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -13,7 +14,9 @@ from PIL import Image
 from pipeline import features, samples
 from pipeline.errors import AvpipeError
 from pipeline.export_split import ExportSplit
+from pipeline.extract import kept_sound, window_around
 from pipeline.features import SPECS, pcm_to_float
+from pipeline.settings import ExtractSettings
 
 SIDE = 256
 SAMPLE_RATE_HZ, SAMPLES = 16_000, 48_000
@@ -41,19 +44,19 @@ def write_hdf5(source: ExportSplit, folder: Path, on_sample: Callable[[], None])
     for suffix, rows in _files(source):
         with _datasets(folder, source.role, suffix, rows) as datasets:
             for number, (_, sample) in enumerate(islice(stream, rows)):
-                for kind, array in sspl_arrays(sample).items():
+                for kind, array in sspl_arrays(sample, source.settings).items():
                     datasets[kind][number] = array
                 on_sample()
     (folder / f"{source.split}.csv").write_text("".join(f"{clip_id}\n" for clip_id in source.exported))
     return {}
 
 
-def sspl_arrays(sample: dict[str, bytes]) -> dict[str, np.ndarray]:
+def sspl_arrays(sample: dict[str, bytes], settings: ExtractSettings) -> dict[str, np.ndarray]:
     """frames (256, 256, 3), audios (48000,) and spects (3, 96, 64) of a sample, float32."""
     image = Image.open(io.BytesIO(sample[samples.FRAME])).convert("RGB")
     pcm_i16 = samples.decode_flac(sample[samples.AUDIO])
-    first = (len(pcm_i16) - SAMPLES) // 2
-    wave = pcm_to_float(pcm_i16[first : first + SAMPLES])
+    sound_i16, start_s, centre_s = kept_sound(pcm_i16, json.loads(sample[samples.META]), settings)
+    wave = pcm_to_float(window_around(sound_i16, SAMPLES, round((centre_s - start_s) * SAMPLE_RATE_HZ))[0])
     return {
         "frames": np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), np.float32),
         "audios": features.sspl_normalise(wave),

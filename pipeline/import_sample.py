@@ -13,8 +13,7 @@ from PIL import Image
 
 from pipeline import samples
 from pipeline.export_folders import files_sha256
-from pipeline.extract import cut_window
-from pipeline.features import SPECS, pcm_to_float
+from pipeline.extract import cut_window, feature_members, kept_sound
 from pipeline.media import MediaError
 from pipeline.settings import ExtractSettings
 
@@ -27,6 +26,7 @@ IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 AUDIO_FORMATS = "wav,w64,flac,mp3,ogg,aac,mov"
 NUMBER = (int, float)
 META_TYPES = {
+    "audio_own_s": NUMBER,
     "audio_repeated": (bool,),
     "audio_s": NUMBER,
     "audio_start_s": NUMBER,
@@ -74,7 +74,8 @@ def import_sample(pair: FramePair, image: bytes, audio: bytes, settings: Extract
     jpeg, width, height = frame_jpeg(image, settings)
     audio_i16 = decode_audio(audio, settings.sample_rate_hz)
     duration_s = len(audio_i16) / settings.sample_rate_hz
-    pcm_i16, facts = cut_window(audio_i16, 0.0, min(duration_s, settings.clip_s) / 2, settings)
+    centre_s = min(duration_s, settings.clip_s) / 2
+    pcm_i16, facts = cut_window(audio_i16, 0.0, centre_s, settings)
     facts |= {
         "duration_s": round(duration_s, 6),
         "frame_time_s": None,
@@ -87,10 +88,8 @@ def import_sample(pair: FramePair, image: bytes, audio: bytes, settings: Extract
         samples.AUDIO: samples.encode_flac(pcm_i16, settings.sample_rate_hz),
         samples.META: samples.encode_json(given or facts),
     }
-    wave = pcm_to_float(pcm_i16)
-    for name in settings.features:
-        members[samples.feature_member(name)] = samples.encode_npy(SPECS[name].compute(wave).astype(np.float16))
-    return members, note
+    sound = kept_sound(pcm_i16, given, settings) if given else (audio_i16, 0.0, centre_s)
+    return members | feature_members(*sound, settings), note
 
 
 def frame_jpeg(data: bytes, settings: ExtractSettings) -> tuple[bytes, int, int]:
@@ -155,6 +154,8 @@ def _read_meta(path: Path, computed: dict) -> tuple[dict | None, str]:
     for name, types in META_TYPES.items():
         if type(facts[name]) not in types or (isinstance(facts[name], float) and not math.isfinite(facts[name])):
             return None, f"meta.json ignored: {name} is no such value"
-    if any(facts[name] != computed[name] for name in ("audio_s", "peak", "rms", "silent")):
+    if not 0 < facts["audio_own_s"] <= facts["audio_s"] or any(
+        facts[name] != computed[name] for name in ("audio_s", "peak", "rms", "silent")
+    ):
         return None, "meta.json ignored: it describes another sound"
     return facts, ""

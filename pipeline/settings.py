@@ -1,16 +1,9 @@
 """Frozen settings of the stages: unit, default and reason under every field. Their digest names what they produce."""
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 
 from pipeline.errors import AvpipeError
-from pipeline.features import SPECS
-
-
-def digest(value: dict) -> str:
-    """Eight hexadecimal digits that name a dictionary of plain values."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+from pipeline.features import SPECS, digest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,11 +18,9 @@ class ExtractSettings:
     """Pillow's scale; about 24 kB a frame of the real clips tried."""
     sample_rate_hz: int = 16_000
     """Hertz; all four methods work at 16 kHz mono."""
-    audio_s: float = 3.0
-    """Seconds around the centre frame (EZ-VSL, MarginNCE, SSPL)."""
     clip_s: float = 10.0
     """Seconds; a longer file is taken to hold the clip in its first ten, as VGG-Sound's do."""
-    version: int = 1
+    version: int = 2
     """Raised whenever the same clip would give other bytes."""
 
     def __post_init__(self):
@@ -38,6 +29,13 @@ class ExtractSettings:
         for name in self.features:
             if name not in SPECS:
                 raise AvpipeError(f"feature {name!r} is unknown; there are: {', '.join(SPECS)}")
+        # Sorted, each once: what is asked for in another order is the same cache.
+        object.__setattr__(self, "features", tuple(sorted(set(self.features))))
+
+    @property
+    def audio_s(self) -> float:
+        """Seconds of sound around the centre that a sample keeps: as many as the longest of its features wants."""
+        return max(SPECS[name].audio_s for name in self.features)
 
     @property
     def name(self) -> str:
@@ -45,8 +43,9 @@ class ExtractSettings:
         return f"{'+'.join(self.features)}-{digest(self.record())}"
 
     def record(self) -> dict:
-        """All settings and the digest of each feature spec, as plain values for an index."""
-        return asdict(self) | {"features": {name: SPECS[name].digest for name in self.features}}
+        """All settings, the seconds of sound and the digest of each feature spec, as plain values for an index."""
+        features = {name: SPECS[name].digest for name in self.features}
+        return asdict(self) | {"audio_s": self.audio_s, "features": features}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -186,9 +186,14 @@ def test_hdf5_holds_what_sspl_reads(done_root, tmp_path):
 def test_hdf5_arrays_are_those_of_the_published_code():
     golden = np.load(PARITY / "audio_sspl_s1.npz")
     jpeg = samples.encode_jpeg(np.zeros((256, 256, 3), np.uint8), 90)
-    for seconds in (3,):
-        flac = samples.encode_flac(golden["wave_i16"][: seconds * 16_000], 16_000)
-        arrays = export_hdf5.sspl_arrays({"frame.jpg": jpeg, "audio.flac": flac})
+    flac = samples.encode_flac(golden["wave_i16"][:48_000], 16_000)
+    for own_s, kept in (
+        (3.0, flac),
+        (3.0, samples.encode_flac(np.resize(golden["wave_i16"][:48_000], 160_000), 16_000)),
+    ):
+        meta = samples.encode_json({"audio_own_s": own_s, "audio_start_s": 0.0, "duration_s": own_s})
+        sample = {"frame.jpg": jpeg, "audio.flac": kept, "meta.json": meta}
+        arrays = export_hdf5.sspl_arrays(sample, SETTINGS)
         assert arrays["audios"][:64] == pytest.approx(golden["c3_norm_head"], abs=1e-6)
         assert np.abs(arrays["spects"] - golden["c3_examples"]).max() < 1e-3
 

@@ -17,11 +17,14 @@ from pipeline import extract as stage
 from pipeline.cache import Cache
 from pipeline.errors import AvpipeError
 from pipeline.extract import cut_window, extract, make_sample, plan_extract
+from pipeline.features import SPECS, pcm_to_float
 from pipeline.layout import Root, file_sha256
 from pipeline.ledger import Ledger, Outcome
-from pipeline.manifest import Manifest, build_manifest
+from pipeline.manifest import Manifest
+from pipeline.manifest_build import build_manifest
 from pipeline.media import scale_to_rgb
 from pipeline.parts import stage_lock
+from pipeline.samples import index_members
 from pipeline.settings import ExtractSettings
 
 SETTINGS = ExtractSettings()
@@ -96,6 +99,7 @@ def test_a_sample_holds_frame_sound_feature_and_facts(tmp_path, seconds, size):
 
     assert json.loads(sample["meta.json"]) == {
         "audio_repeated": False,
+        "audio_own_s": 3.0,
         "audio_s": 3.0,
         "audio_start_s": pytest.approx(first / 16_000, abs=1e-6),
         "duration_s": pytest.approx(duration_s, abs=1e-6),
@@ -119,6 +123,47 @@ def test_two_seconds_of_sound_are_repeated_to_three(tmp_path):
     pcm, whole = soundfile.read(io.BytesIO(sample["audio.flac"]), dtype="int16")[0], all_sound(path)
     assert np.array_equal(pcm, np.concatenate([whole, whole])[:48_000])
     assert json.loads(sample["meta.json"])["audio_repeated"]
+
+
+@pytest.mark.parametrize("seconds", [10.0, 9.9, 5.0, 2.0])
+def test_a_feature_is_the_same_whichever_others_are_made_with_it(tmp_path, seconds):
+    path = write_clip(tmp_path / "clip.mp4", seconds=seconds)
+    together = ExtractSettings(features=tuple(SPECS))
+    sample, whole = make_sample(path, together), all_sound(path)
+    for name, spec in SPECS.items():
+        alone = make_sample(path, ExtractSettings(features=(name,)))
+        assert sample[f"{name}.npy"] == alone[f"{name}.npy"]
+        assert np.load(io.BytesIO(alone[f"{name}.npy"])).shape == spec.shape
+        assert json.loads(alone["meta.json"])["audio_s"] == spec.audio_s
+
+    # By hand: both windows begin in the middle of the whole sound, or are its repetition.
+    with av.open(str(path)) as container:
+        centre = round(min(container.duration / av.time_base, 10) / 2 * 16_000)
+    kept = whole[centre - 80_000 :][:160_000] if len(whole) >= centre + 80_000 else np.resize(whole, 160_000)
+    three = whole[centre - 24_000 :][:48_000] if len(whole) >= 48_000 else np.resize(whole, 48_000)
+    assert np.array_equal(soundfile.read(io.BytesIO(sample["audio.flac"]), dtype="int16")[0], kept)
+    assert json.loads(sample["meta.json"])["audio_repeated"] == (len(whole) < 160_000)
+    for name, window in (("logspec", three), ("vggish", three), ("tie-mel", kept)):
+        expected = SPECS[name].compute(pcm_to_float(window)).astype(np.float16)
+        assert np.array_equal(np.load(io.BytesIO(sample[f"{name}.npy"])), expected)
+
+
+def test_all_features_at_once_reach_the_cache_and_are_found_again(tmp_path, good, serial):
+    root, settings = Root(tmp_path), ExtractSettings(features=tuple(SPECS))
+    extract(root, [add_clip(root, 0, good[0])], settings, workers=1)
+    cache = Cache(root.cache / settings.name)
+    assert settings.name.startswith("logmel+logspec+logspec-10s+tie-mel+vggish-")
+    names = ["audio.flac", "frame.jpg", "meta.json", *(f"{name}.npy" for name in SPECS)]
+    (found,) = cache.read(cache.table.to_pylist(), sorted(names))
+    assert found == make_sample(root.clip_file(clip_id(0)), settings)
+    assert index_members(cache.table.schema.remove_metadata()) == sorted(names)
+
+
+def test_the_sound_kept_is_as_long_as_the_longest_feature_wants():
+    lengths = {names: ExtractSettings(features=names).audio_s for names in [("vggish",), ("vggish", "tie-mel")]}
+    assert lengths == {("vggish",): 3.0, ("vggish", "tie-mel"): 10.0}
+    assert ExtractSettings(features=("tie-mel",)).record()["audio_s"] == 10.0
+    assert ExtractSettings(features=("vggish", "logspec", "vggish")) == ExtractSettings(features=("logspec", "vggish"))
 
 
 @pytest.mark.parametrize(
@@ -289,7 +334,10 @@ def test_a_damaged_part_is_named_and_not_passed_on(tmp_path, good, serial):
 
 
 def test_other_settings_have_another_folder():
-    names = {ExtractSettings(**change).name for change in [{}, {"jpeg_quality": 80}, {"audio_s": 10.0}, {"version": 2}]}
+    names = {
+        ExtractSettings(**change).name
+        for change in [{}, {"jpeg_quality": 80}, {"features": ("logspec-10s",)}, {"version": 99}]
+    }
     assert len(names) == 4
 
 

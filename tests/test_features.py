@@ -1,4 +1,4 @@
-"""The log-spectrogram against SciPy's and against the arrays that the published code gave."""
+"""The feature specs against SciPy, librosa, torchaudio, plain loops and the arrays that the published code gave."""
 
 from dataclasses import fields, replace
 
@@ -8,9 +8,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from shared_files import PARITY
 
-from pipeline.features import SPECS, LogSpectrogram, pcm_to_float
+from pipeline.features import SPECS, LogSpectrogram, pcm_to_float, sspl_normalise
 
-SPEC = SPECS["logspec"]
+SPEC, TIE, VGGISH, LOGMEL = (SPECS[name] for name in ("logspec", "tie-mel", "vggish", "logmel"))
 
 
 def scipy_logspec(wave: np.ndarray) -> np.ndarray:
@@ -84,12 +84,114 @@ def test_logspec_equals_the_published_ez_vsl_arrays(file):
         assert exact.sum(dtype=np.float64) == pytest.approx(float(golden[f"{name}_sum"]), rel=1e-5)
 
 
-def test_every_field_changes_the_digest():
-    changed = [replace(SPEC, **{field.name: getattr(SPEC, field.name) * 2}) for field in fields(LogSpectrogram)]
-    digests = {spec.digest for spec in [SPEC, *changed]}
-    assert len(digests) == len(fields(LogSpectrogram)) + 1
+@pytest.mark.parametrize("file", parity_files("audio_ssltie"))
+def test_tie_mel_equals_the_published_arrays(file):
+    golden = np.load(file)
+    for name, length, step in (("c10", 160_000, 11), ("c3", 48_000, 1), ("c4", 64_000, 11)):
+        ours = TIE.compute(pcm_to_float(np.resize(golden["wave_i16"][:length], 160_000)))
+        assert np.abs(ours[:, ::step] - golden[f"{name}_spec"]).max() < 1e-2
+        assert ours.sum(dtype=np.float64) == pytest.approx(float(golden[f"{name}_sum"]), rel=1e-6)
+        assert (ours == -100).all(axis=1).sum() == golden[f"{name}_dead_mel_rows"]
+
+
+@pytest.mark.filterwarnings("ignore:At least one mel filterbank has all zero values")
+@pytest.mark.parametrize("kind", sorted(SIGNALS))
+def test_tie_mel_equals_torchaudio(kind):
+    transforms, torch = pytest.importorskip("torchaudio.transforms"), pytest.importorskip("torch")
+    wave = SIGNALS[kind](TIE.samples, np.random.default_rng(3)).astype(np.float32)
+    mel = transforms.MelSpectrogram(16_000, n_fft=512, hop_length=239, n_mels=257, normalized=True).double()
+    theirs = transforms.AmplitudeToDB()(mel(torch.from_numpy(wave.astype(np.float64)))).numpy()
+    ours = TIE.compute(wave)
+    assert (ours.shape, ours.dtype) == (theirs.shape, np.float32) == (TIE.shape, np.float32)
+    # torchaudio rounds its bank to single precision, up to 2.8e-5, which shows where a band is all but empty.
+    assert np.abs(ours - theirs).max() < 0.1
+    assert np.abs(ours - theirs).mean() < 1e-3
+
+
+@pytest.mark.parametrize("file", parity_files("audio_sspl"))
+def test_vggish_equals_the_published_arrays(file):
+    golden = np.load(file)
+    for name, length in (("c10", 160_000), ("c3", 48_000), ("c2", 32_000)):
+        sound = pcm_to_float(golden["wave_i16"][:length])
+        sound = np.tile(sound, 1 if length >= 48_000 else 2)  # SSPL takes the middle of the repeated sound
+        wave = sound[len(sound) // 2 - 24_000 :][:48_000]
+        normal, before = sspl_normalise(wave), wave.copy()
+        assert (normal.shape, normal.dtype) == ((48_000,), np.float32)
+        assert np.array_equal(normal[:64], golden[f"{name}_norm_head"])
+        assert np.array_equal([normal.min(), normal.max()], golden[f"{name}_norm_minmax"])
+        assert np.abs(VGGISH.compute(wave) - golden[f"{name}_examples"]).max() < 1e-5
+        assert np.array_equal(wave, before)  # SSPL scales in place
+    plain = VGGISH.patches(pcm_to_float(golden["wave_i16"][:48_000]))
+    assert np.abs(plain - golden["c3_examples_no_norm"]).max() < 1e-5
+
+
+def test_vggish_equals_a_plain_loop():
+    wave = sspl_normalise(np.random.default_rng(5).standard_normal(48_000).clip(-1, 1)).astype(np.float64)
+    to_mel = lambda hz: 1127 * np.log(1 + hz / 700)  # noqa: E731
+    edges = np.linspace(to_mel(125), to_mel(7500), 66)
+    for patch, window, band in [(0, 0, 0), (0, 95, 63), (1, 7, 20), (2, 95, 1)]:
+        first = (patch * 96 + window) * 160
+        taper = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 400)
+        piece = wave[first : first + 400] * taper
+        total = 0.0
+        for line in range(1, 257):
+            magnitude = abs(np.sum(piece * np.exp(-2j * np.pi * line * np.arange(400) / 512)))
+            low, middle, high = edges[band : band + 3]
+            place = to_mel(line * 31.25)
+            total += max(0, min((place - low) / (middle - low), (high - place) / (high - middle))) * magnitude
+        assert VGGISH.patches(wave)[patch, window, band] == pytest.approx(np.log(total + 0.01), abs=1e-5)
+
+
+def test_silence_is_scaled_to_minus_one():
+    assert (sspl_normalise(np.zeros(9, np.float32)) == -1).all()
+
+
+@pytest.mark.parametrize("kind", sorted(SIGNALS))
+@pytest.mark.parametrize("count", [700, 48_000])
+def test_logmel_equals_librosa(kind, count):
+    librosa = pytest.importorskip("librosa")
+    wave = SIGNALS[kind](count, np.random.default_rng(4))
+    power = librosa.feature.melspectrogram(y=wave, sr=16_000, n_fft=512, hop_length=160, n_mels=64)
+    ours = LOGMEL.compute(wave)
+    assert (ours.shape, ours.dtype) == (power.shape, np.float32)
+    assert np.abs(ours - librosa.power_to_db(power)).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_spec_gives_the_shape_that_it_states_in_float16_range(name):
+    spec = SPECS[name]
+    assert spec.samples == spec.audio_s * 16_000
+    for kind, signal in SIGNALS.items():
+        array = spec.compute(signal(spec.samples, np.random.default_rng(6)).astype(np.float32))
+        assert (kind, array.shape, array.dtype) == (kind, spec.shape, np.float32)
+        assert np.isfinite(array).all()
+        assert np.abs(array).max() <= 100
+    assert spec.units
+
+
+def test_the_shapes_are_those_of_the_papers():
+    assert {name: spec.shape for name, spec in SPECS.items()} == {
+        "logspec": (257, 200),
+        "logspec-10s": (257, 671),
+        "tie-mel": (257, 670),
+        "vggish": (3, 96, 64),
+        "logmel": (64, 301),
+    }
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_field_changes_the_digest(name):
+    spec = SPECS[name]
+    changed = [replace(spec, **{field.name: getattr(spec, field.name) * 2}) for field in fields(spec)]
+    digests = {each.digest for each in [spec, *changed]}
+    assert len(digests) == len(fields(spec)) + 1
     assert all(len(digest) == 8 for digest in digests)
-    assert LogSpectrogram().digest == SPEC.digest
+    assert type(spec)(audio_s=spec.audio_s).digest == spec.digest
+
+
+def test_digests_tell_the_specs_apart_and_the_first_one_keeps_its_own():
+    assert len({spec.digest for spec in SPECS.values()}) == len(SPECS)
+    assert LogSpectrogram().digest == "6b815418"
 
 
 def test_pcm_is_divided_by_the_full_scale_of_16_bits():

@@ -17,6 +17,7 @@ import soundfile
 from conftest import downloaded
 from PIL import Image
 from test_export import cached, pcm, tree
+from test_media import write_clip
 
 from pipeline import extract as extract_stage
 from pipeline import import_frames as frames_module
@@ -311,6 +312,10 @@ def test_the_way_out_and_back_gives_the_same_bytes(done_root, fresh_root, tmp_pa
     source = done_root
     if settings != SETTINGS:
         source = fresh_root
+        first, second, *_ = Manifest.open(source.manifest).split_ids("synth_test")
+        for clip_id, lengths in ((first, {"seconds": 8, "sound_s": 4.5}), (second, {"seconds": 2})):
+            source.clip_file(clip_id).unlink()  # a link to the corpus
+            write_clip(source.clip_file(clip_id), **lengths)  # sound that is repeated for some features
         extract(source, Manifest.open(source.manifest).split_ids("synth_test"), settings, workers=1)
     export(source, "synth_test", settings, "folders", tmp_path / "out")
     back = Root(tmp_path / "back")
