@@ -13,7 +13,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse as parse_xml
 
 from pipeline.errors import AvpipeError
-from pipeline.layout import check_clip_id
+from pipeline.layout import CLIP_ID, check_clip_id
 
 # No published box leaves the frame by more than rounding; the broken ones have a coordinate near -2.9e16.
 LARGEST_COORDINATE = 2.0
@@ -49,12 +49,12 @@ def parse_list(path: Path, form: str) -> list[Row]:
     rows, seen = [], {}
     try:
         for where, row in PARSERS[form](path):
-            check_clip_id(row.clip_id, where)
+            if not CLIP_ID.fullmatch(row.clip_id):
+                check_clip_id(row.clip_id, where)
             if row.clip_id in seen:
-                raise AvpipeError(
-                    f"{where}: {row.clip_id} stands here again (first in {seen[row.clip_id]}); remove one"
-                )
-            seen[row.clip_id] = where.removeprefix(f"{path}, ")
+                first = seen[row.clip_id].removeprefix(f"{path}, ")
+                raise AvpipeError(f"{where}: {row.clip_id} stands here again (first in {first}); remove one")
+            seen[row.clip_id] = where
             rows.append(row)
     except UnicodeDecodeError as error:
         raise AvpipeError(f"{path} is not a UTF-8 list ({error}); get the published file") from None
