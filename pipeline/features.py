@@ -89,7 +89,7 @@ class LogSpectrogram(Spec):
         """
         frames = mel.frames(wave.astype(np.float64), self.window, self.hop)
         frames = frames - frames.mean(axis=1, keepdims=True)
-        taper = _tukey(self.window, self.tukey_alpha)
+        taper = tukey(self.window, self.tukey_alpha)
         power = np.abs(np.fft.rfft(frames * taper, axis=1)) ** 2 / (self.sample_rate_hz * np.sum(taper**2))
         power[:, 1:-1] *= 2  # one-sided: all but the mean and the Nyquist band stand for two
         return (np.log(power.T + self.epsilon) / self.divisor).astype(np.float32)
@@ -246,7 +246,7 @@ def sspl_normalise(wave: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _tukey(window: int, alpha: float) -> np.ndarray:
+def tukey(window: int, alpha: float) -> np.ndarray:
     """Periodic tapered-cosine window, as `scipy.signal.get_window(("tukey", alpha), window)`."""
     position = np.arange(window)
     edge = alpha * window / 2
