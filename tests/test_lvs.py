@@ -180,7 +180,7 @@ def test_published_names_are_distinct(model):
     ("setting", "words"),
     [
         ({"init": "places"}, 'init must be "imagenet" or "random"'),
-        ({"objective": "paper"}, 'objective must be "released"'),
+        ({"objective": "other"}, 'objective must be "released"'),
         ({"epsilon_p": 0.3}, "epsilon_n <= epsilon_p"),
         ({"mask_temperature": 0.0}, "mask_temperature must be above 0"),
         ({"logit_temperature": -0.07}, "logit_temperature must be above 0"),

@@ -1,5 +1,7 @@
 """LVS against numbers that its published code gave: maps, logits, losses, gradients, batch-norm statistics."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -38,8 +40,8 @@ def compare_outputs(golden: dict, mode: str, sim_BBHW: torch.Tensor, loss: torch
         assert loss.item() == pytest.approx(golden[f"{mode}_loss_f64"].item(), rel=DOUBLE)
 
 
-def compare_gradients(golden: dict, model: LVS, dtype: torch.dtype) -> None:
-    published = published_names(name for name, _ in model.named_parameters())
+def compare_gradients(golden: dict, model, dtype: torch.dtype, names_of=published_names) -> None:
+    published = names_of(name for name, _ in model.named_parameters())
     ours = {name: model.get_parameter(own).grad for own, name in published.items()}
     names = from_json(golden["train_grad_names"])
     assert set(ours) == set(names)
@@ -86,19 +88,20 @@ def test_forward_and_backward_in_training_mode(file, dtype):
 
 
 @DTYPES
+@pytest.mark.parametrize("case", ["tri1_neg1", "tri0_neg1", "tri1_neg0", "tri0_neg0"])
 @pytest.mark.parametrize("file", parity_files("lvs_loss"))
-def test_loss_on_stored_features(file, dtype):
+def test_loss_on_stored_features(file, case, dtype):
     golden = load(file)
     suffix = "" if dtype == torch.float32 else "_f64"
-    case = "tri1_neg1"
+    config = replace(CONFIG, tri_map=case[3] == "1", hard_negatives=case[-1] == "1")
     if f"{case}_loss{suffix}" not in golden:
         pytest.skip("this file holds no double-precision numbers")
     image = torch.from_numpy(golden["img_f16"]).to(dtype).requires_grad_()
     audio = torch.from_numpy(golden["aud_f16"]).to(dtype).requires_grad_()
-    loss, _ = lvs_loss(image, audio, CONFIG)
+    loss, _ = lvs_loss(image, audio, config)
     loss.backward()
     sim_BBHW = similarity_maps(image, audio).detach()
-    own_BHW, logits_BK = sim_BBHW.diagonal().movedim(-1, 0), lvs_logits(sim_BBHW, CONFIG)
+    own_BHW, logits_BK = sim_BBHW.diagonal().movedim(-1, 0), lvs_logits(sim_BBHW, config)
     norms = {"gimg": image.grad.double().norm().item(), "gaud": audio.grad.double().norm().item()}
     if dtype == torch.float64:
         assert deviation(own_BHW, golden["A_f64"][:, 0]) < DOUBLE
@@ -112,5 +115,6 @@ def test_loss_on_stored_features(file, dtype):
     assert loss.item() == pytest.approx(golden[f"{case}_loss"].item(), rel=1e-5)
     for name, norm in norms.items():
         assert norm == pytest.approx(golden[f"{case}_{name}_norm"].item(), rel=1e-4)
-    assert deviation(audio.grad, golden["gaud"]) < 1e-4
-    assert deviation(image.grad.mean(dim=1), golden["gimg_mean_c"]) < 1e-4
+    if case == "tri1_neg1":
+        assert deviation(audio.grad, golden["gaud"]) < 1e-4
+        assert deviation(image.grad.mean(dim=1), golden["gimg_mean_c"]) < 1e-4

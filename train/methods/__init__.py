@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from train.methods.ez_vsl import EZVSL, EZVSLConfig
 from train.methods.lvs import LVS, LVSConfig
+from train.methods.margin_nce import MarginNCE, MarginNCEConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,4 +17,8 @@ class Method:
     config: type
 
 
-METHODS = {"lvs": Method(network=LVS, config=LVSConfig)}
+METHODS = {
+    "lvs": Method(network=LVS, config=LVSConfig),
+    "ez-vsl": Method(network=EZVSL, config=EZVSLConfig),
+    "marginnce": Method(network=MarginNCE, config=MarginNCEConfig),
+}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import AvpipeError
 from train.backbones import Init, audio_trunk, evaluating, image_trunk
+from train.similarity import own_maps, pooled_vectors, similarity_maps, unit, weighted_mean
 
 # The released code does not mask a sample's own column among its easy negatives, it multiplies it by this. With the
 # trunks' features (after a ReLU, so no cosine is negative) the effect is that of a mask; features of mixed sign could
@@ -32,7 +33,16 @@ class LVSConfig:
     """Image trunk: ImageNet weights (paper, section 5.3), or fresh ones, as in the released constructor."""
 
     objective: str = "released"
-    """Which loss; "released" is the cross entropy of the released code, which differs from the paper's formula."""
+    """Which loss: "released", the cross entropy of the released code, or "paper", the formula of section 3.4."""
+
+    hard_negatives: bool = True
+    """Whether the background of the own frame is a negative; paper, table 4."""
+
+    tri_map: bool = True
+    """Whether positions between the two thresholds are ignored; if not, epsilon_p parts both; paper, table 4."""
+
+    margin: float = 0.0
+    """Taken from the cosine of the positive; MarginNCE, table 5."""
 
     epsilon_p: float = 0.65
     """Cosine above which a position counts as sounding; paper, section 5.3."""
@@ -56,8 +66,8 @@ class LVSConfig:
     def __post_init__(self) -> None:
         if self.init not in ("imagenet", "random"):
             raise AvpipeError(f'LVS: init must be "imagenet" or "random", not {self.init!r}')
-        if self.objective != "released":
-            raise AvpipeError(f'LVS: objective must be "released", the only one available, not {self.objective!r}')
+        if self.objective not in ("released", "paper"):
+            raise AvpipeError(f'LVS: objective must be "released" or "paper", not {self.objective!r}')
         if not -1 <= self.epsilon_n <= self.epsilon_p <= 1:
             raise AvpipeError(
                 "LVS: needs -1 <= epsilon_n <= epsilon_p <= 1, "
@@ -104,19 +114,15 @@ class LVS(nn.Module):
         so a map depends on its own image and audio only.
         """
         with evaluating(self):
-            image_BCHW, audio_BC = _unit(self.image_features(image_B3HW)), _unit(self.audio_features(spec_B1FT))
-            return (image_BCHW * audio_BC[:, :, None, None]).sum(dim=1)
+            return own_maps(self.image_features(image_B3HW), self.audio_features(spec_B1FT))
 
     def embed(self, image_B3HW: Tensor, spec_B1FT: Tensor) -> tuple[Tensor, Tensor]:
         """Return (visual_BC, audio_BC), both of unit length, for retrieval by cosine (SSL-TIE, sections 4.3 and 4.4).
 
-        That paper pools the visual features over positions without naming the pooling. Here it is the mean of the unit
-        vectors of all positions: its product with an audio vector is, up to a factor of the image, the mean of their
-        cosine map, the quantity that training shapes. Always in evaluation mode and without gradients.
+        Always in evaluation mode and without gradients.
         """
         with evaluating(self):
-            visual_BC = _unit(self.image_features(image_B3HW)).mean(dim=(2, 3))
-            return _unit(visual_BC), _unit(self.audio_features(spec_B1FT))
+            return pooled_vectors(self.image_features(image_B3HW)), unit(self.audio_features(spec_B1FT))
 
     def image_features(self, image_B3HW: Tensor) -> Tensor:
         """Return image_BCHW, the image trunk's feature map: V of the paper's equation 1, not normalised, ≥ 0."""
@@ -129,53 +135,73 @@ class LVS(nn.Module):
         return self.audio_trunk(spec_B1FT).amax(dim=(2, 3))
 
 
-def similarity_maps(image_features_BCHW: Tensor, audio_features_BC: Tensor) -> Tensor:
-    """Return sim_BBHW[i, j]: the cosine, in [-1, 1], of each position of image i with audio j (paper, section 3.2).
-
-    Features of any length. In at least float32 even under autocast: a threshold of softness .03 does not survive the
-    rounding of a bfloat16 cosine.
-    """
-    with torch.autocast(image_features_BCHW.device.type, enabled=False):
-        return torch.einsum("ichw,jc->ijhw", _unit(image_features_BCHW), _unit(audio_features_BC))
-
-
 def lvs_logits(sim_BBHW: Tensor, config: LVSConfig) -> Tensor:
-    """Return logits_BK, K = B + 2: the positive, the B easy negatives, the hard negative (released code).
+    """Return logits_BK: the positive, the B easy negatives, and the hard negative if there is one (released code).
 
     The positive of pair (i, i) and the easy negative of (i, j) are the mean cosine over the positions that a sigmoid
     around epsilon_p calls sounding (P of the paper, section 3.4, taken for every pair); the own column is made harmless
-    by OWN_COLUMN_FACTOR. The hard negative is the mean cosine over what a sigmoid around epsilon_n calls background in
-    map (i, i). All are divided by the logit temperature; class 0 is the right one.
+    by OWN_COLUMN_FACTOR. The hard negative is `hard_negatives`. All are divided by the logit temperature; class 0 is
+    the right one.
     """
     sounding_BBHW = torch.sigmoid((sim_BBHW - config.epsilon_p) / config.mask_temperature)
-    pooled_BB = _weighted_mean(sim_BBHW, sounding_BBHW)
-    own_BHW = sim_BBHW.diagonal().movedim(-1, 0)
-    # 1 - sigmoid(x) written as sigmoid(-x): a map close to 1 everywhere would otherwise have weights of exactly 0.
-    hard_B = _weighted_mean(own_BHW, torch.sigmoid((config.epsilon_n - own_BHW) / config.mask_temperature))
+    pooled_BB = weighted_mean(sim_BBHW, sounding_BBHW)
     own_column_BB = torch.eye(len(pooled_BB), dtype=torch.bool, device=pooled_BB.device)
     easy_BB = torch.where(own_column_BB, OWN_COLUMN_FACTOR * pooled_BB, pooled_BB)
-    cosine_BK = torch.cat([pooled_BB.diagonal()[:, None], easy_BB, hard_B[:, None]], dim=1)
-    return cosine_BK / config.logit_temperature
+    cosines = [pooled_BB.diagonal()[:, None] - config.margin, easy_BB]
+    if config.hard_negatives:
+        cosines.append(hard_negatives(sim_BBHW, config)[:, None])
+    return torch.cat(cosines, dim=1) / config.logit_temperature
+
+
+def hard_negatives(sim_BBHW: Tensor, config: LVSConfig) -> Tensor:
+    """Return hard_B: the mean cosine over what a sigmoid calls background in map (i, i) (paper, section 3.4).
+
+    With the tri-map background lies below epsilon_n, without it below epsilon_p.
+    """
+    own_BHW = sim_BBHW.diagonal().movedim(-1, 0)
+    epsilon = config.epsilon_n if config.tri_map else config.epsilon_p
+    # 1 - sigmoid(x) written as sigmoid(-x): a map close to 1 everywhere would otherwise have weights of exactly 0.
+    return weighted_mean(own_BHW, torch.sigmoid((epsilon - own_BHW) / config.mask_temperature))
+
+
+def paper_terms(sim_BBHW: Tensor, config: LVSConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Return positive_B, easy_B and hard_B of the paper's section 3.4: P_i, and the two parts of N_i.
+
+    An easy negative is the plain mean of map (i, j) over its positions, summed over j ≠ i.
+    """
+    own_BHW = sim_BBHW.diagonal().movedim(-1, 0)
+    positive_B = weighted_mean(own_BHW, torch.sigmoid((own_BHW - config.epsilon_p) / config.mask_temperature))
+    mean_BB = sim_BBHW.mean(dim=(2, 3))
+    easy_B = mean_BB.sum(dim=1) - mean_BB.diagonal()
+    hard_B = hard_negatives(sim_BBHW, config) if config.hard_negatives else torch.zeros_like(positive_B)
+    return positive_B - config.margin, easy_B, hard_B
 
 
 def lvs_loss(
     image_features_BCHW: Tensor, audio_features_BC: Tensor, config: LVSConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute the released objective of LVS: cross entropy of `lvs_logits` against class 0, mean over images.
+    """Compute the objective of LVS, mean over images.
 
-    image_features_BCHW and audio_features_BC: features of matching pairs, of any length. Gradients flow through the
-    masks too. Returns the scalar loss and, detached, the batch means of the cosines it is made of: `positive`, `easy`
-    (over j ≠ i; 0 for a batch of one) and `hard`.
+    "released" is the cross entropy of `lvs_logits` against class 0; "paper" is −log(e^P / (e^P + e^N)) of `paper_terms`
+    with N = easy + hard, which has no temperature. image_features_BCHW and audio_features_BC: features of matching
+    pairs, of any length. Gradients flow through the masks too. Returns the scalar loss and, detached, the batch means
+    of the cosines it is made of: `positive`, `easy` (over j ≠ i; 0 for a batch of one) and `hard`.
     """
-    logits_BK = lvs_logits(similarity_maps(image_features_BCHW, audio_features_BC), config)
+    sim_BBHW = similarity_maps(image_features_BCHW, audio_features_BC)
+    others = max(len(sim_BBHW) - 1, 1)
+    if config.objective == "paper":
+        positive_B, easy_B, hard_B = paper_terms(sim_BBHW, config)
+        loss = F.softplus(easy_B + hard_B - positive_B).mean()
+        parts = {"positive": positive_B, "easy": easy_B / others, "hard": hard_B}
+        return loss, {name: value.detach().mean() for name, value in parts.items()}
+    logits_BK = lvs_logits(sim_BBHW, config)
     loss = F.cross_entropy(logits_BK, torch.zeros(len(logits_BK), dtype=torch.long, device=logits_BK.device))
     cosine_BK = logits_BK.detach() * config.logit_temperature
-    easy_BB = cosine_BK[:, 1:-1]
-    pairs = max(len(easy_BB) * (len(easy_BB) - 1), 1)
+    easy_BB = cosine_BK[:, 1 : 1 + len(sim_BBHW)]
     parts = {
         "positive": cosine_BK[:, 0].mean(),
-        "easy": easy_BB.fill_diagonal_(0).sum() / pairs,
-        "hard": cosine_BK[:, -1].mean(),
+        "easy": easy_BB.fill_diagonal_(0).sum() / (len(easy_BB) * others),
+        "hard": cosine_BK[:, -1].mean() if config.hard_negatives else cosine_BK.new_zeros(()),
     }
     return loss, parts
 
@@ -193,13 +219,3 @@ def published_names(own_names: Iterable[str]) -> dict[str, str]:
         return prefixes[prefix] + own.removeprefix(prefix)
 
     return {own: published(own) for own in own_names}
-
-
-def _unit(features: Tensor) -> Tensor:
-    """Scale features to unit length over dimension 1 (the channels), in at least float32; zero vectors stay zero."""
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)
-
-
-def _weighted_mean(map_HW: Tensor, weight_HW: Tensor) -> Tensor:
-    """Average a map over its last two dimensions with the given weights."""
-    return (map_HW * weight_HW).sum(dim=(-2, -1)) / weight_HW.sum(dim=(-2, -1))

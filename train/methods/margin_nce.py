@@ -1,0 +1,91 @@
+"""MarginNCE: robust sound localisation with a negative margin (Park et al., ICASSP 2023), on EZ-VSL's network.
+
+Index convention: i is the image, j the audio. Shapes: B batch, C channels (512), H × W positions of the feature map.
+No code was published; what the paper leaves open is said where it is decided.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.errors import AvpipeError
+from train.backbones import Init
+from train.methods.ez_vsl import TwoStream, check_two_stream, pair_means
+from train.similarity import similarity_maps, weighted_mean
+
+ANCHORS = ("image", "audio", "both")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MarginNCEConfig:
+    """The settings of MarginNCE; the defaults are the published set-up."""
+
+    init: Init = "imagenet"
+    """Image trunk: ImageNet weights, or fresh ones."""
+
+    margin: float = -0.2
+    """Taken from the score of the matching pair; negative ones tolerate false matches (paper, tables 1 to 6)."""
+
+    epsilon: float = 0.65
+    """Cosine above which a position counts as sounding: ε of the paper, section 3.1."""
+
+    mask_temperature: float = 0.03
+    """Softness of that threshold, in units of the cosine: β of the paper, section 3.1."""
+
+    temperature: float = 0.07
+    """Divides the scores: τ of the paper, section 3.1."""
+
+    anchor: str = "image"
+    """Which side of a pair is held while the other runs over the batch.
+
+    "image" is the paper's sum (over j, equation 5), "audio" the other direction, "both" the mean of the two.
+    """
+
+    stride14: bool = False
+    """Whether the last stages keep stride 1, so that a map has twice the positions each way; for small frames."""
+
+    def __post_init__(self) -> None:
+        check_two_stream("MarginNCE", self.init, self.temperature)
+        if not self.mask_temperature > 0:
+            raise AvpipeError(f"MarginNCE: mask_temperature must be above 0, got {self.mask_temperature}")
+        if self.anchor not in ANCHORS:
+            raise AvpipeError(f"MarginNCE: anchor must be one of {', '.join(ANCHORS)}, not {self.anchor!r}")
+
+
+class MarginNCE(TwoStream):
+    """EZ-VSL's network with MarginNCE's loss."""
+
+    def __init__(self, config: MarginNCEConfig, imagenet_file: str | Path | None = None):
+        """Build the network; `init="imagenet"` reads `imagenet_file` if given (AvpipeError where it cannot)."""
+        super().__init__(config.init, config.stride14, imagenet_file)
+        self.config = config
+
+    def loss(self, image_B3HW: Tensor, spec_B1FT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the scalar loss and the parts that `margin_nce_loss` describes."""
+        return margin_nce_loss(self.image_features(image_B3HW), self.audio_features(spec_B1FT), self.config)
+
+
+def pair_scores(sim_BBHW: Tensor, config: MarginNCEConfig) -> Tensor:
+    """Return score_BB[i, j]: the mean cosine of image i with audio j over its sounding positions (paper, eq. 2, 3)."""
+    return weighted_mean(sim_BBHW, torch.sigmoid((sim_BBHW - config.epsilon) / config.mask_temperature))
+
+
+def margin_nce_loss(
+    image_features_BCHW: Tensor, audio_features_BC: Tensor, config: MarginNCEConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """−mean log e^{(S_ii − m)/τ} / (e^{(S_ii − m)/τ} + Σ_{j≠i} e^{S_ij/τ}), S the pair scores (paper, equation 5).
+
+    Features of matching pairs, of any length; gradients flow through the masks. Returns the loss and, detached, the
+    mean scores `positive` (before the margin) and `negative`.
+    """
+    score_BB = pair_scores(similarity_maps(image_features_BCHW, audio_features_BC), config)
+    logits_BB = (score_BB - config.margin * torch.eye(len(score_BB)).to(score_BB)) / config.temperature
+    own_B = torch.arange(len(logits_BB), device=logits_BB.device)
+    losses = {"image": F.cross_entropy(logits_BB, own_B), "audio": F.cross_entropy(logits_BB.T, own_B)}
+    loss = (losses["image"] + losses["audio"]) / 2 if config.anchor == "both" else losses[config.anchor]
+    return loss, pair_means(score_BB)
