@@ -7,6 +7,7 @@ from torch import nn
 from train.methods.ez_vsl import EZVSL, EZVSLConfig
 from train.methods.lvs import LVS, LVSConfig
 from train.methods.margin_nce import MarginNCE, MarginNCEConfig
+from train.methods.ssl_tie import SSLTIE, SSLTIEConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,4 +22,5 @@ METHODS = {
     "lvs": Method(network=LVS, config=LVSConfig),
     "ez-vsl": Method(network=EZVSL, config=EZVSLConfig),
     "marginnce": Method(network=MarginNCE, config=MarginNCEConfig),
+    "ssl-tie": Method(network=SSLTIE, config=SSLTIEConfig),
 }

@@ -1,0 +1,97 @@
+"""SSL-TIE: exploiting transformation invariance and equivariance for self-supervised sound localisation (Liu et al.,
+ACM MM 2022). LVS's network and released objective on two views of a frame, whose maps must follow the transform.
+
+Index convention: i is the image, j the audio. Shapes: B batch, C channels (512), F × T bands and frames of `tie-mel`,
+H × W positions of the feature map (pixels for an input image).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.errors import AvpipeError
+from train.methods import lvs
+from train.methods.lvs import LVS, LVSConfig, lvs_loss
+from train.similarity import own_maps
+from train.warp import Warp, draw_warp
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SSLTIEConfig(LVSConfig):
+    """The settings of SSL-TIE; the defaults are the published set-up.
+
+    Appearance, masking and mixing of sounds are settings of the recipe."""
+
+    init: str = "random"
+    """Image trunk: from scratch (released model), or ImageNet weights."""
+
+    geometric: bool = True
+    """Whether the second view is a transformed one; if not there is one view only (paper, table 1, models A and B)."""
+
+    equivariance: float = 1.0
+    """λ, weight of the distance between the maps of both views, 0 for none (table 1, models C to E).
+
+    In the scaling of the released code, ½(L₁ + L₂) + λ·MSE; the paper writes L₁ + L₂ + 2·L_geo.
+    """
+
+    max_angle: int = 30
+    """Degrees, whole ones are drawn up to this, both ways (released scripts)."""
+
+    def __post_init__(self) -> None:
+        # Not super(): a dataclass with slots is another class than the one that this method was compiled for.
+        LVSConfig.__post_init__(self)
+        if not 0 <= self.max_angle <= 180:
+            raise AvpipeError(f"SSL-TIE: max_angle must be from 0 to 180 degrees, got {self.max_angle}")
+        if self.equivariance < 0:
+            raise AvpipeError(f"SSL-TIE: equivariance must be at least 0, got {self.equivariance}")
+
+
+class SSLTIE(LVS):
+    """LVS's network with the loss of both branches; `localize` and `embed` are LVS's."""
+
+    config: SSLTIEConfig
+
+    def __init__(self, config: SSLTIEConfig, imagenet_file: str | Path | None = None):
+        """Build the network; `init="imagenet"` reads `imagenet_file` if given (AvpipeError where it cannot)."""
+        super().__init__(config, imagenet_file)
+
+    def loss(self, image_B3HW: Tensor, spec_B1FT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """½(L₁ + L₂) + λ·MSE of a batch of matching pairs, under a transform drawn from torch's generator.
+
+        image_B3HW: frames, augmented, ImageNet mean and std removed. spec_B1FT: `tie-mel`, decibels. Returns the scalar
+        loss and the parts that `two_branch_loss` names; without the second view LVS's loss and its parts.
+        """
+        if not self.config.geometric:
+            return super().loss(image_B3HW, spec_B1FT)
+        warp = draw_warp(len(image_B3HW), self.config.max_angle, image_B3HW.device)
+        return self.two_branch_loss(image_B3HW, spec_B1FT, warp)
+
+    def two_branch_loss(self, image_B3HW: Tensor, spec_B1FT: Tensor, warp: Warp) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss under a given transform (paper, equations 5 to 8; released `train_one_epoch`).
+
+        Both branches see the same spectrograms, through one pass each, as batch norm has it in the released code.
+        Gradients flow into both maps. Parts, detached: `plain` and `warped` (L₁, L₂), `geometric` (the MSE), and
+        `positive`, `easy`, `hard` of the plain branch.
+        """
+        plain = self.image_features(image_B3HW), self.audio_features(spec_B1FT)
+        warped = self.image_features(warp(image_B3HW)), self.audio_features(spec_B1FT)
+        plain_loss, parts = lvs_loss(*plain, self.config)
+        warped_loss, _ = lvs_loss(*warped, self.config)
+        map_BHW, warped_BHW = own_maps(*plain), own_maps(*warped)
+        geometric = F.mse_loss(warped_BHW, warp(map_BHW[:, None])[:, 0])
+        total = (plain_loss + warped_loss) / 2 + self.config.equivariance * geometric
+        losses = {"plain": plain_loss, "warped": warped_loss, "geometric": geometric}
+        return total, {name: value.detach() for name, value in losses.items()} | parts
+
+
+def published_names(own_names: Iterable[str]) -> dict[str, str]:
+    """Map our state names to those of the published SSL-TIE checkpoints, which are LVS's.
+
+    These also hold layers that are never read or whose output is dropped (conv3, norm3, vision_fc1, fc).
+    """
+    return lvs.published_names(own_names)
