@@ -6,18 +6,16 @@ A trunk's state names are torchvision's (`conv1.weight`, `layer4.1.bn2.bias`): i
 
 from __future__ import annotations
 
-import pickle
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 
-from pipeline.errors import AvpipeError
+from train.weights import RESNET18, fill, load_published
 
 Init = Literal["imagenet", "random"]
 
@@ -34,7 +32,9 @@ def image_trunk(init: Init, *, stride14: bool, weights_file: str | Path | None =
     """
     trunk = _trunk(stride14)
     if init == "imagenet":
-        _load_imagenet(trunk, weights_file)
+        state = load_published(RESNET18, weights_file)
+        without_head = {name: value for name, value in state.items() if not str(name).startswith("fc.")}
+        fill(trunk, without_head, RESNET18, weights_file)
     else:
         initialise(trunk)
     return trunk
@@ -95,29 +95,3 @@ def _trunk(stride14: bool) -> nn.Sequential:
     layers = OrderedDict(network.named_children())
     del layers["avgpool"], layers["fc"]
     return nn.Sequential(layers)
-
-
-def _load_imagenet(trunk: nn.Sequential, weights_file: str | Path | None) -> None:
-    """Fill the trunk with torchvision's ImageNet ResNet-18, from a file or through torch's cache."""
-    from torchvision.models import ResNet18_Weights
-
-    published = ResNet18_Weights.IMAGENET1K_V1
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / published.url.rpartition("/")[2]
-    file = Path(weights_file) if weights_file else cached
-    try:
-        if weights_file:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        else:
-            state = published.get_state_dict(check_hash=True, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, HTTPException) as error:
-        raise AvpipeError(
-            f"The ImageNet weights of ResNet-18 are missing: {file} could not be read or fetched "
-            f"({type(error).__name__}); download {published.url}, put it at {cached} or name it with --weights FILE, "
-            "or train without it with --init random."
-        ) from error
-    try:
-        trunk.load_state_dict({name: value for name, value in state.items() if not name.startswith("fc.")})
-    except (AttributeError, RuntimeError) as error:
-        raise AvpipeError(
-            f"{file} does not hold the weights of torchvision's ResNet-18; the expected file is {published.url}"
-        ) from error

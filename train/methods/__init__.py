@@ -8,6 +8,7 @@ from train.methods.ez_vsl import EZVSL, EZVSLConfig
 from train.methods.lvs import LVS, LVSConfig
 from train.methods.margin_nce import MarginNCE, MarginNCEConfig
 from train.methods.ssl_tie import SSLTIE, SSLTIEConfig
+from train.methods.sspl import SSPL, SSPLConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,4 +24,5 @@ METHODS = {
     "ez-vsl": Method(network=EZVSL, config=EZVSLConfig),
     "marginnce": Method(network=MarginNCE, config=MarginNCEConfig),
     "ssl-tie": Method(network=SSLTIE, config=SSLTIEConfig),
+    "sspl": Method(network=SSPL, config=SSPLConfig),
 }

@@ -1,0 +1,198 @@
+"""SSPL: self-supervised predictive learning, without negatives (Song et al., CVPR 2022), with or without its PCM.
+
+Frozen extractors, an attention of the sound over the frame, and SimSiam's head on two views of the frame. Shapes:
+B batch, V views (2), C channels (512), H × W positions (pixels for an input image), P patches of 96 × 64 (3 for 3 s).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.errors import AvpipeError
+from train.backbones import Init, evaluating
+from train.methods.pcm import PredictiveCoding
+from train.similarity import own_maps, pooled_vectors, unit
+from train.vgg import EMBEDDING, VGGish, freeze, patch_means, vgg16_trunk
+
+CHANNELS = 512
+SCALINGS = ("min-max", "sigmoid", "softmax", "relu", "relu-softmax")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SSPLConfig:
+    """The settings of SSPL; the defaults are the published set-up with PCM."""
+
+    init: Init = "imagenet"
+    """Both extractors: published weights (VGG-16 on ImageNet, VGGish on AudioSet), or fresh ones (paper, table 3)."""
+
+    pcm: bool = True
+    """Whether visual features pass the predictive coding module; paper, table 3."""
+
+    cycles: int = 4
+    """Passes of the module after its first; the paper's T = 5 counts that one too."""
+
+    scaling: str = "min-max"
+    """How the attention turns cosines into weights; paper, table 5."""
+
+    stop_gradient: bool = True
+    """Whether a projection is a constant for the other view's prediction; paper, table 3."""
+
+    train_extractors: bool = False
+    """Whether the extractors learn too, as in the paper's training from scratch (table 3, a and c)."""
+
+    def __post_init__(self) -> None:
+        if self.init not in ("imagenet", "random"):
+            raise AvpipeError(f'SSPL: init must be "imagenet" or "random", not {self.init!r}')
+        if self.scaling not in SCALINGS:
+            raise AvpipeError(f"SSPL: scaling must be one of {', '.join(SCALINGS)}, not {self.scaling!r}")
+        if self.cycles < 0:
+            raise AvpipeError(f"SSPL: cycles must be at least 0, got {self.cycles}")
+
+
+class SSPL(nn.Module):
+    """The whole network with its loss.
+
+    Calling the module returns what `loss` returns, which is how Fabric and DDP drive it; the other methods are for the
+    unwrapped module. To load a checkpoint build with `init="random"`: that needs no files.
+    """
+
+    def __init__(self, config: SSPLConfig, imagenet_file: str | Path | None = None):
+        """Build the network; `init="imagenet"` reads both extractors from the folder `imagenet_file` if it is given."""
+        super().__init__()
+        self.config = config
+        self.frame = vgg16_trunk(config.init, imagenet_file)
+        self.sound = VGGish(config.init, imagenet_file)
+        if not config.train_extractors:
+            freeze(self.frame)
+            freeze(self.sound)
+        self.sound_head = nn.Sequential(
+            nn.Linear(EMBEDDING, CHANNELS), nn.ReLU(inplace=True), nn.Linear(CHANNELS, CHANNELS)
+        )
+        self.pcm = PredictiveCoding(config.cycles) if config.pcm else None
+        self.projector = nn.Sequential(
+            *_normed(CHANNELS, 2048), *_normed(2048, 2048), nn.Linear(2048, 2048, bias=False), _plain_norm(2048)
+        )
+        self.predictor = nn.Sequential(*_normed(2048, 512), nn.Linear(512, 2048))
+
+    def forward(self, image_BV3HW: Tensor, patches_B1PTF: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what `loss` returns."""
+        return self.loss(image_BV3HW, patches_B1PTF)
+
+    def loss(self, image_BV3HW: Tensor, patches_B1PTF: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Symmetric negative cosine between predictions and projections of two views (paper, equations 6 to 8).
+
+        image_BV3HW: two views of each frame, ImageNet mean and std removed. patches_B1PTF: `vggish` features. Returns
+        the scalar loss, in [−1, 1], and detached `spread`, the mean standard deviation of the unit projections over the
+        batch: near 0 where the representation has collapsed, 1/√2048 ≈ .022 where it is spread evenly.
+        """
+        audio = self.audio_features(patches_B1PTF)
+        projections = [
+            self.projector(self.attend(self.image_features(v, audio[0]), audio[1])) for v in image_BV3HW.unbind(1)
+        ]
+        return simsiam_loss(projections, [self.predictor(z) for z in projections], self.config.stop_gradient)
+
+    def localize(self, image_B3HW: Tensor, patches_B1PTF: Tensor) -> Tensor:
+        """Return map_BHW: the cosine, in [-1, 1], of each position with its own audio, before any scaling.
+
+        224 × 224 pixels give 14 × 14 positions. Always in evaluation mode and without gradients.
+        """
+        with evaluating(self):
+            embedding_BA, audio_BC = self.audio_features(patches_B1PTF)
+            return own_maps(self.image_features(image_B3HW, embedding_BA), audio_BC)
+
+    def embed(self, image_B3HW: Tensor, patches_B1PTF: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (visual_BC, audio_BC), both of unit length, for retrieval by cosine; in evaluation mode."""
+        with evaluating(self):
+            embedding_BA, audio_BC = self.audio_features(patches_B1PTF)
+            return pooled_vectors(self.image_features(image_B3HW, embedding_BA)), unit(audio_BC)
+
+    def audio_features(self, patches_B1PTF: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (embedding_BA of unit length for the PCM, audio_BC for the attention), means over the patches."""
+        patches = patches_B1PTF[:, 0]
+        embedding_NA = self.sound(patches.flatten(0, 1)[:, None])
+        by_clip = embedding_NA.unflatten(0, patches.shape[:2])
+        head = self.sound_head(embedding_NA).unflatten(0, patches.shape[:2])
+        return unit(patch_means(by_clip)), patch_means(head)
+
+    def image_features(self, image_B3HW: Tensor, embedding_BA: Tensor) -> Tensor:
+        """Return the feature map that the attention reads, of both signs."""
+        features = self.frame(image_B3HW)
+        return self.pcm(features, embedding_BA) if self.pcm is not None else features
+
+    def attend(self, image_BCHW: Tensor, audio_BC: Tensor) -> Tensor:
+        """Return fused_BC: features as they are, summed over positions, weighted by the scaled cosines (eq. 2, 3)."""
+        weight_BHW = scaled(own_maps(image_BCHW, audio_BC), self.config.scaling)
+        return (image_BCHW * weight_BHW[:, None]).sum(dim=(2, 3))
+
+
+def scaled(map_BHW: Tensor, scaling: str) -> Tensor:
+    """Weights of positions from their cosines (paper, table 5); "min-max" is equation 3's, 0 to 1 within each map."""
+    flat = map_BHW.flatten(1)
+    if "relu" in scaling:
+        flat = F.relu(flat)
+    if scaling == "min-max":
+        lowest = flat.amin(1, keepdim=True)
+        flat = (flat - lowest) / (flat.amax(1, keepdim=True) - lowest + 1e-10)
+    elif scaling == "sigmoid":
+        flat = torch.sigmoid(flat)
+    elif "softmax" in scaling:
+        flat = torch.softmax(flat, dim=1)
+    return flat.view_as(map_BHW)
+
+
+def simsiam_loss(
+    projections: list[Tensor], predictions: list[Tensor], stop_gradient: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """½ of the negative cosines of each view's prediction with the other's projection (paper, equation 8)."""
+    (z1, z2), (p1, p2) = projections, predictions
+    if stop_gradient:
+        z1, z2 = z1.detach(), z2.detach()
+    loss = -(F.cosine_similarity(p1, z2).mean() + F.cosine_similarity(p2, z1).mean()) / 2
+    return loss, {"spread": F.normalize(z1.detach(), dim=1).std(dim=0, correction=0).mean()}
+
+
+def published_names(own_names: Iterable[str]) -> dict[str, str]:
+    """Map our state names to those of the published SSPL checkpoints, under the prefixes of its four networks."""
+    return {own: _published(own) for own in own_names}
+
+
+def _published(own: str) -> str:
+    part, _, rest = own.partition(".")
+    if part == "pcm":
+        return f"net_pc.{_published_pcm(rest)}"
+    if part in ("projector", "predictor"):
+        number, _, kind = rest.partition(".")
+        layer, place = divmod(int(number), 3)
+        last = part == "predictor" and layer == 1
+        return f"net_ssl_head.{part}.layer{layer + 1}.{kind if last else f'{place}.{kind}'}"
+    return {"frame": "net_frame.feat_extractor.", "sound": "net_sound.", "sound_head": "net_sound.fc."}[part] + rest
+
+
+def _published_pcm(own: str) -> str:
+    part, _, rest = own.partition(".")
+    number, _, kind = rest.partition(".")
+    match part:
+        case "to_audio":
+            return f"PredProcess.0.{rest}"
+        case "feedback":
+            return f"PredProcess.{int(number) + 1}.conv2d.{kind}"
+        case "feedforward":
+            return f"ErrorProcess.{number}.{'convtrans2d.' if number == '2' else ''}{kind}"
+        case "output":
+            return f"ErrorProcess.3.{rest}"
+    names = {"prediction_rates": "b0", "error_rates": "a0", "first_down_norms": "BNPred", "first_up_norms": "BNError"}
+    return f"{(names | {'down_norms': 'BNPred_step', 'up_norms': 'BNError_step'})[part]}.{rest}"
+
+
+def _normed(before: int, after: int) -> tuple[nn.Module, ...]:
+    return nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)
+
+
+def _plain_norm(size: int) -> nn.Module:
+    return nn.BatchNorm1d(size, affine=False)
