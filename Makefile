@@ -1,6 +1,7 @@
 # make demo        the whole main job on a made-up corpus, in minutes, with no account, GPU or network beyond PyPI
 # make test        the tests
 # make download extract shard SPLIT=vggss [LISTS=DIR] [FROM=DIR|URL]    the stages on a real split
+# make bench CLIPS=DIR                                                 speed against other ways, on clips of yours
 # make verify train eval SPLIT=… RUN=…                                  what follows them
 # make setup       .venv with everything, pinned by .ci/constraints.txt (the others call it when needed)
 # make lint clean help
@@ -12,12 +13,13 @@ FROM ?= youtube
 ROOT ?= data
 RUN ?= lvs-$(SPLIT)
 DEMO ?= demo
+CLIPS ?= $(ROOT)/clips
 
 VENV := .venv
 AVPIPE := $(VENV)/bin/avpipe --root $(ROOT)
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test lint clean manifest download extract shard verify train eval
+.PHONY: help setup demo test lint bench clean manifest download extract shard verify train eval
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -28,7 +30,7 @@ $(READY): pyproject.toml .ci/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "avpipe needs Python 3.11 or newer; name one with make PYTHON=…")'
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --constraint .ci/constraints.txt --editable '.[train,dev]'
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python --constraint .ci/constraints.txt --editable '.[train,ray,s3,dev]'
 	@touch $@
 
 demo: $(READY)
@@ -36,6 +38,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest --numprocesses auto
+
+bench: $(READY)
+	$(VENV)/bin/python tests/benchmarks/extract.py $(CLIPS)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli_manifest import Features, Json, Workers, manifest_app, say
+from pipeline.cli_status import status_app
 from pipeline.layout import Root
 
 app = typer.Typer(
@@ -18,9 +19,15 @@ app = typer.Typer(
     epilog="Example: avpipe manifest build && avpipe download --split vggss && avpipe extract --split vggss",
 )
 app.add_typer(manifest_app, name="manifest")
+app.add_typer(status_app)  # without a name its commands stand beside the others
 
 Split = Annotated[str, typer.Option(help="Name of a split; `avpipe manifest show` lists them.")]
 AnySplit = Annotated[str | None, typer.Option(help="Name of a split.  [default: every clip of the manifest]")]
+
+ExecutorName = Annotated[str, typer.Option("--executor", help="Where to work: `local` or `ray`.")]
+RayAddress = Annotated[
+    str | None, typer.Option(help="Host:port of a Ray cluster.  [default: start one on this machine]")
+]
 
 
 @app.callback()
@@ -66,13 +73,23 @@ def download(
     split: AnySplit = None,
     source: Annotated[
         str,
-        typer.Option("--from", help="`youtube`, a folder or tar of <clip_id>.mp4, or an address with {clip_id}."),
+        typer.Option(
+            "--from",
+            help="`youtube`, a folder or tar of <clip_id>.mp4, an address with {clip_id} or {youtube_id}, "
+            "or a .txt or .csv of lines `<clip_id> <address>`.",
+        ),
     ] = "youtube",
     retry: Annotated[bool, typer.Option("--retry", help="Try failed clips again that can still be won.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Downloads at a time; more than one gets addresses blocked.")] = 1,
+    cookies: Annotated[str | None, typer.Option(help="yt-dlp's: file of cookies in Netscape format.")] = None,
+    cookies_from_browser: Annotated[str | None, typer.Option(help="yt-dlp's: browser to take cookies from.")] = None,
+    proxy: Annotated[str | None, typer.Option(help="yt-dlp's: address of a proxy.")] = None,
+    extractor_args: Annotated[str | None, typer.Option(help="yt-dlp's: e.g. youtube:player_client=web.")] = None,
+    limit_rate: Annotated[str | None, typer.Option(help="yt-dlp's: bytes per second, e.g. 500K.")] = None,
     as_json: Json = False,
 ):
     """Fetch clips into <root>/clips; every clip that was tried has a row in the ledger."""
+    from pipeline.access import access_parameters
     from pipeline.download import download as run
     from pipeline.manifest import Manifest
     from pipeline.sources import open_source
@@ -80,7 +97,15 @@ def download(
     root: Root = context.obj
     manifest = Manifest.open(root.manifest)
     clips = manifest.clips(manifest.ids(split))
-    result = _watch("download", lambda **hooks: run(root, clips, open_source(source), jobs=jobs, retry=retry, **hooks))
+    access = access_parameters(
+        cookies=cookies,
+        cookies_from_browser=cookies_from_browser,
+        proxy=proxy,
+        extractor_args=extractor_args,
+        limit_rate=limit_rate,
+    )
+    given = open_source(source, access)
+    result = _watch("download", lambda **hooks: run(root, clips, given, jobs=jobs, retry=retry, **hooks), notes=True)
     result = {"split": split, "listed": len(clips)} | result
     parts = [f"{result['done']} fetched", f"{result['finished']} there before", *_failure_parts(result)]
     parts += [f"{result['not_offered']} not in this source"] if result["not_offered"] else []
@@ -93,28 +118,33 @@ def extract(
     split: AnySplit = None,
     features: Features = "logspec",
     workers: Workers = None,
+    executor: ExecutorName = "local",
+    ray_address: RayAddress = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try failed clips again that can still be won.")] = False,
     as_json: Json = False,
 ):
     """Turn downloaded clips into frames, audio and features in <root>/cache."""
+    from pipeline.executors import open_executor
     from pipeline.extract import extract as run
     from pipeline.manifest import Manifest
-    from pipeline.parts import default_workers
     from pipeline.settings import ExtractSettings
 
     root: Root = context.obj
     settings = ExtractSettings(features=tuple(features.split(",")))
     ids = Manifest.open(root.manifest).ids(split)
-    workers = workers or default_workers()
-    result = _watch("extract", lambda **hooks: run(root, ids, settings, workers=workers, retry=retry, **hooks))
+    place = open_executor(executor, workers, ray_address)
+    result = _watch("extract", lambda **hooks: run(root, ids, settings, workers=place, retry=retry, **hooks))
     result = {"split": split, "listed": len(ids), "cache": root.cache / settings.name} | result
     parts = [f"{result['done']} extracted", f"{result['finished']} there before", *_failure_parts(result)]
     parts += [f"{result['not_downloaded']:,} not downloaded"] if result["not_downloaded"] else []
     say(result, f"{result['cache']}: {' · '.join(parts)}", as_json)
 
 
-def _watch(what: str, run) -> dict:
-    """Run a stage under a progress line; returns its plan's counts and its outcomes by reason."""
+def _watch(what: str, run, notes: bool = False) -> dict:
+    """Run a stage under a progress line; returns its plan's counts and its outcomes by reason.
+
+    With `notes` the plan is printed before the start, and what the stage tells by `on_note` stands in the line.
+    """
     from dataclasses import fields
 
     from pipeline.ledger import count_reasons
@@ -127,7 +157,13 @@ def _watch(what: str, run) -> dict:
             outcomes.extend(some)
             line.advance(len(some), count_reasons(some))
 
-        plan = run(on_plan=lambda plan: line.set_total(len(plan)), on_outcome=on_outcome)
+        def on_plan(plan):
+            line.set_total(len(plan))
+            if notes and len(plan):
+                print(f"{what}: {plan}", file=sys.stderr, flush=True)
+
+        hooks = {"on_note": lambda note: line.advance(0, note=note)} if notes else {}
+        plan = run(on_plan=on_plan, on_outcome=on_outcome, **hooks)
     values = {f.name: getattr(plan, f.name) for f in fields(plan)}
     counts = {name: len(v) if isinstance(v, list) else v for name, v in values.items()}
     failures = [{"clip_id": o.clip_id, "reason": o.reason, "detail": o.detail} for o in outcomes if not o.done]
@@ -146,13 +182,18 @@ def shard(
     split: Split,
     features: Features = "logspec",
     seed: Annotated[int, typer.Option(help="Of the order in which clips are written.")] = 0,
+    to: Annotated[
+        str | None, typer.Option(help="Also copy the shards to <address>/<split>: s3://, gs://, a folder, ….")
+    ] = None,
     workers: Workers = None,
+    executor: ExecutorName = "local",
+    ray_address: RayAddress = None,
     as_json: Json = False,
 ):
     """Pack a split's samples as WebDataset tars with an index into <root>/shards/<split>."""
     from dataclasses import asdict
 
-    from pipeline.parts import default_workers
+    from pipeline.executors import open_executor
     from pipeline.progress import ProgressLine
     from pipeline.settings import ExtractSettings, ShardSettings
     from pipeline.shard import shard as run
@@ -164,7 +205,7 @@ def shard(
             split,
             settings,
             ShardSettings(seed=seed),
-            workers or default_workers(),
+            open_executor(executor, workers, ray_address),
             on_plan=line.set_total,
             on_shard=line.advance,
         )
@@ -172,24 +213,39 @@ def shard(
         f"{summary.folder}: {summary.samples:,} of {summary.listed:,} listed clips in {summary.shards} shards, "
         f"{summary.bytes / 1e6:.1f} MB ({summary.written} shards written now)"
     )
-    say(asdict(summary), text, as_json)
+    value = asdict(summary)
+    if to is not None:
+        sent = _send(summary, to)
+        value["sent"] = asdict(sent)
+        text += f"\n{sent.address}: {sent.files} files copied now, {sent.bytes / 1e6:.1f} MB"
+    say(value, text, as_json)
+
+
+def _send(summary, to: str):
+    from pipeline.progress import ProgressLine
+    from pipeline.remote import send_shards
+
+    with ProgressLine("send", round(summary.bytes / 1e6), "MB") as line:
+        return send_shards(summary.folder, to, on_file=lambda size: line.advance(round(size / 1e6)))
 
 
 @app.command(epilog="Example: avpipe verify data/shards/vggss")
 def verify(
-    folder: Annotated[Path, typer.Argument(help="Folder that `avpipe shard` wrote.")],
+    folder: Annotated[str, typer.Argument(help="Folder that `avpipe shard` wrote, or the address it was copied to.")],
     workers: Workers = None,
+    executor: ExecutorName = "local",
+    ray_address: RayAddress = None,
     as_json: Json = False,
 ):
     """Compare shards with their index, byte for byte; ends with code 1 if anything is wrong."""
     from dataclasses import asdict
 
-    from pipeline.parts import default_workers
+    from pipeline.executors import open_executor
     from pipeline.progress import ProgressLine
     from pipeline.verify import verify as run
 
     with ProgressLine("verify", 0, "samples") as line:
-        report = run(folder, workers or default_workers(), on_plan=line.set_total, on_shard=line.advance)
+        report = run(folder, open_executor(executor, workers, ray_address), line.set_total, line.advance)
     verdict = ", ".join(f"{count} {kind}" for kind, count in report.counts().items()) or "nothing wrong"
     lines = [f"  {p.kind:10} {p.shard} {p.clip_id} ({p.detail})" for p in report.problems]
     text = f"{folder}: {report.samples:,} of {report.listed:,} listed clips in {report.shards} shards: {verdict}"
@@ -207,19 +263,21 @@ def import_(
     ],
     features: Features = "logspec",
     workers: Workers = None,
+    executor: ExecutorName = "local",
+    ray_address: RayAddress = None,
     as_json: Json = False,
 ):
     """Take in what somebody else has: clips as if downloaded, frames and sounds as if extracted."""
+    from pipeline.executors import open_executor
     from pipeline.import_clips import import_clips
     from pipeline.import_frames import find_layout, import_frames
-    from pipeline.parts import default_workers
     from pipeline.settings import ExtractSettings
 
     root: Root = context.obj
     if find_layout(source):
         settings = ExtractSettings(features=tuple(features.split(",")))
-        workers = workers or default_workers()
-        result = _watch("import", lambda **hooks: import_frames(root, source, settings, workers, **hooks))
+        place = open_executor(executor, workers, ray_address)
+        result = _watch("import", lambda **hooks: import_frames(root, source, settings, place, **hooks))
     else:
         result = _watch("import", lambda **hooks: import_clips(root, source, **hooks))
     parts = [f"{result['done']} taken in", f"{result['finished']} there before", *_failure_parts(result)]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from pipeline.cache import Cache
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root
-from pipeline.ledger import Ledger, count_reasons
+from pipeline.ledger import Ledger
 from pipeline.shard import INDEX
 
 
@@ -23,13 +23,14 @@ def coverage(root: Root, clip_ids: list[str]) -> dict:
     Raises AvpipeError for an index that cannot be read.
     """
     wanted = set(clip_ids)
-    ledger = Ledger(root.ledger, "download").latest()
-    tried = [outcome for clip_id, outcome in ledger.items() if clip_id in wanted]
     listed = pa.array(sorted(wanted), pa.string())
+    last = Ledger(root.ledger, "download").last_rows(["clip_id", "reason"])
+    reasons = last.filter(pc.is_in(last["clip_id"], value_set=listed))["reason"]
+    failed = Counter(reasons.drop_null().to_pylist())
     return {
         "clips": len(wanted),
-        "downloaded": sum(outcome.done for outcome in tried),
-        "failed": count_reasons(tried),
+        "downloaded": reasons.null_count,
+        "failed": dict(failed.most_common()),
         "extracted": {folder.name: _count(Cache(folder).indexes(), listed) for folder in _folders(root.cache)},
         "sharded": {
             folder.name: _count([folder / INDEX], listed)

@@ -1,8 +1,9 @@
 """Stage 2: each downloaded clip becomes a sample (frame, audio, features, facts) in an immutable part of the cache."""
 
+import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import pyarrow.parquet as pq
 from pipeline import media, samples
 from pipeline.cache import Cache
 from pipeline.errors import AvpipeError
+from pipeline.executors import Executor
 from pipeline.features import SPECS, pcm_to_float
-from pipeline.layout import Root, published, remove_leftovers
+from pipeline.layout import Root, published, remove_leftovers, youtube_id
 from pipeline.ledger import Ledger, Outcome
 from pipeline.parts import Lost, chunks, run_parts, stage_lock
 from pipeline.settings import ExtractSettings
@@ -85,7 +87,7 @@ def extract(
     root: Root,
     clip_ids: Iterable[str],
     settings: ExtractSettings,
-    workers: int,
+    workers: int | Executor,
     retry: bool = False,
     on_outcome: Callable[[list[Outcome]], None] = lambda outcomes: None,
     on_plan: Callable[[Plan], None] = lambda plan: None,
@@ -153,6 +155,8 @@ def _extract_one(job: Job, settings: ExtractSettings, writer: samples.TarWriter)
     begin = time.monotonic()
     outcome = Outcome(clip_id=job.clip_id, attempts=job.attempts)
     try:
+        if youtube_id(job.clip_id) is None:  # a Flickr clip is its whole file, however long
+            settings = replace(settings, clip_s=math.inf)
         members = make_sample(job.path, settings)
         outcome.sha256 = writer.add(job.clip_id, members)["sha256"]
         outcome.bytes = sum(map(len, members.values()))
@@ -167,13 +171,17 @@ def _extract_one(job: Job, settings: ExtractSettings, writer: samples.TarWriter)
 
 
 def make_sample(path: Path, settings: ExtractSettings) -> dict[str, bytes]:
-    """The members of one clip's sample. Raises MediaError for a clip that cannot be used."""
+    """The members of one clip's sample. Raises MediaError for a clip that cannot be used.
+
+    Times in meta.json are seconds from the start of the file; its source size is that of the frame as players show it.
+    """
     clip = media.read_clip(path, settings.clip_s, settings.audio_s, settings.sample_rate_hz)
     centre_s = min(clip.duration_s, settings.clip_s) / 2
+    source_width, source_height = media.displayed_size(clip.frame, clip.pixel_aspect)
     pcm_i16, audio_facts = cut_window(clip.audio_i16, clip.audio_start_s, centre_s, settings)
     members = {
         samples.FRAME: samples.encode_jpeg(
-            media.scale_to_rgb(clip.frame, settings.frame_short_side), settings.jpeg_quality
+            media.scale_to_rgb(clip.frame, settings.frame_short_side, clip.pixel_aspect), settings.jpeg_quality
         ),
         samples.AUDIO: samples.encode_flac(pcm_i16, settings.sample_rate_hz),
         samples.META: samples.encode_json(
@@ -181,8 +189,8 @@ def make_sample(path: Path, settings: ExtractSettings) -> dict[str, bytes]:
             | {
                 "duration_s": round(clip.duration_s, 6),
                 "frame_time_s": round(clip.frame_time_s, 6),
-                "source_width": clip.frame.width,
-                "source_height": clip.frame.height,
+                "source_width": source_width,
+                "source_height": source_height,
             }
         ),
     }

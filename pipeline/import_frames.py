@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from pipeline import samples
 from pipeline.cache import Cache
 from pipeline.errors import AvpipeError
+from pipeline.executors import Executor
 from pipeline.export_folders import INDEX
 from pipeline.extract import CLIPS_PER_PART, _write_index
 from pipeline.import_manifest import adopt_manifest
@@ -73,7 +74,7 @@ def import_frames(
     root: Root,
     folder: Path,
     settings: ExtractSettings,
-    workers: int,
+    workers: int | Executor,
     on_outcome: Callable[[list[Outcome]], None] = lambda outcomes: None,
     on_plan: Callable[[FrameImport], None] = lambda plan: None,
 ) -> FrameImport:

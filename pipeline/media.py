@@ -3,8 +3,14 @@
 The frame wanted is the last one with time <= t. Packets carry presentation times, so it is known before anything is
 decoded: packets before the last key frame that precedes it are dropped unread, and between that key frame and the
 target the decoder skips frames that no other frame refers to. Pixels are those of decoding everything.
+
+Times count from the container's start, as in every player: 0 is where the first picture or sound is shown, so what an
+edit list hides (the lead of a clip cut with `ffmpeg -ss -c copy`) does not count, nor does a stream's first time stamp.
 """
 
+import math
+import struct
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,8 +20,19 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation
 
-# Seconds by which a stream may end before its declared end: the last packet's duration is often missing or wrong.
-END_TOLERANCE_S = 0.5
+from pipeline.sound import END_TOLERANCE_S, Sound
+
+# Strangers' files: no format that names other files (playlists, concat scripts, image sequences), no network.
+CONTAINER_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska,avi,flv,mpegts,mpeg,ogg,asf"}
+MAX_STREAMS = 32
+# 8192 x 8192; a decoder holds up to 17 frames of 1.5 to 6 bytes a pixel.
+MAX_PIXELS = 2**26
+# Long side over short side as shown: with 256 pixels on the short side, 4,096 on the long one.
+MAX_ASPECT = 16
+# Packets held since the last key frame; those of a 10 s clip are 4 MB at most, of ten minutes without one 500 MB.
+HELD_BYTES = 2**25
+# A frame is shown at most 16 frames after it is decoded; used where packets carry decoding times alone.
+REORDER_S = 1
 
 
 class MediaError(Exception):
@@ -32,155 +49,121 @@ class MediaError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipMedia:
-    """What one pass over a clip gives."""
+    """What one pass over a clip gives. Times are seconds from the start of the container."""
 
     frame: av.VideoFrame
-    """The centre frame as decoded."""
+    """The centre frame as decoded: not yet turned upright, pixels not yet square."""
+    pixel_aspect: Fraction
+    """Width over height of its pixels."""
     frame_time_s: float
-    """Presentation time of the frame, seconds in the file's own time."""
+    """Presentation time of the frame."""
     duration_s: float
-    """Seconds, as the container declares."""
+    """Seconds, as the container declares; measured where it declares nothing."""
     audio_i16: np.ndarray
     """(N,) mono samples of the whole decoded part, int16."""
     audio_start_s: float
-    """Time of the first of these samples, seconds in the file's own time."""
+    """Time of the first of these samples."""
 
 
 def read_clip(path: Path, clip_s: float, audio_s: float, sample_rate_hz: int) -> ClipMedia:
     """Decode the centre frame of a clip and its audio from the beginning to past the window around the centre.
 
-    The centre is half of the file's duration or of `clip_s`, whichever is shorter. The audio reaches at least
-    `audio_s` / 2 behind the centre, or to its end. Raises MediaError with the ledger's reason, and FileNotFoundError.
+    The centre is half of the file's duration or of `clip_s` (may be infinite), whichever is shorter. The audio reaches
+    `audio_s` / 2 behind the centre and is `audio_s` long, or goes to its end. Raises MediaError with the ledger's
+    reason, and FileNotFoundError.
     """
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
-            return _read(container, clip_s, audio_s, sample_rate_hz)
+        with _open(path) as container:
+            video, audio = _streams(container)
+            duration_s = _declared_s(container, video) or _measured_s(path)
+            return _read(container, video, audio, min(duration_s, clip_s) / 2, duration_s, audio_s, sample_rate_hz)
     except FileNotFoundError:  # FFmpeg's is one too, and says nothing about the clip
         raise
     except av.error.FFmpegError as error:
         raise MediaError("corrupt", f"not decodable: {error.strerror}") from error
 
 
-def _read(container: av.container.InputContainer, clip_s: float, audio_s: float, sample_rate_hz: int) -> ClipMedia:
-    if not container.streams.video:
+def _open(path: Path) -> av.container.InputContainer:
+    options = {"max_pixels": str(MAX_PIXELS)}  # of the decoders that look into the streams while the file is opened
+    return av.open(f"file:{path}", metadata_errors="replace", container_options=CONTAINER_OPTIONS, options=options)
+
+
+def _streams(container: av.container.InputContainer) -> tuple[av.VideoStream, av.AudioStream]:
+    """The streams that a player shows: the default ones, of these the largest picture and the most channels."""
+    if len(container.streams) > MAX_STREAMS:
+        raise MediaError("corrupt", f"{len(container.streams)} streams are no clip's")
+    flags = av.stream.Disposition
+    videos = [stream for stream in container.streams.video if not stream.disposition & flags.attached_pic]
+    if not videos:
         raise MediaError("no_video", "the file has no video stream")
     if not container.streams.audio:
         raise MediaError("no_audio", "the file has no audio stream")
-    video, audio = container.streams.video[0], container.streams.audio[0]
-    for stream in (video, audio):
+    for stream in (*videos, *container.streams.audio):
         if stream.codec_context is None:
             raise MediaError("corrupt", f"there is no decoder for the {stream.type} stream")
-    duration_s = _duration_s(container, video)
-    centre_s = min(duration_s, clip_s) / 2
-    # The last tick that is not after the centre. Durations are whole microseconds; as a float 4.8 s is a little less.
-    centre_pts = int(Fraction(centre_s).limit_denominator(2_000_000) / video.time_base)
-    sound = _Sound(audio, sample_rate_hz, until_s=centre_s + audio_s / 2)
-    packets = _demux(container, video, audio, centre_pts, sound)
-    frame = _decode_target(video, packets, centre_pts)
+    video = max(videos, key=lambda s: (bool(s.disposition & flags.default), s.width * s.height))
+    audio = max(container.streams.audio, key=lambda s: (bool(s.disposition & flags.default), s.channels))
+    if video.width * video.height > MAX_PIXELS:
+        raise MediaError("corrupt", f"frames of {video.width}x{video.height} pixels are no clip's")
+    return video, audio
+
+
+def _declared_s(container: av.container.InputContainer, video: av.VideoStream) -> float | None:
+    if container.duration and container.duration > 0:
+        return container.duration / av.time_base
+    if video.duration and video.time_base:
+        return float(video.duration * video.time_base)
+    return None
+
+
+def _measured_s(path: Path) -> float:
+    """Seconds from the container's start to the end of its last packet: live recordings declare no duration."""
+    with _open(path) as container:
+        video, audio = _streams(container)
+        end = _start(container)
+        for packet in _packets(container, video, audio):
+            if packet.pts is not None:
+                end = max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
+        if end == _start(container):
+            raise MediaError("corrupt", "the file has no duration")
+        return float(end - _start(container))
+
+
+def _start(container: av.container.InputContainer) -> Fraction:
+    """Time stamp of the first picture or sound shown, seconds in the file's own time."""
+    return Fraction(container.start_time or 0, av.time_base)
+
+
+def _read(container, video, audio, centre_s: float, duration_s: float, audio_s: float, rate: int) -> ClipMedia:
+    start = _start(container)
+    # The last tick that is not after the centre. Durations are whole microseconds; as a float 4.8 s is a little less,
+    # and a start that was rounded to microseconds may be half of one too early.
+    centre = start + Fraction(centre_s).limit_denominator(2_000_000) + Fraction(1, 2_000_000)
+    picture = _Picture(video, math.floor(centre / video.time_base), stamped=container.format.name != "avi")
+    sound = Sound(audio, rate, until_s=float(start) + centre_s + audio_s / 2, least_s=audio_s)
+    for packet in _packets(container, video, audio):
+        (sound if packet.stream is audio else picture).feed(packet)
+        if picture.finished and sound.finished:
+            break
+    missing = sound.missing() or picture.missing()
+    if missing:
+        raise MediaError("corrupt", missing)
+    frame, frame_pts = picture.frame()
+    pixel_aspect = video.sample_aspect_ratio or Fraction(1)
+    width, height = displayed_size(frame, pixel_aspect)
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise MediaError("corrupt", f"a picture of {width}x{height} pixels is no clip's")
     samples = sound.samples()
     if len(samples) == 0:
         raise MediaError("no_audio", "the audio stream holds no samples")
     return ClipMedia(
         frame=frame,
-        frame_time_s=float(frame.pts * video.time_base),
+        pixel_aspect=pixel_aspect,
+        frame_time_s=float(frame_pts * video.time_base - start),
         duration_s=duration_s,
         audio_i16=samples,
-        audio_start_s=sound.start_s,
+        audio_start_s=sound.start_s - float(start),
     )
-
-
-def _duration_s(container: av.container.InputContainer, video: av.VideoStream) -> float:
-    if container.duration:
-        return container.duration / av.time_base
-    if video.duration and video.time_base:
-        return float(video.duration * video.time_base)
-    raise MediaError("corrupt", "the file declares no duration")
-
-
-class _Sound:
-    """Collects mono 16-bit samples until a given time; resampled from the start of the stream, so that the phase of the
-    resampler, and with it every sample, is that of resampling the whole stream."""
-
-    def __init__(self, stream: av.AudioStream, sample_rate_hz: int, until_s: float):
-        self.stream = stream
-        self.until_s = until_s
-        self.start_s = 0.0
-        self.finished = False
-        self._rate = sample_rate_hz
-        self._resampler = self._new_resampler()
-        self._blocks: list[np.ndarray] = []
-        self._count = 0
-
-    def feed(self, packet: av.Packet) -> None:
-        """Decode one packet (the empty one at the end too) unless there is enough already."""
-        if self.finished:
-            return
-        for frame in packet.decode():
-            if not self._blocks and frame.time is not None:
-                self.start_s = frame.time
-            self._append(self._resample(frame))
-        if self._count and self.start_s + self._count / self._rate >= self.until_s:
-            self.finished = True
-
-    def samples(self) -> np.ndarray:
-        """All samples so far, (N,) int16; closes the resampler."""
-        if not self.finished and self._blocks:
-            self._append(self._resampler.resample(None))
-        return np.concatenate(self._blocks) if self._blocks else np.empty(0, np.int16)
-
-    def check_complete(self) -> None:
-        """Raise MediaError if the stream ended well before the end it declares and before the time wanted."""
-        declared_s = self.stream.duration * self.stream.time_base if self.stream.duration else 0
-        end_s = self.start_s + self._count / self._rate
-        if not self.finished and end_s < float(min(declared_s, self.until_s)) - END_TOLERANCE_S:
-            raise MediaError("corrupt", f"audio ends at {end_s:.2f} s of {float(declared_s):.2f} s")
-
-    def _new_resampler(self) -> av.AudioResampler:
-        return av.AudioResampler(format="s16", layout="mono", rate=self._rate)
-
-    def _resample(self, frame: av.AudioFrame) -> list[av.AudioFrame]:
-        try:
-            return self._resampler.resample(frame)
-        except ValueError:  # from here on the stream has another rate or other channels
-            rest = self._resampler.resample(None)
-            self._resampler = self._new_resampler()
-            return rest + self._resampler.resample(frame)
-
-    def _append(self, frames: list[av.AudioFrame]) -> None:
-        for frame in frames:
-            block = frame.to_ndarray().reshape(-1)
-            self._blocks.append(block)
-            self._count += len(block)
-
-
-def _demux(container, video, audio, centre_pts: int, sound: _Sound) -> list[av.Packet]:
-    """Read until picture and sound reach past the centre; returns the video packets from the last key frame on.
-
-    Decoding times never exceed presentation times and only grow: once one lies behind the centre, no later packet can
-    hold a frame before it.
-    """
-    packets: list[av.Packet] = []
-    end_pts, video_finished = 0, False
-    for packet in _packets(container, video, audio):
-        if packet.stream is audio:
-            sound.feed(packet)
-        elif packet.size and not video_finished:
-            if packet.is_keyframe and packet.pts is not None and packet.pts <= centre_pts:
-                packets.clear()
-            packets.append(packet)
-            if packet.pts is not None:
-                end_pts = max(end_pts, packet.pts + (packet.duration or 0))
-            video_finished = packet.dts is not None and packet.dts > centre_pts
-        if video_finished and sound.finished:
-            break
-    sound.check_complete()
-    if not packets:
-        raise MediaError("no_video", "the video stream holds no frames")
-    declared_pts = video.duration or 0
-    if not video_finished and end_pts < min(declared_pts, centre_pts) - END_TOLERANCE_S / video.time_base:
-        ends_s, of_s = float(end_pts * video.time_base), float(declared_pts * video.time_base)
-        raise MediaError("corrupt", f"video ends at {ends_s:.2f} s of {of_s:.2f} s")
-    return packets
 
 
 def _packets(container, video, audio) -> Iterator[av.Packet]:
@@ -191,39 +174,130 @@ def _packets(container, video, audio) -> Iterator[av.Packet]:
         return
 
 
-def _decode_target(video: av.VideoStream, packets: list[av.Packet], centre_pts: int) -> av.VideoFrame:
-    """Decode the frame whose packet has the last presentation time <= centre_pts."""
-    context = video.codec_context
-    context.thread_count = 1  # workers are processes; frame threads would also delay the switch of skip_frame
-    shown = [p.pts for p in packets if p.pts is not None and p.pts <= centre_pts and not p.is_discard]
-    target_pts = max(shown, default=None)
-    untimed = any(p.pts is None for p in packets)
-    best = None
-    for frame in _frames(context, packets, None if untimed else target_pts):
-        if frame.pts is not None and frame.pts <= centre_pts and (best is None or frame.pts > best.pts):
-            best = frame
-    if best is None:
-        raise MediaError("corrupt", "no frame before the centre could be decoded")
-    if not untimed and best.pts != target_pts:
-        raise MediaError("corrupt", "the centre frame could not be decoded")
-    if best.is_corrupt:
-        raise MediaError("corrupt", "the centre frame is damaged")
-    return best
+class _Picture:
+    """Finds the last frame shown at or before a time, from packets in the file's order, and decodes it.
+
+    Decoding times never exceed presentation times and only grow: once one lies behind the centre, no later packet can
+    hold a frame before it. Not `stamped` is AVI, which keeps no presentation times: its packets' are guesses, its
+    frames come in the order of the decoder, each at the decoding time of the packet that brought it out.
+    """
+
+    def __init__(self, stream: av.VideoStream, centre_pts: int, stamped: bool):
+        self.finished = False
+        """Whether no later packet matters."""
+        self._stream, self._context = stream, stream.codec_context
+        self._context.thread_count = 1  # workers are processes; frame threads would also delay skip_frame
+        self._context.options = {"max_pixels": str(MAX_PIXELS)}  # a stream may change its size midway
+        self._centre_pts, self._stamped = centre_pts, stamped
+        self._end_pts: int | None = None
+        self._held: deque[av.Packet] = deque()
+        self._decoding = False
+        self._forget()
+
+    def feed(self, packet: av.Packet) -> None:
+        """Keep one packet, or what follows from it: a key frame before the centre makes all before it needless."""
+        if self.finished or not packet.size:
+            return
+        stamped = self._stamped and packet.pts is not None
+        pts = packet.pts if stamped else packet.dts
+        slack = 0 if stamped else math.ceil(REORDER_S / self._stream.time_base)
+        if packet.is_keyframe and pts is not None and pts <= self._centre_pts - slack:
+            self._forget()
+        self._held.append(packet)
+        self._held_bytes += packet.size
+        self._exact = self._exact and stamped
+        if pts is not None:
+            self._end_pts = max(pts + (packet.duration or 0), pts if self._end_pts is None else self._end_pts)
+            if pts <= self._centre_pts and not packet.is_discard and (self._target is None or pts > self._target):
+                self._target = pts
+        while self._held_bytes > HELD_BYTES:
+            self._decode(self._held.popleft())
+        self.finished = packet.dts is not None and packet.dts > self._centre_pts
+
+    def frame(self) -> tuple[av.VideoFrame, int]:
+        """The frame and its presentation time in the stream's time base. Raises MediaError where there is none."""
+        if self._end_pts is None:
+            raise MediaError("no_video", "the video stream holds no frames")
+        while self._held and not (self._exact and self._sent_target):
+            self._decode(self._held.popleft())
+        self._take(self._context.decode(None))
+        if self._best is None:
+            raise MediaError("corrupt", "no frame before the centre could be decoded")
+        if self._exact and self._best_pts != self._target:
+            raise MediaError("corrupt", "the centre frame could not be decoded")
+        if self._best.is_corrupt:
+            raise MediaError("corrupt", "the centre frame is damaged")
+        return self._best, self._best_pts
+
+    def missing(self) -> str | None:
+        """In words, if the stream ended well before the end it declares and before the centre; else None."""
+        declared_pts = (self._stream.start_time or 0) + (self._stream.duration or 0)
+        tolerance = END_TOLERANCE_S / self._stream.time_base
+        if self.finished or self._end_pts is None or self._end_pts >= min(declared_pts, self._centre_pts) - tolerance:
+            return None
+        ends_s, of_s = (float(pts * self._stream.time_base) for pts in (self._end_pts, declared_pts))
+        return f"video ends at {ends_s:.2f} s of {of_s:.2f} s"
+
+    def _forget(self) -> None:
+        self._held.clear()
+        self._held_bytes = 0
+        if self._decoding:
+            self._context.flush_buffers()
+        self._decoding = self._sent_target = False
+        self._exact = True  # every packet held has its own presentation time
+        self._target = self._best = self._best_pts = self._last_pts = None
+
+    def _decode(self, packet: av.Packet) -> None:
+        """Decode, skipping what is neither the target nor referred to; a later target makes this one a frame to skip.
+
+        Only H.264 says of every frame whether any other needs it. HEVC says it for its temporal layer alone, VP9 keeps
+        probabilities of frames that it does not keep, and libdav1d looks at the wish only when it is opened.
+        """
+        self._decoding = True
+        self._held_bytes -= packet.size
+        skippable = self._exact and self._context.name == "h264" and packet.pts != self._target
+        self._context.skip_frame = "NONREF" if skippable else "DEFAULT"
+        self._sent_target = self._sent_target or packet.pts == self._target
+        self._take(self._context.decode(packet))
+
+    def _take(self, frames: list[av.VideoFrame]) -> None:
+        for frame in frames:
+            pts = frame.pts if self._stamped else frame.dts
+            if pts is None and self._last_pts is not None:
+                pts = self._last_pts + round(1 / (self._stream.time_base * (self._stream.average_rate or 25)))
+            self._last_pts = pts
+            if pts is not None and pts <= self._centre_pts and (self._best is None or pts >= self._best_pts):
+                self._best, self._best_pts = frame, pts
 
 
-def _frames(context: av.VideoCodecContext, packets: list[av.Packet], target_pts: int | None) -> Iterator[av.VideoFrame]:
-    """Frames of `packets` in decoding order up to the target's; all of them when there is no known target."""
-    for packet in packets:
-        is_target = target_pts is None or packet.pts == target_pts
-        context.skip_frame = "DEFAULT" if is_target else "NONREF"
-        yield from context.decode(packet)
-        if target_pts is not None and is_target:
-            break
-    yield from context.decode(None)
+def displayed_size(frame: av.VideoFrame, pixel_aspect: Fraction) -> tuple[int, int]:
+    """(width, height) in pixels of the frame as players show it: pixels square, upright. At least 1 x 1."""
+    width, height = max(1, round(frame.width * pixel_aspect)), frame.height
+    return (height, width) if _turn(frame)[0] else (width, height)
 
 
-def scale_to_rgb(frame: av.VideoFrame, short_side: int) -> np.ndarray:
-    """The frame as uint8 (H, W, 3) RGB with the shorter side of `short_side` pixels, aspect kept (bicubic)."""
-    scale = short_side / min(frame.width, frame.height)
-    width, height = (max(short_side, round(side * scale)) for side in (frame.width, frame.height))
-    return frame.reformat(width, height, format="rgb24", interpolation=Interpolation.BICUBIC).to_ndarray()
+def scale_to_rgb(frame: av.VideoFrame, short_side: int, pixel_aspect: Fraction = Fraction(1)) -> np.ndarray:
+    """The frame as players show it, uint8 (H, W, 3) RGB, the shorter side of `short_side` pixels (bicubic)."""
+    shown = frame.width * pixel_aspect, frame.height
+    scale = short_side / min(shown)
+    width, height = (max(short_side, round(side * scale)) for side in shown)
+    rgb = frame.reformat(width, height, format="rgb24", interpolation=Interpolation.BICUBIC).to_ndarray()
+    transposed, mirrored, upside_down = _turn(frame)
+    if transposed:
+        rgb = rgb.swapaxes(0, 1)
+    return np.ascontiguousarray(rgb[:: -1 if upside_down else 1, :: -1 if mirrored else 1])
+
+
+def _turn(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """(transpose, then mirror left-right, then turn upside down) that the frame's display matrix asks for.
+
+    The matrix maps (x, y) to (a x + c y, b x + d y), 16.16 fixed point, see libavutil/display.h. Angles between the
+    quarter turns become the nearest of them: no camera writes others.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, False, False
+    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+    transposed = abs(b) + abs(c) > abs(a) + abs(d)
+    x, y = (c, b) if transposed else (a, d)
+    return transposed, x < 0, y < 0

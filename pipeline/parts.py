@@ -1,25 +1,25 @@
 """The resume rule of every stage: work is cut into parts, and a part is finished when its file has its name.
 
-Parts run in worker processes. A worker that dies or hangs (decoders are native code) costs the part it held; that part
-is halved until the guilty clip stands alone, and only this clip fails.
+Parts run in worker processes. A worker that dies or hangs (decoders are native code) costs the part it held; the clip
+that it had in hand is tried once more, alone, and only this clip fails.
 """
 
 import fcntl
-import multiprocessing
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, TimeoutError, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pebble import ProcessExpired, ProcessPool
-
 from pipeline.errors import AvpipeError
+from pipeline.executors import Executor, LocalProcesses, WorkerLostError
 
-# A worker that needs longer is stuck: reading a clip takes 0.05 to 1 s.
-START_S, SECONDS_PER_ITEM = 60.0, 20.0
+# An item that takes longer hangs: reading a clip takes 0.05 to 1 s. One that hangs costs this twice.
+SECONDS_PER_ITEM = 20.0
+LOOK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,38 +53,56 @@ def chunks(items: list, size: int) -> list[list]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def run_parts(function: Callable, parts: list[list], workers: int) -> Iterator[Any]:
+def run_parts(function: Callable, parts: list[list], workers: int | Executor) -> Iterator[Any]:
     """Yield `function(part)` for every part as it finishes, in any order, and a Lost for an item that cannot be done.
 
-    `function` must be importable by name and publish what it makes by itself. AvpipeErrors that it raises end the run.
+    `workers` is a number of processes of this machine, or another place to run. `function` must be importable by name,
+    go through its part once, and publish what it makes by itself. Exceptions that it raises end the run.
     """
-    waiting = list(reversed(parts))
-    # Never fork: decoders and NumPy hold threads and locks that a forked child would inherit half-way.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPool(max_workers=max(1, min(workers, len(parts))), context=context)
-    try:
-        running: dict[Future, list] = {}
+    executor = LocalProcesses(max(1, min(workers, len(parts)))) if isinstance(workers, int) else workers
+    waiting, running = deque(parts), {}
+    with executor:
+        free = list(range(2 * executor.at_once))
         while waiting or running:
-            while waiting and len(running) < 2 * workers:
-                part = waiting.pop()
-                limit_s = START_S + SECONDS_PER_ITEM * len(part)
-                running[pool.schedule(function, args=[part], timeout=limit_s)] = part
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                part = running.pop(future)
-                try:
-                    yield future.result()
-                except (ProcessExpired, TimeoutError) as error:
-                    if len(part) > 1:
-                        half = len(part) // 2
-                        waiting += [part[half:], part[:half]]
-                    else:
-                        yield _lost(part[0], error)
-    finally:
-        pool.stop()
-        pool.join()
+            while waiting and free:
+                place, part = free.pop(), waiting.popleft()
+                running[executor.submit(place, function, part, SECONDS_PER_ITEM)] = place, part
+            done = wait(running, timeout=LOOK_EVERY_S, return_when=FIRST_COMPLETED).done
+            signs = executor.signs()
+            yield from _collect(executor, done, signs, running, waiting, free)
+            for place, _ in running.values():
+                if place in signs and signs[place][1] < 0:
+                    executor.kill(place)
 
 
-def _lost(item: Any, error: Exception) -> Lost:
-    if isinstance(error, TimeoutError):
-        return Lost(item=item, reason="timeout", detail=f"no result within {START_S + SECONDS_PER_ITEM:.0f} s")
-    return Lost(item=item, reason="decoder_crash", detail=f"the worker process died (exit code {error.exitcode})")
+def _collect(
+    executor: Executor,
+    done: set[Future],
+    signs: dict[int, tuple[int, float]],
+    running: dict[Future, tuple[int, list]],
+    waiting: deque[list],
+    free: list[int],
+) -> Iterator[Any]:
+    """Results of the parts that are done; those whose worker was lost come first in what is waiting, taken apart."""
+    for future in done:
+        place, part = running.pop(future)
+        free.append(place)
+        try:
+            result = executor.result(future)
+        except WorkerLostError as error:
+            item, seconds_left = signs.get(place, (-1, 0.0))
+            if len(part) > 1:
+                waiting.extendleft(_apart(part, item))
+                continue
+            hung = seconds_left < 0
+            detail = "no sign of life in the time that it may take" if hung else str(error)
+            result = Lost(item=part[0], reason="timeout" if hung else "decoder_crash", detail=detail)
+        yield result
+
+
+def _apart(part: list, item: int) -> list[list]:
+    """The item that was in hand alone, and the others; halves where none can be blamed."""
+    if 0 <= item < len(part):
+        return [part[:item] + part[item + 1 :], [part[item]]]
+    half = len(part) // 2
+    return [part[half:], part[:half]]

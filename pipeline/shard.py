@@ -18,12 +18,15 @@ from pipeline import samples
 from pipeline.cache import Cache
 from pipeline.catalogue import ids_sha256
 from pipeline.errors import AvpipeError
+from pipeline.executors import Executor, allow
 from pipeline.layout import Root, check_split_name, file_sha256, published, remove_leftovers
 from pipeline.manifest import BOX_FIELDS, Manifest
 from pipeline.parts import Lost, chunks, run_parts, stage_lock
 from pipeline.settings import ExtractSettings, ShardSettings, digest
 
 INDEX = "index.parquet"
+# A shard of 200 MB may have to go over a slow network.
+SHARD_S = 600.0
 METADATA_KEY = b"avpipe"
 METADATA_FIELDS = {"split", "listed", "listed_sha256", "extract", "shard", "plan", "shards"}
 BOXES_TYPE = pa.list_(pa.struct(BOX_FIELDS))
@@ -72,7 +75,7 @@ def shard(
     split: str,
     extract_settings: ExtractSettings,
     settings: ShardSettings,
-    workers: int,
+    workers: int | Executor,
     on_plan: Callable[[int], None] = lambda samples: None,
     on_shard: Callable[[int], None] = lambda samples: None,
 ) -> ShardSummary:
@@ -144,7 +147,7 @@ def _plan_jobs(work: Path, rows: list[dict], cache: Path, split: str, settings: 
     ]
 
 
-def _write_all(jobs: list[ShardJob], workers: int, on_plan: Callable, on_shard: Callable) -> int:
+def _write_all(jobs: list[ShardJob], workers: int | Executor, on_plan: Callable, on_shard: Callable) -> int:
     """Write the shards that are not there yet; returns their number."""
     left = [job for job in jobs if not _fragment(job.path).exists()]
     on_plan(sum(len(job.rows) for job in left))
@@ -158,6 +161,7 @@ def _write_all(jobs: list[ShardJob], workers: int, on_plan: Callable, on_shard: 
 def write_shard(jobs: list[ShardJob]) -> int:
     """Run in a worker: copy samples from the cache into one tar; its fragment of the index makes it count."""
     (job,) = jobs
+    allow(SHARD_S)
     members = samples.index_members(pa.schema([(name, pa.int64()) for name in job.rows[0]]))
     with published(job.path) as temporary:
         with samples.TarWriter(temporary) as writer:
@@ -204,19 +208,19 @@ def _replaced(final: Path) -> Path:
     return final.with_name(f".{final.name}.old.tmp")
 
 
-def read_metadata(index: Path) -> dict:
+def read_metadata(index: Path, address: str | None = None) -> dict:
     """What an index says about its split: list, settings, feature digests, shards with sizes and hashes.
 
-    Raises AvpipeError for a file that is not an index of this format.
+    `address` names it to people where `index` is but a copy. Raises AvpipeError for a file that is not an index of
+    this format.
     """
+    name = address or index
     try:
         metadata = json.loads((pq.read_schema(index).metadata or {})[METADATA_KEY])
     except (OSError, pa.ArrowInvalid, KeyError, ValueError):
-        raise AvpipeError(
-            f"{index} is not an index of avpipe shards, or is damaged; run `avpipe shard` again"
-        ) from None
+        raise AvpipeError(f"{name} is not an index of avpipe shards, or is damaged; run `avpipe shard` again") from None
     if not isinstance(metadata, dict) or metadata.get("format") != 1 or not metadata.keys() >= METADATA_FIELDS:
-        raise AvpipeError(f"{index} is not an index of format 1, which this avpipe reads; run `avpipe shard` again")
+        raise AvpipeError(f"{name} is not an index of format 1, which this avpipe reads; run `avpipe shard` again")
     return metadata
 
 

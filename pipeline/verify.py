@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 
 from pipeline import samples
 from pipeline.errors import AvpipeError
+from pipeline.executors import Executor, allow
 from pipeline.layout import file_sha256
 from pipeline.parts import Lost, run_parts
-from pipeline.shard import INDEX, read_metadata
+from pipeline.remote import local_copy, names_at
+from pipeline.shard import INDEX, SHARD_S, read_metadata
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +48,9 @@ class Report:
 class ShardCheck:
     """One shard to check, with what the index says of it."""
 
-    path: Path
+    name: str
+    address: str
+    """Where its tar is: a path, or what fsspec opens."""
     size: int
     sha256: str
     rows: list[dict]
@@ -54,28 +58,31 @@ class ShardCheck:
 
 
 def verify(
-    folder: Path,
-    workers: int,
+    folder: str | Path,
+    workers: int | Executor,
     on_plan: Callable[[int], None] = lambda samples: None,
     on_shard: Callable[[int], None] = lambda samples: None,
 ) -> Report:
-    """Read every byte of the shards in `folder` and compare with `index.parquet`.
+    """Read every byte of the shards in `folder`, a path or any address of fsspec, and compare with `index.parquet`.
 
     Raises AvpipeError when there is no readable index.
     """
-    index = folder / INDEX
-    if not index.exists():
+    folder = str(folder).rstrip("/")
+    names = names_at(folder)
+    if INDEX not in names:
         raise AvpipeError(f"{folder} holds no {INDEX}; give the folder that `avpipe shard` wrote")
-    metadata, table = read_metadata(index), pq.read_table(index)
+    with local_copy(f"{folder}/{INDEX}") as index:
+        metadata, table = read_metadata(index, f"{folder}/{INDEX}"), pq.read_table(index)
     rows, members = table.drop_columns(["boxes"]).to_pylist(), samples.index_members(table.schema)
     by_shard: dict[str, list[dict]] = {}
     for row in rows:
         by_shard.setdefault(samples.check_tar_name(row["shard"]), []).append(row)
     on_plan(len(rows))
-    problems = _index_problems(rows, metadata, by_shard) + _foreign_tars(folder, metadata, by_shard)
+    problems = _index_problems(rows, metadata, by_shard) + _foreign_tars(names, metadata, by_shard)
     checks = [
         ShardCheck(
-            path=folder / samples.check_tar_name(shard["name"]),
+            name=samples.check_tar_name(shard["name"]),
+            address=f"{folder}/{shard['name']}",
             size=shard["bytes"],
             sha256=shard["sha256"],
             rows=by_shard.get(shard["name"], []),
@@ -85,7 +92,7 @@ def verify(
     ]
     for result in run_parts(check_shard, [[check] for check in checks], workers):
         if isinstance(result, Lost):
-            name = result.item.path.name
+            name = result.item.name
             result = name, [Problem(kind="damaged", shard=name, clip_id="", detail=result.detail)]
         name, found = result
         problems += found
@@ -112,10 +119,10 @@ def _index_problems(rows: list[dict], metadata: dict, by_shard: dict[str, list[d
     return problems
 
 
-def _foreign_tars(folder: Path, metadata: dict, by_shard: dict[str, list[dict]]) -> list[Problem]:
+def _foreign_tars(names: set[str], metadata: dict, by_shard: dict[str, list[dict]]) -> list[Problem]:
     """Tars that the index does not name; a reader that takes `*.tar` would read them too."""
     named = {shard["name"] for shard in metadata["shards"]} | by_shard.keys()
-    foreign = {path.name for path in folder.glob("*.tar")} - named
+    foreign = {name for name in names if name.endswith(".tar")} - named
     detail = "the index does not name this tar"
     return [Problem(kind="unlisted", shard=name, clip_id="", detail=detail) for name in foreign]
 
@@ -123,22 +130,28 @@ def _foreign_tars(folder: Path, metadata: dict, by_shard: dict[str, list[dict]])
 def check_shard(checks: list[ShardCheck]) -> tuple[str, list[Problem]]:
     """Run in a worker: all problems of one shard."""
     (check,) = checks
-    name = check.path.name
-    if not check.path.exists():
-        return name, [Problem(kind="missing", shard=name, clip_id="", detail="the file is not there")]
-    size = check.path.stat().st_size
-    if size == check.size and file_sha256(check.path) == check.sha256:
-        return name, []  # the very bytes that were written
-    problems = _sample_problems(check, size) + _stray_members(check)
+    allow(SHARD_S)
+    try:
+        with local_copy(check.address) as path:
+            return check.name, _problems(check, path)
+    except FileNotFoundError:
+        return check.name, [Problem(kind="missing", shard=check.name, clip_id="", detail="the file is not there")]
+
+
+def _problems(check: ShardCheck, path: Path) -> list[Problem]:
+    size = path.stat().st_size
+    if size == check.size and file_sha256(path) == check.sha256:
+        return []  # the very bytes that were written
+    problems = _sample_problems(check, path, size) + _stray_members(check, path)
     if not problems:
         detail = f"{size} bytes with another hash than the {check.size} that were written; all samples are intact"
-        problems = [Problem(kind="damaged", shard=name, clip_id="", detail=detail)]
-    return name, problems
+        problems = [Problem(kind="damaged", shard=check.name, clip_id="", detail=detail)]
+    return problems
 
 
-def _sample_problems(check: ShardCheck, size: int) -> list[Problem]:
+def _sample_problems(check: ShardCheck, path: Path, size: int) -> list[Problem]:
     problems = []
-    with open(check.path, "rb") as file:
+    with open(path, "rb") as file:
         for row in check.rows:
             end = max(row[f"{name}.offset"] + row[f"{name}.size"] for name in check.members)
             found = None
@@ -151,22 +164,22 @@ def _sample_problems(check: ShardCheck, size: int) -> list[Problem]:
                     found = "damaged", "its bytes are not those that were written"
             if found:
                 kind, detail = found
-                problems.append(Problem(kind=kind, shard=check.path.name, clip_id=row["clip_id"], detail=detail))
+                problems.append(Problem(kind=kind, shard=check.name, clip_id=row["clip_id"], detail=detail))
     return problems
 
 
-def _stray_members(check: ShardCheck) -> list[Problem]:
+def _stray_members(check: ShardCheck, path: Path) -> list[Problem]:
     """Samples that stand in the tar twice, or without a row in the index."""
     listed = {row["clip_id"] for row in check.rows}
     problems = []
-    for member, count in Counter(_member_names(check.path)).items():
+    for member, count in Counter(_member_names(path)).items():
         clip_id, _ = samples.split_member_name(member) or (member, "")
         if clip_id not in listed:
             detail = f"member {member!r} belongs to no row of the index"
-            problems.append(Problem(kind="unlisted", shard=check.path.name, clip_id=clip_id, detail=detail))
+            problems.append(Problem(kind="unlisted", shard=check.name, clip_id=clip_id, detail=detail))
         elif count > 1:
             detail = f"member {member} stands {count} times in the tar"
-            problems.append(Problem(kind="duplicated", shard=check.path.name, clip_id=clip_id, detail=detail))
+            problems.append(Problem(kind="duplicated", shard=check.name, clip_id=clip_id, detail=detail))
     return problems
 
 

@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
+from media_zoo import make, run_ffmpeg
 from PIL import Image
 from test_features import scipy_logspec
 from test_kill import extract_part_with_a_deadly_clip
@@ -146,6 +147,38 @@ def test_a_feature_is_the_same_whichever_others_are_made_with_it(tmp_path, secon
     for name, window in (("logspec", three), ("vggish", three), ("tie-mel", kept)):
         expected = SPECS[name].compute(pcm_to_float(window)).astype(np.float16)
         assert np.array_equal(np.load(io.BytesIO(sample[f"{name}.npy"])), expected)
+
+
+def test_sound_that_begins_late_gives_the_same_feature_whichever_others_are_made_with_it(tmp_path):
+    early, late = write_clip(tmp_path / "early.mp4", seconds=10, sound_s=6), tmp_path / "late.mp4"
+    run_ffmpeg("-i", early, "-itsoffset", "4", "-i", early, "-map", "0:v", "-map", "1:a", "-c", "copy", late)
+    alone = make_sample(late, SETTINGS)
+    assert alone["logspec.npy"] == make_sample(late, ExtractSettings(features=("logspec", "tie-mel")))["logspec.npy"]
+    facts = json.loads(alone["meta.json"])
+    assert not facts["audio_repeated"]
+    assert facts["audio_start_s"] == pytest.approx(4, abs=0.05)
+    pcm = soundfile.read(io.BytesIO(alone["audio.flac"]), dtype="int16")[0]
+    assert np.array_equal(pcm, all_sound(late)[: 3 * 16_000])
+
+
+def test_a_flickr_clip_is_its_whole_file(tmp_path, serial):
+    content = write_clip(tmp_path / "clip.mp4", seconds=16).read_bytes()
+    root, photo, cut = Root(tmp_path), "4218371834", clip_id(0)
+    root.clips.mkdir()
+    for name in (photo, cut):
+        root.clip_file(name).write_bytes(content)
+        Ledger(root.ledger, "download").write([Outcome(clip_id=name, sha256=file_sha256(root.clip_file(name)))])
+    extract(root, [photo, cut], SETTINGS, workers=1)
+    times = {name: json.loads(sample["meta.json"])["frame_time_s"] for name, sample in cached(root).items()}
+    assert times == {photo: 8.0, cut: 5.0}
+
+
+def test_the_size_of_the_source_is_that_of_the_picture_shown(tmp_path):
+    turned = make(tmp_path, "turned_wide_pixels.mp4")
+    sample = make_sample(turned, SETTINGS)
+    facts = json.loads(sample["meta.json"])
+    assert (facts["source_width"], facts["source_height"]) == (64, 128)
+    assert Image.open(io.BytesIO(sample["frame.jpg"])).size == (256, 512)
 
 
 def test_all_features_at_once_reach_the_cache_and_are_found_again(tmp_path, good, serial):

@@ -92,7 +92,7 @@ def test_going_on_needs_no_imagenet_weights_again(undisturbed, shards, tmp_path,
     state = load_checkpoint(undisturbed.run)
     state["recipe"]["options"]["init"] = "imagenet"
     torch.save(state, tmp_path / LAST)
-    monkeypatch.setattr("train.backbones._load_imagenet", unreachable)
+    monkeypatch.setattr("train.backbones.load_published", unreachable)
     assert fit(get_recipe("lvs-small", changes), shards, tmp_path, workers=0).resumed_at == STEPS
 
 

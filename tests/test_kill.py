@@ -6,6 +6,7 @@ Worker processes import this module, so what is slow to import is imported where
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,8 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from pipeline.parts import Lost, run_parts
 
@@ -67,6 +70,46 @@ for line in sys.stdin:
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
+
+# Reads lines [stage, root, source, seconds]; for each, a forked process runs the stage and is killed after so many
+# seconds, unless it has ended before. Answers with its exit code and how long it ran.
+KILLED_AFTER = """
+import json, os, signal, sys, threading, time
+from pathlib import Path
+import pipeline.download, pipeline.extract, pipeline.shard
+from pipeline.layout import Root
+from pipeline.manifest import Manifest
+from pipeline.settings import ExtractSettings, ShardSettings
+from pipeline.sources import FolderSource
+
+def run(stage, root, source):
+    manifest = Manifest.open(root.manifest)
+    ids = manifest.ids(None)
+    if stage == "download":
+        pipeline.download.download(root, manifest.clips(ids), FolderSource(Path(source)))
+    elif stage == "extract":
+        pipeline.extract.extract(root, ids, ExtractSettings(), workers=1)
+    else:
+        pipeline.shard.shard(root, "synth_train", ExtractSettings(), ShardSettings(samples_per_shard=5), workers=1)
+
+pipeline.extract.run_parts = pipeline.shard.run_parts = lambda function, parts, workers: map(function, parts)
+pipeline.extract.CLIPS_PER_PART = 3
+for line in sys.stdin:
+    stage, root, source, seconds = json.loads(line)
+    begin = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        run(stage, Root(Path(root)), source)
+        os._exit(0)
+    killer = threading.Timer(seconds, os.kill, (pid, signal.SIGKILL))
+    killer.start()
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    killer.cancel()
+    killer.join()
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), time.monotonic() - begin]), flush=True)
+"""
+# `make test` kills a few times; by hand: AVPIPE_TEST_KILLS=50 pytest tests/test_kill.py -k random
+KILLS = int(os.environ.get("AVPIPE_TEST_KILLS", "3"))
 
 
 def behave(items: list[str]) -> list[str]:
@@ -130,8 +173,7 @@ def test_a_worker_that_dies_costs_its_item_only():
 
 
 def test_a_worker_that_hangs_costs_its_item_only(monkeypatch):
-    monkeypatch.setattr("pipeline.parts.START_S", 0.8)
-    monkeypatch.setattr("pipeline.parts.SECONDS_PER_ITEM", 0.1)
+    monkeypatch.setattr("pipeline.parts.SECONDS_PER_ITEM", 3.0)
     results = list(run_parts(behave, [["a", "hang"], ["b"]], workers=1))
     lost = [result for result in results if isinstance(result, Lost)]
     assert [(result.item, result.reason) for result in lost] == [("hang", "timeout")]
@@ -339,3 +381,112 @@ def test_a_sharding_killed_at_its_weakest_points_never_shows_half_a_split(tmp_pa
             assert (hashes(split) if split.exists() else None) == there, name
     assert hashes(shard_here(root, monkeypatch)) == new
     assert sorted(path.name for path in root.shards.iterdir()) == [".locks", "synth_train"]
+
+
+@contextmanager
+def timed_killer():
+    """Gives run(stage, root, source, seconds): (exit code, seconds that it ran)."""
+    command = [sys.executable, "-c", KILLED_AFTER]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=TESTS.parent, text=True, **pipes)
+
+    def run(stage: str, root, source: Path, seconds: float) -> tuple[int, float]:
+        print(json.dumps([stage, str(root.path), str(source), seconds]), file=process.stdin, flush=True)
+        return tuple(json.loads(process.stdout.readline()))
+
+    try:
+        yield run
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def before(stage: str, done_root, folder: Path):
+    """A root in which all that `stage` needs is done, and nothing of it."""
+    from pipeline.layout import Root
+
+    for name in {"download": ["manifest"], "extract": ["manifest", "clips"], "shard": ["manifest", "cache"]}[stage]:
+        shutil.copytree(done_root.path / name, folder / name)
+    if stage == "extract":
+        shutil.copytree(done_root.ledger / "download", folder / "ledger/download")
+    return Root(folder)
+
+
+def made_by(stage: str, root, monkeypatch) -> dict[str, str]:
+    """Hashes of what the stage has published; of an extraction those of its shards, for its parts may be cut apart."""
+    if stage == "download":
+        return {name: value for name, value in hashes_of_files(root.clips).items() if name.endswith(".mp4")}
+    if stage == "extract":
+        return hashes(shard_here(root, monkeypatch))
+    return hashes(root.shards / "synth_train")
+
+
+def hashes_of_files(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.timeout(240 + 20 * KILLS)
+@pytest.mark.parametrize("stage", ["download", "extract", "shard"])
+def test_kills_at_random_moments_change_no_byte(stage, done_root, corpus, tmp_path, monkeypatch):
+    from pipeline.ledger import Ledger
+
+    draw, kills, rounds, source = random.Random(f"{stage} {KILLS}"), 0, 0, corpus / "clips"
+    with timed_killer() as run:
+        root = before(stage, done_root, tmp_path / "undisturbed")
+        code, whole_s = run(stage, root, source, 200)
+        assert code == 0
+        expected = made_by(stage, root, monkeypatch)
+        while kills < KILLS:
+            rounds += 1
+            root, code = before(stage, done_root, tmp_path / str(rounds)), None
+            while code != 0:
+                seconds = draw.uniform(0, whole_s) if kills < KILLS else 200
+                code, _ = run(stage, root, source, seconds)
+                assert code in (0, -signal.SIGKILL)
+                kills += code != 0
+            assert made_by(stage, root, monkeypatch) == expected, f"round {rounds}"
+            if stage == "download":
+                assert all(outcome.done for outcome in Ledger(root.ledger, "download").latest().values())
+            shutil.rmtree(root.path)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1.5 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system may not be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("stage", ["extract", "shard"])
+def test_a_full_disk_is_one_sentence_and_with_room_the_bytes_are_the_same(
+    stage, small_disk, done_root, tmp_path, monkeypatch
+):
+    import pipeline.extract
+    import pipeline.shard
+    from pipeline.errors import AvpipeError
+    from pipeline.manifest import Manifest
+    from pipeline.settings import ExtractSettings, ShardSettings
+
+    root = before(stage, done_root, tmp_path / "root")
+    monkeypatch.setattr(pipeline.extract, "CLIPS_PER_PART", 3)
+    output = {"extract": root.cache, "shard": root.shards}[stage]
+    output.symlink_to(small_disk)
+
+    def run() -> None:
+        if stage == "extract":
+            ids = Manifest.open(root.manifest).ids(None)
+            pipeline.extract.extract(root, ids, ExtractSettings(), workers=2)
+        else:
+            settings = ShardSettings(samples_per_shard=5)
+            pipeline.shard.shard(root, "synth_train", ExtractSettings(), settings, workers=2)
+
+    with pytest.raises(AvpipeError, match="no space is left on the disk; make room"):
+        run()
+    subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+    run()
+    assert made_by(stage, root, monkeypatch) == hashes(done_root.shards / "synth_train")

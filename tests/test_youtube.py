@@ -1,16 +1,28 @@
 """yt-dlp: what its messages mean for the ledger, and options that it knows."""
 
 import re
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from types import SimpleNamespace
 
 import pytest
 import yt_dlp
+from server import Answer, serve
 from yt_dlp.extractor.youtube import YoutubeIE
+from yt_dlp.globals import supported_js_runtimes
+from yt_dlp.networking.exceptions import HTTPError
+from yt_dlp.utils import GeoRestrictedError
 
-from pipeline.download import BLOCKS
+from pipeline.access import PARAMETERS, access_parameters, load_cookie_jar
+from pipeline.errors import AvpipeError
+from pipeline.js_runtime import find_runtime
 from pipeline.ledger import PERMANENT, REASONS
-from pipeline.youtube import FORMAT, MESSAGES, YOUTUBE, YOUTUBE_PACE, classify, options
+from pipeline.media import MediaError
+from pipeline.pacing import KINDS, YOUTUBE_PACE
+from pipeline.sources import UrlSource, open_source
+from pipeline.youtube import FORMAT, MESSAGES, YOUTUBE, Downloader, classify, is_youtube, options, retry_after_s
 
-OTHER = "http://127.0.0.1/{clip_id}.mp4"
+BLOCKS = {reason for reason, kind in KINDS.items() if kind == "blocks"}
 VIDEO = "[youtube] zpWuikVorYg: "
 COOKIES = (
     "Use --cookies-from-browser or --cookies for the authentication. See "
@@ -65,8 +77,6 @@ NETWORK = [
     "Unable to download webpage: ('Connection aborted.', RemoteDisconnected('Remote end closed connection'))",
     "Unable to download webpage: [Errno -3] Temporary failure in name resolution",
     "[download] Got error: 1000 bytes read, 4000 more expected. Giving up after 3 retries",
-]
-TIMEOUT = [
     "Unable to download API page: The read operation timed out (caused by TransportError('The read operation ...'))",
     "unable to download video data: HTTPSConnectionPool(host='r1.googlevideo.com', port=443): Read timed out.",
     "Connection to www.youtube.com timed out. (connect timeout=30.0)",
@@ -80,7 +90,6 @@ TABLE = {
     "rate_limited": LIMITED,
     "setup": SETUP,
     "network": NETWORK,
-    "timeout": TIMEOUT,
     "disk": ["unable to write data: [Errno 28] No space left on device"],
     "unknown": ["The page needs to be reloaded.", "This live event will begin in 3 hours.", ""],
 }
@@ -134,21 +143,142 @@ def known_parameters() -> set[str]:
     return set(yt_dlp.parse_options([]).ydl_opts) | set(documented)
 
 
-@pytest.mark.parametrize("template", [YOUTUBE, OTHER])
-def test_every_option_is_a_parameter_of_yt_dlp(template):
-    assert set(options(template)) <= known_parameters()
+ACCESS = {
+    "cookies_from_browser": "firefox:profile",
+    "proxy": "socks5://user:secret@127.0.0.1:9",
+    "extractor_args": "youtube:player_client=web,tv;po_token=web+abc",
+    "limit_rate": "500K",
+}
+
+
+def test_every_option_is_a_parameter_of_yt_dlp(tmp_path):
+    (tmp_path / "cookies.txt").touch()
+    access = access_parameters(cookies=str(tmp_path / "cookies.txt"), **ACCESS)
+    assert set(access) == set(PARAMETERS.values())
+    for youtube in (True, False):
+        assert set(options(youtube, access) | find_runtime().options()) <= known_parameters()
     assert "sleep_intervall" not in known_parameters()
+
+
+def test_what_is_passed_through_is_what_yt_dlp_makes_of_it():
+    access = access_parameters(cookies=None, **ACCESS)
+    assert access == {
+        "cookiesfrombrowser": ("firefox", "profile", None, None),
+        "proxy": ACCESS["proxy"],
+        "extractor_args": {"youtube": {"player_client": ["web", "tv"], "po_token": ["web+abc"]}},
+        "ratelimit": 512_000,
+    }
+    assert options(True, access).items() >= access.items()
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [("limit_rate", "fast-secret"), ("cookies_from_browser", "secret-browser"), ("extractor_args", "secret")],
+)
+def test_what_yt_dlp_does_not_understand_is_a_sentence_without_the_text(option, text, capsys):
+    with pytest.raises(AvpipeError, match=f"the value of --{option.replace('_', '-')}") as error:
+        access_parameters(**{option: text})
+    assert "secret" not in str(error.value) + "".join(capsys.readouterr())
+
+
+def test_cookies_are_read_shared_and_never_shown_or_written(tmp_path, capsys):
+    file = tmp_path / "cookies.txt"
+    with pytest.raises(AvpipeError, match="there is no such file"):
+        access_parameters(cookies=str(file))
+    file.write_text("# Netscape HTTP Cookie File\nbroken secret line\n127.0.0.1\tFALSE\t/\tFALSE\t0\tname\tsecret\n")
+    before = file.read_text()
+    access = access_parameters(cookies=str(file))
+    assert [cookie.value for cookie in load_cookie_jar(access)] == ["secret"]
+    assert file.read_text() == before
+    file.write_text("secret")
+    with pytest.raises(AvpipeError, match="Netscape format"):
+        load_cookie_jar(access)
+    assert "secret" not in "".join(capsys.readouterr())
+
+
+def test_a_proxy_that_fails_is_a_set_up_fault_and_its_password_is_never_told(tmp_path):
+    downloader = Downloader(False, access_parameters(proxy="http://user:secret@127.0.0.1:1"))
+    with pytest.raises(MediaError) as error:
+        downloader.fetch("http://127.0.0.1:2/secret.mp4", tmp_path)
+    assert error.value.reason == "setup"
+    assert "secret@" not in error.value.detail and "user" not in error.value.detail
 
 
 def test_the_pace_is_that_of_yt_dlps_sleep_preset():
     preset = yt_dlp.parse_options(["-t", "sleep"]).ydl_opts
-    assert {name: preset[name] for name in YOUTUBE_PACE} == YOUTUBE_PACE
+    assert preset["sleep_interval_requests"] == YOUTUBE_PACE.request_s
+    assert (preset["sleep_interval"], preset["max_sleep_interval"]) == YOUTUBE_PACE.video_s
 
 
 def test_only_youtube_is_asked_slowly():
-    assert options(YOUTUBE).items() >= YOUTUBE_PACE.items()
-    assert not any("sleep" in name for name in options(OTHER))
-    assert options(YOUTUBE).keys() - options(OTHER).keys() == YOUTUBE_PACE.keys()
+    assert options(True, {})["sleep_interval_requests"] == YOUTUBE_PACE.request_s
+    assert options(False, {})["sleep_interval_requests"] == 0
+    assert open_source("youtube").pace == YOUTUBE_PACE
+    assert UrlSource("https://m.youtube.com/watch?v={youtube_id}").pace == YOUTUBE_PACE
+    assert UrlSource("https://example.org/youtube.com/{clip_id}").pace.mean_video_s == 0
+    assert not is_youtube("https://notyoutube.com/x") and is_youtube("https://youtu.be/x")
+
+
+def with_runtimes(monkeypatch, **infos):
+    """The machine has these runtimes: name=(version, supported)."""
+    for name in supported_js_runtimes.value:
+        version, supported = infos.get(name, (None, None))
+        info = version and SimpleNamespace(name=name, path=f"/opt/{name}", version=version, supported=supported)
+        runtime = type("Runtime", (), {"__init__": lambda self, path=None: None, "info": info})
+        runtime.MIN_SUPPORTED_VERSION = (9, 8, 7)
+        monkeypatch.setitem(supported_js_runtimes.value, name, runtime)
+
+
+@pytest.mark.parametrize(
+    ("infos", "chosen"),
+    [
+        ({"deno": ("2.9.8", True), "node": ("24.1.0", True)}, "deno"),
+        ({"deno": ("1.0.0", False), "node": ("20.0.0", False), "bun": ("1.3.0", True)}, "bun"),
+        ({"quickjs": ("2025-01-01", True)}, "quickjs"),
+    ],
+)
+def test_the_first_supported_runtime_is_chosen(monkeypatch, infos, chosen):
+    with_runtimes(monkeypatch, **infos)
+    runtime = find_runtime()
+    assert runtime.options() == {"js_runtimes": {chosen: {"path": f"/opt/{chosen}"}}}
+    assert f"{chosen} {infos[chosen][0]}" in str(runtime)
+
+
+def test_without_a_runtime_youtube_is_not_asked_and_other_hosts_are(monkeypatch):
+    with_runtimes(monkeypatch, node=("20.20.2", False))
+    with pytest.raises(AvpipeError, match=r"set-up: node 20\.20\.2 is too old.*pip install deno.*node 9\.8\.7"):
+        open_source("youtube").prepare(lambda: False)
+    assert UrlSource("http://127.0.0.1/{clip_id}").prepare(lambda: False) == ""
+
+
+def test_the_runtime_of_this_machine_is_one_that_yt_dlp_takes():
+    with yt_dlp.YoutubeDL({"quiet": True} | find_runtime().options()) as client:
+        (runtime,) = client._js_runtimes.values()
+        assert runtime.info.supported
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"), [("30", 30), ("in an hour", 3600), ("", None), ("soon", None), (None, None)]
+)
+def test_retry_after_is_a_number_or_a_date(header, seconds):
+    if header == "in an hour":
+        header = format_datetime(datetime.now(UTC) + timedelta(hours=1))
+    headers = {} if header is None else {"Retry-After": header}
+    cause = HTTPError(SimpleNamespace(status=429, reason="", headers=headers))
+    assert retry_after_s(cause) == (seconds and pytest.approx(seconds, abs=60))
+
+
+def test_the_type_of_an_error_counts_where_its_message_says_nothing():
+    assert classify("Das Video ist hier nicht zu sehen", GeoRestrictedError("x")) == "geo_blocked"
+
+
+def test_a_download_that_never_ends_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.youtube.MAX_VIDEO_BYTES", 100_000)
+    with (
+        serve({"/x.mp4": Answer(body=bytes(1_000_000))}) as server,
+        pytest.raises(MediaError, match="more than 100,000"),
+    ):
+        Downloader(False, {}).fetch(f"{server.address}/x.mp4", tmp_path)
 
 
 def test_the_address_of_a_video_is_one_that_yt_dlp_takes_for_youtube():

@@ -1,0 +1,151 @@
+"""How fast, and when to stop: pauses between videos, pauses of the whole run, and the circuit breaker.
+
+YouTube limits a session, not a video: what it says then must neither count against the video nor be asked again at
+once. One pacer is shared by all threads of a run.
+"""
+
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Event, Lock
+
+from pipeline.errors import AvpipeError
+
+# A session limit lasts up to an hour.
+PAUSE_S = 3600.0
+# A server may ask for more or less; for longer than a day nobody waits.
+MAX_PAUSE_S = 24 * 3600.0
+# Pauses in a row, without a single answer between them, after which waiting is no use.
+PAUSES_IN_VAIN = 2
+NOTE_EVERY_S = 60.0
+# The note has to fit into a line.
+NOTE_CHARACTERS = 100
+# The same trouble so often in a row is not the clips'. A block gets worse with every further request; a dead line fails
+# any clip at once, and would write off the whole list within the hour.
+IN_A_ROW = {"blocks": 5, "network failures": 20}
+KINDS = {
+    "bot_check": "blocks",
+    "rate_limited": "blocks",
+    "setup": "blocks",
+    "disk": "blocks",
+    "network": "network failures",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pace:
+    """Pauses in seconds; zeros for none."""
+
+    request_s: float = 0.0
+    """Before each request for a page; kept by yt-dlp."""
+    video_s: tuple[float, float] = (0.0, 0.0)
+    """Least and most between the starts of two videos, whatever the number of threads."""
+
+    @property
+    def mean_video_s(self) -> float:
+        """Mean time between two videos, in seconds."""
+        return sum(self.video_s) / 2
+
+
+NO_PACE = Pace()
+# The values of yt-dlp's own `sleep` preset: some 240 videos an hour, where about 300 are let through.
+YOUTUBE_PACE = Pace(request_s=0.75, video_s=(10.0, 20.0))
+
+
+class Clock:
+    """The real one; tests bring one that does not wait."""
+
+    def now(self) -> float:
+        """Seconds since any fixed moment."""
+        return time.monotonic()
+
+    def wait(self, stop: Event, seconds: float) -> None:
+        """Let `seconds` pass, or less when `stop` is set."""
+        stop.wait(seconds)
+
+
+class StoppedError(Exception):
+    """The run has ended while a thread was waiting."""
+
+
+class Pacer:
+    """Gives each video its turn. `on_note` hears, once a minute, how long a pause still lasts."""
+
+    def __init__(self, pace: Pace, clock: Clock, on_note: Callable[[str], None]):
+        self._pace, self._clock, self._on_note = pace, clock, on_note
+        self._stop, self._lock = Event(), Lock()
+        self._jitter = random.Random(0)
+        self._next_s = self._resume_s = clock.now()
+        self._reason = ""
+        self._pauses = self._in_vain = 0
+
+    def next_video(self) -> int:
+        """Wait for a video's turn in the run; returns the number of pauses so far. Raises StoppedError when it ends."""
+        while not self._stop.is_set():
+            with self._lock:
+                now = self._clock.now()
+                left_s = max(self._next_s, self._resume_s) - now
+                paused = self._resume_s > now
+                if left_s <= 0:
+                    self._next_s = now + self._jitter.uniform(*self._pace.video_s)
+                    return self._pauses
+            if paused:
+                self._on_note(f"paused for {math.ceil(left_s / 60)} min: {self._reason}")
+            self._clock.wait(self._stop, min(left_s, NOTE_EVERY_S))
+        raise StoppedError
+
+    def answered(self, turn: int) -> None:
+        """A video that began at `turn` got an answer, good or bad: the session is not limited."""
+        with self._lock:
+            if turn == self._pauses:
+                self._in_vain = 0
+
+    def limited(self, turn: int, detail: str, retry_after_s: float | None) -> None:
+        """A video that began at `turn` met the session's limit: pause the run for an hour or as long as was asked for.
+
+        Threads that meet the same limit share one pause. Raises AvpipeError when PAUSES_IN_VAIN pauses did not help.
+        """
+        with self._lock:
+            if turn != self._pauses:
+                return
+            if self._in_vain == PAUSES_IN_VAIN:
+                raise AvpipeError(
+                    f"stopped: {PAUSES_IN_VAIN} pauses in a row did not help (rate_limited: {detail}); "
+                    "wait some hours, then run the same command again"
+                )
+            self._pauses += 1
+            self._in_vain += 1
+            self._reason = detail[:NOTE_CHARACTERS]
+            pause_s = PAUSE_S if retry_after_s is None else min(max(retry_after_s, 1.0), MAX_PAUSE_S)
+            self._resume_s = self._clock.now() + pause_s
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run has ended."""
+        return self._stop.is_set()
+
+    def stop(self) -> None:
+        """End all waiting, now and later."""
+        self._stop.set()
+
+
+class Breaker:
+    """Stops a run in which one kind of trouble comes video after video."""
+
+    def __init__(self):
+        self._kind: str | None = None
+        self._count = 0
+
+    def note(self, reasons: list[str | None], detail: str) -> None:
+        """The outcomes of one video's clips, None for done. Raises AvpipeError at the limit of IN_A_ROW."""
+        kinds = {KINDS.get(reason) for reason in reasons}
+        kind = kinds.pop() if len(kinds) == 1 else None
+        self._count = self._count + 1 if kind == self._kind else 1
+        self._kind = kind
+        if kind and self._count >= IN_A_ROW[kind]:
+            raise AvpipeError(
+                f"stopped after {self._count} {kind} in a row ({reasons[-1]}: {detail}); "
+                "wait or mend this, then run with --retry"
+            )

@@ -1,0 +1,190 @@
+"""How far every split has come in every stage, from the ledgers and the indexes of the shards."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.errors import AvpipeError
+from pipeline.layout import Root
+from pipeline.ledger import PERMANENT, Ledger, last_of_each_clip
+from pipeline.manifest import Manifest
+from pipeline.shard import INDEX
+
+HOUR_US = 3_600_000_000
+EXTRACT = "extract-"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageStatus:
+    """One split in one stage."""
+
+    split: str | None
+    """None: every clip of the manifest."""
+    stage: str
+    """`download`, `extract <cache>` or `shard`."""
+    listed: int
+    done: int
+    failed: int
+    reasons: dict[str, int]
+    """Failures by reason, the most frequent first."""
+    winnable: int
+    """Failed clips that a retry could still win."""
+    per_hour: float | None
+    """Clips of the whole stage, of any split, in the last hour in which it worked; None where that is unknown."""
+    last_at: str | None
+    """When the stage last finished a clip, ISO 8601 in UTC."""
+
+    @property
+    def left(self) -> int:
+        """Clips that were not tried yet."""
+        return self.listed - self.done - self.failed
+
+    @property
+    def hours_left(self) -> float | None:
+        """At that rate; None where it is unknown or nothing is left."""
+        return self.left / self.per_hour if self.per_hour and self.left else None
+
+    def record(self) -> dict:
+        """All of it as plain values."""
+        return asdict(self) | {"left": self.left, "hours_left": self.hours_left}
+
+
+class _Tried:
+    """One stage's ledger in columns: how it ended for each clip of the manifest."""
+
+    def __init__(self, root: Root, stage: str, clips: pa.Array):
+        rows = Ledger(root.ledger, stage).rows(["clip_id", "reason", "finished_at"])
+        self.per_hour, self.last_at = _rate(rows["finished_at"])
+        last = rows.take(last_of_each_clip(rows))
+        reasons = last["reason"].combine_chunks().dictionary_encode()
+        self._reasons = reasons.dictionary.to_pylist()
+        # 0 not tried, 1 done, from 2 on the reasons
+        codes = np.concatenate([[0], reasons.indices.fill_null(-1).to_numpy() + 2])
+        self._codes = codes[pc.index_in(clips, value_set=last["clip_id"]).fill_null(-1).to_numpy() + 1]
+
+    def status(self, split: str | None, stage: str, listed: np.ndarray) -> StageStatus:
+        """`listed`: positions of the split's clips among those of the manifest."""
+        counts = np.bincount(self._codes[listed], minlength=len(self._reasons) + 2)
+        by_count = sorted(zip(counts[2:].tolist(), self._reasons, strict=True), key=lambda pair: (-pair[0], pair[1]))
+        reasons = {reason: count for count, reason in by_count if count}
+        return StageStatus(
+            split=split,
+            stage=stage,
+            listed=len(listed),
+            done=int(counts[1]),
+            failed=sum(reasons.values()),
+            reasons=reasons,
+            winnable=sum(count for reason, count in reasons.items() if reason not in PERMANENT),
+            per_hour=self.per_hour,
+            last_at=self.last_at,
+        )
+
+
+def _rate(finished_at: pa.ChunkedArray) -> tuple[float | None, str | None]:
+    """(outcomes per hour in the last hour of activity, time of the last one)."""
+    if not len(finished_at):
+        return None, None
+    times_us = finished_at.cast(pa.int64()).to_numpy()
+    last = int(times_us.max())
+    recent = times_us[times_us > last - HOUR_US]
+    span = last - int(recent.min())
+    text = datetime.fromtimestamp(last / 1e6, UTC).isoformat(timespec="seconds")
+    # The first of them marks the beginning; what went before it took place in another hour.
+    return ((len(recent) - 1) * HOUR_US / span if span else None), text
+
+
+def status(root: Root, split: str | None = None) -> list[StageStatus]:
+    """Every stage of one split; or of the whole manifest, and then of each split of which something was tried.
+
+    Raises AvpipeError where there is no manifest or no such split, and for an index that cannot be read.
+    """
+    manifest = Manifest.open(root.manifest)
+    names = list(manifest.split_sizes()) if split is None else [split]
+    manifest.split_facts(names[0])
+    clips = pq.read_table(root.manifest / "clips.parquet", columns=["clip_id"])["clip_id"].combine_chunks()
+    stages = {"download": _Tried(root, "download", clips)}
+    caches = sorted(path.name for path in root.ledger.glob(f"{EXTRACT}*") if path.is_dir())
+    stages |= {f"extract {name.removeprefix(EXTRACT)}": _Tried(root, name, clips) for name in caches}
+    everything, listed_in = np.arange(len(clips)), _listed(root, names, clips)
+    found = [] if split is not None else [tried.status(None, stage, everything) for stage, tried in stages.items()]
+    for name, listed in listed_in.items():
+        rows = [tried.status(name, stage, listed) for stage, tried in stages.items()]
+        rows.append(_sharded(root, name, clips.take(listed)))
+        if split is not None or any(row.done + row.failed for row in rows):
+            found += rows
+    return found
+
+
+def _listed(root: Root, splits: list[str], clips: pa.Array) -> dict[str, np.ndarray]:
+    """By split: positions among `clips` of all that it needs, each once."""
+    columns = ["split", "clip_id", "audio_clip_id"]
+    only = [("split", "in", splits)] if len(splits) == 1 else None
+    rows = pq.read_table(root.manifest / "splits.parquet", columns=columns, filters=only)
+    split = pc.index_in(rows["split"], value_set=pa.array(splits)).to_numpy()
+    shown, heard = (pc.index_in(rows[name], value_set=clips).fill_null(-1).to_numpy() for name in columns[1:])
+    listed = {}
+    for number, name in enumerate(splits):
+        needed = np.zeros(len(clips) + 1, bool)
+        needed[shown[split == number]] = needed[heard[split == number]] = True
+        listed[name] = np.flatnonzero(needed[:-1])  # the last place took those that are none
+    return listed
+
+
+def _sharded(root: Root, split: str, listed: pa.Array) -> StageStatus:
+    index, done = root.shards / split / INDEX, 0
+    if index.exists():
+        try:
+            packed = pq.read_table(index, columns=["clip_id"])["clip_id"]
+        except (pa.ArrowInvalid, KeyError):
+            raise AvpipeError(f"{index} is damaged or is no index; remove it and run `avpipe shard` again") from None
+        done = pc.sum(pc.is_in(listed, value_set=packed)).as_py() or 0
+    nothing = {"failed": 0, "reasons": {}, "winnable": 0, "per_hour": None, "last_at": None}
+    return StageStatus(split=split, stage="shard", listed=len(listed), done=done, **nothing)
+
+
+def status_table(rows: Sequence[StageStatus]) -> Group:
+    """The rows for people, at most 100 columns wide: a table, and below it why clips failed."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("split", overflow="fold")
+    table.add_column("stage", overflow="fold")
+    for heading in ("done", "failed", "left", "clips/hour", "time left"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    before = object()
+    for row in rows:
+        name = row.split or "(every clip)"
+        rate = f"{row.per_hour:,.0f}" if row.per_hour else ""
+        numbers = (f"{row.done:,}", f"{row.failed:,}", f"{row.left:,}", rate, _duration(row.hours_left))
+        table.add_row(name if row.split != before else "", row.stage, *numbers)
+        before = row.split
+    return Group(table, *(Text(line) for line in _failure_lines(rows)))
+
+
+def _failure_lines(rows: Sequence[StageStatus]) -> list[str]:
+    """The histogram of the failures of the first split shown: of all clips, unless one split was asked for."""
+    lines = []
+    for row in rows:
+        if row.split != rows[0].split or not row.failed:
+            continue
+        lines += ["", f"{row.stage}: {row.failed:,} failed, a retry may win {row.winnable:,} (--retry)"]
+        most = max(row.reasons.values())
+        for reason, count in row.reasons.items():
+            chance = "lost for good" if reason in PERMANENT else "worth a retry"
+            lines.append(f"  {reason:13} {count:>9,}  {chance}  {'█' * max(1, round(40 * count / most))}")
+    return lines
+
+
+def _duration(hours: float | None) -> str:
+    if hours is None:
+        return ""
+    minutes = round(hours * 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02} min" if hours < 48 else f"{hours / 24:,.1f} days"

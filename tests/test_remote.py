@@ -1,0 +1,200 @@
+"""Shards at an address: whole or without an index, never sent twice, checked like a folder; on memory and a real S3."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from importlib.util import find_spec
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from pipeline import remote
+from pipeline import verify as verify_stage
+from pipeline.errors import AvpipeError
+from pipeline.remote import send_shards
+from pipeline.settings import ExtractSettings, ShardSettings
+from pipeline.shard import shard
+from pipeline.verify import verify
+
+NAMES = ["index.parquet", *(f"synth_train-{number:06d}.tar" for number in range(4))]
+needs_s3 = pytest.mark.skipif(
+    not (find_spec("moto") and find_spec("flask") and find_spec("s3fs")),
+    reason="moto's server or s3fs is not installed; pip install 'avpipe[s3,dev]'",
+)
+
+
+@pytest.fixture
+def folder(done_root, tmp_path) -> Path:
+    """Four shards with 5, 5, 5 and 1 samples."""
+    return shutil.copytree(done_root.shards / "synth_train", tmp_path / "synth_train")
+
+
+@pytest.fixture
+def address() -> str:
+    return f"memory://{uuid.uuid4().hex}/vgg"
+
+
+@pytest.fixture
+def serial(monkeypatch) -> None:
+    """Memory is this process's own."""
+    monkeypatch.setattr(verify_stage, "run_parts", lambda function, parts, workers: map(function, parts))
+
+
+def at(address: str) -> dict[str, bytes]:
+    """Everything below an address, by name."""
+    fs, path = fsspec.core.url_to_fs(address, use_listings_cache=False)
+    return {name.rpartition("/")[2]: fs.cat_file(name) for name in fs.ls(path, detail=False)}
+
+
+def files(found: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in found.items() if not name.endswith(".sha256")}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_what_arrives_is_what_was_sent_and_is_sent_once(folder, address, serial):
+    heard = []
+    sent = send_shards(folder, address, on_file=heard.append)
+    assert (sent.address, sent.files) == (f"{address}/synth_train", 5)
+    assert sorted(heard) == sorted(path.stat().st_size for path in folder.glob("*.tar"))
+    assert files(at(sent.address)) == contents(folder)
+    again = send_shards(folder, address + "/")
+    assert (again.files, again.bytes, again.removed) == (0, 0, 0)
+    report = verify(sent.address, workers=1)
+    assert (report.samples, report.shards, report.problems) == (16, 4, [])
+
+
+def test_each_hash_can_be_checked_by_sha256sum(folder, tmp_path):
+    send_shards(folder, f"file://{tmp_path}/out")
+    sums = sorted((tmp_path / "out/synth_train").glob("*.sha256"))
+    assert len(sums) == 5
+    subprocess.run(["sha256sum", "--check", *sums], cwd=sums[0].parent, check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("last", range(6))
+def test_a_copy_killed_at_any_file_shows_no_index_and_goes_on_where_it_was(folder, address, monkeypatch, last):
+    whole, calls = remote._send_file, []
+
+    def killed(fs, base, path, *rest):
+        calls.append(path.name)
+        if len(calls) == last:
+            fs.pipe_file(f"{base}/{path.name}", path.read_bytes()[:1000])  # the storage shows half of a file
+            raise KeyboardInterrupt
+        whole(fs, base, path, *rest)
+
+    if last:
+        monkeypatch.setattr(remote, "_send_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            send_shards(folder, address)
+        found = at(f"{address}/synth_train")
+        assert "index.parquet.sha256" not in found
+        assert ("index.parquet" in found) == (last == 5)
+    monkeypatch.setattr(remote, "_send_file", whole)
+    assert send_shards(folder, address).files == (6 - last if last else 5)
+    assert files(at(f"{address}/synth_train")) == contents(folder)
+
+
+def test_another_set_of_shards_takes_the_place_of_the_old(folder, address, done_root, tmp_path, serial):
+    send_shards(folder, address)
+    fsspec.filesystem("memory").pipe_file(f"{address}/synth_train/notes.tar", b"a person's")
+    root = type(done_root)(tmp_path / "root")
+    shutil.copytree(done_root.path, root.path)
+    summary = shard(root, "synth_train", ExtractSettings(), ShardSettings(samples_per_shard=9, seed=1), workers=1)
+    sent = send_shards(summary.folder, address)
+    assert (sent.files, sent.removed) == (3, 2)
+    assert files(at(sent.address)) == contents(summary.folder) | {"notes.tar": b"a person's"}
+    problems = [(problem.kind, problem.shard) for problem in verify(sent.address, workers=1).problems]
+    assert problems == [("unlisted", "notes.tar")]
+
+
+def test_damage_at_the_address_is_found_and_mended(folder, address, serial):
+    sent = send_shards(folder, address)
+    fs, base = fsspec.core.url_to_fs(sent.address)
+    content = folder.joinpath(NAMES[1]).read_bytes()
+    fs.pipe_file(f"{base}/{NAMES[1]}", content[:50_000] + bytes([content[50_000] ^ 1]) + content[50_001:])
+    fs.pipe_file(f"{base}/{NAMES[2]}", content[:50_000])
+    fs.rm_file(f"{base}/{NAMES[3]}")
+    kinds = {(problem.kind, problem.shard) for problem in verify(sent.address, workers=1).problems}
+    assert {("damaged", NAMES[1]), ("short", NAMES[2]), ("missing", NAMES[3])} <= kinds
+    assert send_shards(folder, address).files == 3  # the size is right where a bit is not: its hash vouches for it
+    fs.rm_file(f"{base}/{NAMES[1]}.sha256")
+    send_shards(folder, address)
+    assert verify(sent.address, workers=1).problems == []
+
+
+def test_a_tar_that_is_damaged_here_is_never_sent(folder, address):
+    (folder / NAMES[2]).write_bytes(bytes((folder / NAMES[2]).stat().st_size))
+    with pytest.raises(AvpipeError, match=f"{NAMES[2]} is damaged"):
+        send_shards(folder, address)
+    assert NAMES[0] not in at(f"{address}/synth_train")
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("nope://bucket/x", "nope://bucket/x.*: Protocol not known.*check the address"),
+        ("memory://nowhere", "memory://nowhere holds no index.parquet"),
+    ],
+)
+def test_an_address_that_cannot_be_read_is_one_sentence(address, sentence):
+    with pytest.raises(AvpipeError, match=sentence):
+        verify(address, workers=1)
+
+
+def test_a_missing_package_is_named(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(AvpipeError, match=r"pip install 'avpipe\[s3\]'"):
+        send_shards(folder, "s3://bucket/x")
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """A real S3 server on 127.0.0.1, with one bucket."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    access = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in ({"AWS_ENDPOINT_URL": f"http://{host}:{port}"} | access).items():
+        monkeypatch.setenv(name, value)
+    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
+    yield
+    server.stop()
+
+
+def avpipe(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "train.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@needs_s3
+def test_the_commands_against_a_real_s3_server(s3, done_root, tmp_path, monkeypatch):
+    root = shutil.copytree(done_root.path, tmp_path / "root")
+    command = ("--root", root, "shard", "--split", "synth_test", "--workers", 1, "--json", "--to")
+    first, second = (avpipe(*command, "s3://bucket/deep/prefix") for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    sent = json.loads(first.stdout)["sent"]
+    assert (sent["address"], sent["files"]) == ("s3://bucket/deep/prefix/synth_test", 2)
+    assert json.loads(second.stdout)["sent"]["files"] == 0
+    checked = avpipe("verify", sent["address"], "--workers", 2, "--json")
+    assert json.loads(checked.stdout)["samples"] == 4 and checked.returncode == 0
+    fs = fsspec.filesystem("s3", skip_instance_cache=True)
+    fs.rm_file("bucket/deep/prefix/synth_test/synth_test-000000.tar")
+    broken = avpipe("verify", sent["address"], "--workers", 1)
+    assert broken.returncode == 1 and "the file is not there" in broken.stdout
+    refused = avpipe(*command, "s3://no-such-bucket-here/x")
+    assert refused.returncode == 1 and refused.stderr.splitlines()[-1].startswith("avpipe: s3://no-such-bucket-here/x")
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    nobody = avpipe("verify", "s3://bucket/deep")
+    assert nobody.returncode == 1 and nobody.stderr.count("\n") == 1
+    assert "credentials" in nobody.stderr

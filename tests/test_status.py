@@ -1,0 +1,183 @@
+"""The state of every stage: counts, reasons and rate are those of the last outcomes; large ledgers take seconds."""
+
+import json
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from pipeline import cli_status
+from pipeline.errors import AvpipeError
+from pipeline.layout import Root
+from pipeline.ledger import SCHEMA, Ledger, Outcome
+from pipeline.manifest import Manifest, write_table
+from pipeline.settings import ExtractSettings
+from pipeline.status import StageStatus, status, status_table
+from train.cli import app
+
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def root(fresh_root) -> Root:
+    """The corpus's manifest; nothing has happened yet."""
+    (fresh_root.ledger / "download").rename(fresh_root.path / "elsewhere")
+    return fresh_root
+
+
+def write(root: Root, *outcomes: tuple[str, float, str | None], stage: str = "download") -> None:
+    """(clip, minute, reason) each."""
+    rows = [Outcome(clip_id=c, reason=r, finished_at=BEGIN + timedelta(minutes=m)) for c, m, r in outcomes]
+    Ledger(root.ledger, stage).write(rows)
+
+
+def of(rows: list[StageStatus], stage: str, split: str | None = None) -> StageStatus:
+    (row,) = (row for row in rows if row.stage == stage and row.split == split)
+    return row
+
+
+def test_before_anything_all_is_left(root):
+    (row,) = status(root)
+    assert (row.split, row.stage, row.listed, row.done, row.failed, row.left) == (None, "download", 20, 0, 0, 20)
+    assert (row.per_hour, row.hours_left, row.last_at) == (None, None, None)
+    assert [(row.split, row.stage) for row in status(root, "synth_test")] == [
+        ("synth_test", "download"),
+        ("synth_test", "shard"),
+    ]
+
+
+def test_the_last_outcome_of_a_clip_counts_in_each_split_that_has_it(root):
+    manifest = Manifest.open(root.manifest)
+    test, train = manifest.split_ids("synth_test"), manifest.split_ids("synth_train")
+    write(root, (test[0], 0, "network"), (test[1], 1, "removed"), (train[0], 2, None))
+    write(root, (test[0], 3, None), (test[2], 4, "network"), (train[1], 5, "removed"), (train[2], 6, "removed"))
+    rows = status(root)
+    row = of(rows, "download", "synth_test")
+    assert (row.listed, row.done, row.failed, row.left, row.winnable) == (4, 1, 2, 1, 1)
+    assert row.reasons == {"network": 1, "removed": 1}
+    whole = of(rows, "download")
+    assert (whole.done, list(whole.reasons.items()), whole.winnable) == (2, [("removed", 3), ("network", 1)], 1)
+    assert [row.split for row in rows] == [None, "synth_train", "synth_train", "synth_test", "synth_test"]
+    assert of(rows, "shard", "synth_test").left == 4
+
+
+def test_extraction_and_shards_are_counted_apart(done_root):
+    rows = status(done_root)
+    name = f"extract {ExtractSettings().name}"
+    assert (of(rows, name).done, of(rows, name, "synth_test").done, of(rows, name, "synth_test").left) == (20, 4, 0)
+    assert (of(rows, "shard", "synth_train").done, of(rows, "shard", "synth_train").left) == (16, 0)
+
+
+def test_the_rate_is_that_of_the_last_hour_of_activity(root):
+    ids = Manifest.open(root.manifest).ids(None)
+    write(root, *((clip, minute, None) for minute, clip in enumerate(ids[:4])))  # yesterday, so to say
+    write(root, *((clip, 1000 + 10 * step, None) for step, clip in enumerate(ids[4:9])))
+    row = of(status(root), "download")
+    assert row.per_hour == pytest.approx(6)
+    assert row.left == 11 and row.hours_left == pytest.approx(11 / 6)
+    assert row.last_at == "2026-01-01T17:20:00+00:00"
+
+
+def test_an_index_that_is_none_is_one_sentence(root):
+    (root.shards / "synth_test").mkdir(parents=True)
+    (root.shards / "synth_test/index.parquet").write_bytes(b"x")
+    with pytest.raises(AvpipeError, match="is damaged or is no index"):
+        status(root)
+
+
+def test_the_table_fits_100_columns_and_says_what_a_retry_may_win(root):
+    numbers = {"listed": 199_176, "done": 123_456, "failed": 45_678, "winnable": 5_678, "per_hour": 1234.5}
+    reasons = {"removed": 40_000, "bot_check": 5_678}
+    name = "extract lvs_logspec+ezvsl_logspec+ssltie_mel-0123abcd"
+    rows = [
+        StageStatus(split=split, stage=stage, reasons=reasons, last_at=None, **numbers)
+        for split in (None, "ssltie_retrieval_seen_144k")
+        for stage in ("download", name)
+    ]
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(status_table(rows))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 100
+    assert all(word in text for word in ("123,456", "45,678", "30,042", "1,234", "24 h 20 min", "(every clip)"))
+    assert "download: 45,678 failed, a retry may win 5,678" in text
+    assert "removed          40,000  lost for good" in text and "worth a retry" in text
+
+
+def test_the_command_prints_a_table_or_one_object(done_root):
+    command = ["--root", str(done_root.path), "status"]
+    assert "synth_test" in CliRunner().invoke(app, command).output
+    stages = json.loads(CliRunner().invoke(app, [*command, "--split", "synth_test", "--json"]).output)["stages"]
+    assert [row["stage"] for row in stages] == ["download", f"extract {ExtractSettings().name}", "shard"]
+    assert stages[0].keys() >= {"done", "failed", "left", "reasons", "winnable", "per_hour", "hours_left"}
+
+
+def test_watching_ends_quietly(done_root, monkeypatch):
+    seconds = []
+
+    def sleep(s):
+        seconds.append(s)
+        if len(seconds) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_status, "time", SimpleNamespace(sleep=sleep))
+    result = CliRunner().invoke(app, ["--root", str(done_root.path), "status", "--watch"])
+    assert result.exit_code == 0 and "synth_test" in result.output
+    result = CliRunner().invoke(app, ["--root", str(done_root.path), "status", "--watch", "--json"])
+    assert isinstance(result.exception, AvpipeError)
+
+
+def make_large_root(folder, clips: int, splits: int, attempts: int, files: int) -> Root:
+    """A manifest and ledgers of two stages of so many clips."""
+    root = Root(folder)
+    ids = pa.array([f"{number:011d}_{number % 600:06d}" for number in range(clips)])
+    facts = {"splits": {f"s{n}": {"role": "train", "listed": clips} for n in range(splits)}, "lists": {}}
+    columns = {"split": np.repeat([f"s{n}" for n in range(splits)], clips), "clip_id": pa.concat_arrays([ids] * splits)}
+    empty = pa.nulls(clips * splits, pa.string())
+    columns |= {"position": np.tile(np.arange(clips), splits), "audio_clip_id": empty, "line": empty}
+    write_table(pa.table(columns), root.manifest / "splits.parquet", facts)
+    write_table(pa.table({"clip_id": ids}), root.manifest / "clips.parquet", facts)
+    draw = np.random.default_rng(0)
+    for stage in ("download", "extract-logspec-00000000"):
+        (root.ledger / stage).mkdir(parents=True)
+        for number in range(files):
+            rows = pa.concat_arrays([ids[number::files]] * attempts)
+            count = len(rows)
+            reasons = pa.array(draw.choice(["removed", "network", None], count).tolist(), pa.string())
+            at = pa.array(1_790_000_000_000_000 + draw.integers(0, 10**12, count), pa.timestamp("us", "UTC"))
+            values = {"clip_id": rows, "reason": reasons, "finished_at": at}
+            values |= {"detail": ["x" * 80] * count, "sha256": ["0" * 64] * count}
+            blank = {field.name: pa.nulls(count, field.type) for field in SCHEMA if field.name not in values}
+            table = pa.table(values | blank).select(SCHEMA.names)
+            pq.write_table(table, root.ledger / stage / f"{number:06d}.parquet")
+    return root
+
+
+MEASURE = """
+import resource, sys, time
+from pathlib import Path
+from pipeline.layout import Root
+from pipeline.status import status
+begin = time.process_time(), time.monotonic()
+rows = status(Root(Path(sys.argv[1])))
+print(len(rows), time.process_time() - begin[0], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(time.monotonic() - begin[1], file=sys.stderr)
+"""
+
+
+def test_fifty_thousand_clips_take_a_second(tmp_path):
+    root = make_large_root(tmp_path, clips=50_000, splits=4, attempts=3, files=200)
+    result = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, check=True)
+    rows, seconds, memory = map(float, result.stdout.split())
+    assert rows == 2 + 4 * 3
+    assert seconds < 5 and memory < 10**9
+    begin = time.process_time()
+    assert len(Ledger(root.ledger, "download").last_rows(["clip_id"])) == 50_000
+    assert time.process_time() - begin < 2
