@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline import features, samples
+from pipeline.cache_part import for_clip
 from pipeline.errors import AvpipeError
 from pipeline.export_split import ExportSplit
 from pipeline.extract import kept_sound, window_around
@@ -43,8 +44,8 @@ def write_hdf5(source: ExportSplit, folder: Path, on_sample: Callable[[], None])
     stream = source.samples()
     for suffix, rows in _files(source):
         with _datasets(folder, source.role, suffix, rows) as datasets:
-            for number, (_, sample) in enumerate(islice(stream, rows)):
-                for kind, array in sspl_arrays(sample, source.settings).items():
+            for number, (row, sample) in enumerate(islice(stream, rows)):
+                for kind, array in sspl_arrays(sample, for_clip(source.settings, row["clip_id"])).items():
                     datasets[kind][number] = array
                 on_sample()
     (folder / f"{source.split}.csv").write_text("".join(f"{clip_id}\n" for clip_id in source.exported))

@@ -1,21 +1,18 @@
 """Stage 2: each downloaded clip becomes a sample (frame, audio, features, facts) in an immutable part of the cache."""
 
-import math
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import media, samples
 from pipeline.cache import Cache
+from pipeline.cache_part import Made, write_part
 from pipeline.errors import AvpipeError
 from pipeline.executors import Executor
 from pipeline.features import SPECS, pcm_to_float
-from pipeline.layout import Root, published, remove_leftovers, youtube_id
+from pipeline.layout import Root, remove_leftovers
 from pipeline.ledger import Ledger, Outcome
 from pipeline.parts import Lost, chunks, run_parts, stage_lock
 from pipeline.settings import ExtractSettings
@@ -121,53 +118,13 @@ def extract(
 
 
 def extract_part(tasks: list[tuple[Root, ExtractSettings, int, Job]]) -> list[Outcome]:
-    """Run in a worker: one cache part, then its ledger rows, then its index, which makes it count."""
-    root, settings, number, first = tasks[0]
-    # The first clip's id keeps the halves of a part apart, should a part have to be halved.
-    stem = f"part-{number:06d}-{first.clip_id}"
-    tar = root.cache / settings.name / f"{stem}.tar"
-    outcomes, sources = [], []
-    with published(tar) as temporary, samples.TarWriter(temporary) as writer:
-        for *_, job in tasks:
-            outcome = _extract_one(job, settings, writer)
-            outcomes.append(outcome)
-            if outcome.done:
-                sources.append(job.source_sha256)
-    Ledger(root.ledger, f"extract-{settings.name}").write(outcomes)
-    if writer.rows:
-        _write_index(tar, writer.rows, sources, settings)
-    else:
-        tar.unlink()
-    return outcomes
+    """Run in a worker: a part of the cache out of clips."""
+    root, settings, number, _ = tasks[0]
+    return write_part(root, settings, number, (task[-1] for task in tasks), _make)
 
 
-def _write_index(tar: Path, rows: list[dict], sources: list[str], settings: ExtractSettings) -> None:
-    members = [samples.FRAME, samples.AUDIO, samples.META, *map(samples.feature_member, settings.features)]
-    schema = samples.index_schema(members, [pa.field("source_sha256", pa.string())])
-    table = pa.Table.from_pylist(
-        [row | {"source_sha256": source} for row, source in zip(rows, sources, strict=True)], schema
-    )
-    with published(tar.with_suffix(".parquet")) as temporary:
-        pq.write_table(table, temporary)
-
-
-def _extract_one(job: Job, settings: ExtractSettings, writer: samples.TarWriter) -> Outcome:
-    begin = time.monotonic()
-    outcome = Outcome(clip_id=job.clip_id, attempts=job.attempts)
-    try:
-        if youtube_id(job.clip_id) is None:  # a Flickr clip is its whole file, however long
-            settings = replace(settings, clip_s=math.inf)
-        members = make_sample(job.path, settings)
-        outcome.sha256 = writer.add(job.clip_id, members)["sha256"]
-        outcome.bytes = sum(map(len, members.values()))
-    except media.MediaError as error:
-        outcome.reason, outcome.detail = error.reason, error.detail
-    except FileNotFoundError:
-        outcome.reason, outcome.detail = "disk", f"{job.path} is gone; download it again"
-    except Exception as error:  # strangers' files reach corners of the decoders that nobody foresaw
-        outcome.reason, outcome.detail = "unknown", repr(error)
-    outcome.seconds = time.monotonic() - begin
-    return outcome
+def _make(job: Job, settings: ExtractSettings) -> Made:
+    return Made(members=make_sample(job.path, settings), source_sha256=job.source_sha256)
 
 
 def make_sample(path: Path, settings: ExtractSettings) -> dict[str, bytes]:

@@ -1,7 +1,6 @@
 """Frames and sounds that somebody else has cut, in the layouts of the papers' code, become parts of the cache."""
 
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +8,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import samples
 from pipeline.cache import Cache
+from pipeline.cache_part import Made, write_part
 from pipeline.errors import AvpipeError
 from pipeline.executors import Executor
 from pipeline.export_folders import INDEX
-from pipeline.extract import CLIPS_PER_PART, _write_index
+from pipeline.extract import CLIPS_PER_PART
 from pipeline.import_manifest import adopt_manifest
 from pipeline.import_sample import FramePair, import_sample
-from pipeline.layout import CLIP_ID, Root, published, remove_leftovers
+from pipeline.layout import CLIP_ID, Root, remove_leftovers
 from pipeline.ledger import Ledger, Outcome
 from pipeline.manifest import Manifest
 from pipeline.media import MediaError
@@ -106,41 +105,15 @@ def import_frames(
 
 
 def import_part(tasks: list[tuple[Root, ExtractSettings, int, FrameJob]]) -> list[Outcome]:
-    """Run in a worker: one cache part, then its ledger rows, then its index, which makes it count."""
-    root, settings, number, first = tasks[0]
-    tar = root.cache / settings.name / f"part-{number:06d}-{first.clip_id}.tar"
-    outcomes, sources = [], []
-    with published(tar) as temporary, samples.TarWriter(temporary) as writer:
-        for *_, job in tasks:
-            outcome, source = _import_one(job, settings, writer)
-            outcomes.append(outcome)
-            if outcome.done:
-                sources.append(source)
-    Ledger(root.ledger, f"extract-{settings.name}").write(outcomes)
-    if writer.rows:
-        _write_index(tar, writer.rows, sources, settings)
-    else:
-        tar.unlink()
-    return outcomes
+    """Run in a worker: a part of the cache out of frames and sounds."""
+    root, settings, number, _ = tasks[0]
+    return write_part(root, settings, number, (task[-1] for task in tasks), _make)
 
 
-def _import_one(job: FrameJob, settings: ExtractSettings, writer: samples.TarWriter) -> tuple[Outcome, str]:
-    begin = time.monotonic()
-    outcome, source = Outcome(clip_id=job.clip_id, attempts=job.attempts), ""
-    try:
-        image, audio = job.pair.read()
-        source = job.pair.source_of(image, audio)
-        members, outcome.detail = import_sample(job.pair, image, audio, settings)
-        outcome.sha256 = writer.add(job.clip_id, members)["sha256"]
-        outcome.bytes = sum(map(len, members.values()))
-    except MediaError as error:
-        outcome.reason, outcome.detail = error.reason, error.detail
-    except OSError as error:
-        outcome.reason, outcome.detail = "disk", f"{error.filename}: {error.strerror}"
-    except Exception as error:  # strangers' files reach corners of the decoders that nobody foresaw
-        outcome.reason, outcome.detail = "unknown", repr(error)
-    outcome.seconds = time.monotonic() - begin
-    return outcome, source
+def _make(job: FrameJob, settings: ExtractSettings) -> Made:
+    image, audio = job.pair.read()
+    members, note = import_sample(job.pair, image, audio, settings)
+    return Made(members=members, source_sha256=job.pair.source_of(image, audio), note=note)
 
 
 def _plan(root: Root, folder: Path, cached: dict[str, str], tried: dict[str, Outcome]) -> FrameImport:

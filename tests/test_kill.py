@@ -342,7 +342,7 @@ def test_an_extraction_killed_at_its_weakest_points_loses_only_what_was_not_fini
         for name, call, parts in (
             ("pipeline.extract.samples.TarWriter.add", 5, 1),  # in the middle of the second tar
             ("pipeline.layout.os.fsync", 2, 1),  # the tar has its name, the ledger's file has not
-            ("pipeline.extract._write_index", 2, 2),  # the second part of this run is in the ledger and has no index
+            ("pipeline.cache_part._write_index", 2, 2),  # the second part of this run is in the ledger and has no index
             ("pipeline.extract.Ledger.write", 1, 2),  # a tar alone
         ):
             kill("extract", name, call)
