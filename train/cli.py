@@ -15,13 +15,17 @@ from pipeline.layout import Root
 def train(
     context: typer.Context,
     shards: Annotated[str, typer.Option(help="Folder of shards, or some of its tars: 'DIR/x-{000000..000143}.tar'.")],
-    method: Annotated[str, typer.Option(help="What to train; at present: lvs.")] = "lvs",
+    method: Annotated[
+        str | None, typer.Option(help="lvs, ez-vsl, marginnce, ssl-tie or sspl.  [default: the recipe's, or lvs]")
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help="A named set-up.  [default: the method's published one]")] = None,
     changes: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting of the recipe: key=value.")
     ] = None,
     init: Annotated[str | None, typer.Option(help="Start from `imagenet` or `random` weights.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="A file with the ImageNet weights.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="File with the ImageNet weights, or folder with all published weights needed.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Of the run.  [default: <recipe>-<split>]")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that load data.  [default: cores - 1]")] = None,
     as_json: Json = False,
@@ -37,11 +41,12 @@ def train(
     from train.shards import open_shards
 
     root: Root = context.obj
-    chosen = get_recipe(recipe or method, [*(changes or []), *([f"init={init}"] if init else [])])
-    if chosen.method != method:
+    recipe = recipe or method or "lvs"
+    chosen = get_recipe(recipe, [*(changes or []), *([f"init={init}"] if init else [])])
+    if method not in (None, chosen.method):
         raise AvpipeError(f"recipe {recipe!r} trains {chosen.method}, not {method}; leave one of the two out")
     data = open_shards(shards)
-    run = root.runs / (name or f"{recipe or method}-{data.split}")
+    run = root.runs / (name or f"{recipe}-{data.split}")
     loaders = max(1, default_workers() - 1) if workers is None else workers
     trained = fit(chosen, data, run, loaders, weights)
     resumed = f", resumed at step {trained.resumed_at}" if trained.resumed_at else ""

@@ -22,6 +22,7 @@ from train.recipes import Recipe
 from train.shards import Shards
 
 LOG = "log.csv"
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 COLUMNS = ("step", "epoch", "loss", "clips_per_s", "data_wait")
 # Weight of the newest step in the figures of the progress line.
 SMOOTHING = 0.1
@@ -64,7 +65,15 @@ def fit(recipe: Recipe, shards: Shards, run: Path, workers: int, weights: Path |
     network, optimizer = _build(recipe, state, weights)
     first_step = state["step"] if state else 0
     module, fabric_optimizer = fabric.setup(network, optimizer)
-    data = TrainingSamples(shards=shards, feature=recipe.feature, image_px=recipe.image_px, seed=recipe.seed)
+    data = TrainingSamples(
+        shards=shards,
+        feature=recipe.feature,
+        image_px=recipe.image_px,
+        seed=recipe.seed,
+        view=recipe.view,
+        views=METHODS[recipe.method].views,
+        masking=recipe.masking,
+    )
     stream = batches(data, plan, fabric.global_rank, first_step, workers)
     meter = _Meter(recipe.batch_size)
     with _Log(run / LOG, first_step) as log, ProgressLine("train", plan.steps, "steps") as line:
@@ -97,13 +106,23 @@ def _build(recipe: Recipe, state: dict | None, weights: Path | None):
     else:
         network = METHODS[recipe.method].network(recipe.options, imagenet_file=weights)
     network = network.to(memory_format=torch.channels_last)  # what tensor cores read; 5 % on a CPU
-    optimizer = torch.optim.Adam(
-        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
-    )  # fused: one pass over the parameters, 8 times faster on a CPU
+    optimizer = OPTIMIZERS[recipe.optimizer](
+        _parameters(network, recipe.learning_rate),
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        fused=True,  # one pass over the parameters, 8 times faster on a CPU
+    )
     if state:
         optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["rng"])
     return network, optimizer
+
+
+def _parameters(network: torch.nn.Module, learning_rate: float) -> list:
+    """All that learns, in groups where a method wants them."""
+    if hasattr(network, "parameter_groups"):
+        return [group for group in network.parameter_groups(learning_rate) if group["params"]]
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 def _step(fabric: Fabric, module, optimizer, image_BHW3: Tensor, spec_B1FT: Tensor, step: int) -> float:

@@ -1,10 +1,11 @@
 """Frames as the networks see them: the training view, the two test views, and the ImageNet scaling."""
 
 import io
+import math
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 
 # Training resizes the short side to 246 for a crop of 224 (all four repositories), other sizes in proportion.
@@ -29,6 +30,26 @@ def training_view(frame: Image.Image, px: int, rng: np.random.Generator) -> np.n
     return np.ascontiguousarray(view[:, ::-1] if rng.random() < 0.5 else view)
 
 
+def appearance_view(frame: Image.Image, px: int, rng: np.random.Generator) -> np.ndarray:
+    """uint8 (px, px, 3): SSL-TIE's appearance augmentation, MoCo v2's with its own numbers (paper, section 3.2).
+
+    A resized crop of .3 to 1 of the area, colour jitter with probability .8, grey with .2, blur with ½, flip with ½.
+    Source: SSL-TIE's released data loader.
+    """
+    frame = frame.resize((px, px), Image.Resampling.BILINEAR, box=_resized_crop(frame.size, (0.3, 1.0), rng))
+    if rng.random() < 0.8:
+        frame = _jitter(frame, 0.4, 0.1, rng)
+    if rng.random() < 0.2:
+        frame = frame.convert("L").convert("RGB")
+    if rng.random() < 0.5:
+        frame = frame.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2.0)))
+    view = np.asarray(frame)
+    return np.ascontiguousarray(view[:, ::-1] if rng.random() < 0.5 else view)
+
+
+TRAINING_VIEWS = {"crop": training_view, "appearance": appearance_view}
+
+
 def squashed_view(frame: Image.Image, px: int) -> np.ndarray:
     """uint8 (px, px, 3): the whole frame, bicubic, aspect given up; boxes stay true. Source: EZ-VSL's test code."""
     return np.asarray(frame.resize((px, px), Image.Resampling.BICUBIC))
@@ -45,10 +66,43 @@ TEST_VIEWS = {"squash": squashed_view, "crop": cropped_view}
 
 
 def normalise(image_BHW3: Tensor) -> Tensor:
-    """uint8 (B, H, W, 3) to float32 image_B3HW with ImageNet's mean and standard deviation removed, on its device."""
+    """uint8 (B, H, W, 3) to float32 image_B3HW with ImageNet's mean and standard deviation removed, on its device.
+
+    Frames in several views, (B, V, H, W, 3), become image_BV3HW.
+    """
     mean_3, std_3 = (torch.tensor(v, device=image_BHW3.device) for v in (IMAGENET_MEAN, IMAGENET_STD))
     scaled = (image_BHW3.float() / 255 - mean_3) / std_3
-    return scaled.permute(0, 3, 1, 2)  # a channels-last tensor, which convolutions read fastest
+    return scaled.movedim(-1, -3)  # channels last in memory, which convolutions read fastest
+
+
+def _resized_crop(size: tuple[int, int], area: tuple[float, float], rng: np.random.Generator) -> tuple:
+    """A box of a random share of the area and a side ratio of 3:4 to 4:3; the largest centred one if none fits."""
+    width, height = size
+    for _ in range(10):
+        target = width * height * rng.uniform(*area)
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def _jitter(frame: Image.Image, strength: float, hue: float, rng: np.random.Generator) -> Image.Image:
+    """Brightness, contrast, saturation by factors of 1 ± strength and hue by ± hue of the circle, in random order."""
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    factors = rng.uniform(1 - strength, 1 + strength, 3)
+    turn = round(rng.uniform(-hue, hue) * 255)
+    for number in rng.permutation(4):
+        if number < 3:
+            frame = enhancers[number](frame).enhance(factors[number])
+        else:
+            hue_channel, *others = frame.convert("HSV").split()
+            turned = Image.fromarray(np.asarray(hue_channel) + np.uint8(turn % 256))
+            frame = Image.merge("HSV", (turned, *others)).convert("RGB")
+    return frame
 
 
 def _resize_short(frame: Image.Image, side: int) -> Image.Image:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.errors import AvpipeError
 from pipeline.samples import FRAME, decode_npy, feature_member
-from train.frames import open_frame, training_view
+from train.frames import TRAINING_VIEWS, open_frame
 from train.shards import Shards
 
 
@@ -67,19 +67,51 @@ class TrainingSamples(Dataset):
     feature: str
     image_px: int
     seed: int
+    view: str = "crop"
+    """A key of train.frames.TRAINING_VIEWS."""
+    views: int = 1
+    """Views of each frame; with more than one they are stacked before the pixels."""
+    masking: bool = False
+    """Whether stretches of time and of bands are put to the lowest value, see `mask_feature`."""
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray] | AvpipeError:
-        """(uint8 (px, px, 3) frame, (1, F, T) feature) of (epoch, sample number).
+        """(uint8 (px, px, 3) frame, or (V, px, px, 3), and (1, F, T) feature) of (epoch, sample number).
 
         An AvpipeError is returned, not raised: a raised one would reach the user as a worker's traceback.
         """
         epoch, number = key
         rng = np.random.default_rng([self.seed, epoch, number])
         try:
-            view = training_view(read_frame(self.shards, number), self.image_px, rng)
-            return view, read_feature(self.shards, number, self.feature)
+            frame = read_frame(self.shards, number)
+            made = [TRAINING_VIEWS[self.view](frame, self.image_px, rng) for _ in range(self.views)]
+            feature = read_feature(self.shards, number, self.feature)
+            if self.masking:
+                feature = mask_feature(feature, rng)
+            return (made[0] if self.views == 1 else np.stack(made)), feature
         except AvpipeError as error:
             return error
+
+
+# SSL-TIE's masks: the longest in windows and in bands, and how often a clip gets both.
+MASK_TIME, MASK_BANDS, MASK_SHARE = 180, 35, 0.8
+
+
+def mask_feature(feature_1FT: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """With probability .8 a stretch of up to 180 windows and one of up to 35 bands at the feature's lowest value.
+
+    `tie-mel` has its floor in the 28 bands that are always empty; the released code masks power before the decibels,
+    which gives that floor, too. Source: SSL-TIE's data loader (torchaudio's TimeMasking and FrequencyMasking).
+    """
+    if rng.random() >= MASK_SHARE:
+        return feature_1FT
+    masked = feature_1FT.copy()
+    for axis, longest in ((2, MASK_TIME), (1, MASK_BANDS)):
+        length = rng.random() * longest
+        first = int(rng.random() * max(masked.shape[axis] - length, 0))
+        place = [slice(None)] * 3
+        place[axis] = slice(first, first + int(length))
+        masked[tuple(place)] = feature_1FT.min()
+    return masked
 
 
 def read_frame(shards: Shards, number: int):
@@ -114,6 +146,7 @@ def batches(
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),  # else it takes a number from the generator that losses draw from
     )
     for batch in loader:
         if isinstance(batch, AvpipeError):

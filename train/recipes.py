@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from pipeline.errors import AvpipeError
+from train.frames import TRAINING_VIEWS
 from train.methods import METHODS
 
 
@@ -21,13 +22,17 @@ class Recipe:
     """Feature spec that the shards must hold."""
     image_px: int = 224
     """Side of the square that the network sees, pixels."""
+    view: str = "crop"
+    """How a frame is augmented: `crop` (all but SSL-TIE) or `appearance` (SSL-TIE)."""
+    masking: bool = False
+    """Whether stretches of the spectrogram are masked (SSL-TIE)."""
     batch_size: int
     """Clips a step, over all ranks."""
     epochs: int
+    optimizer: str = "adam"
+    """`adam` or `adamw`, which decouples the decay from the gradient."""
     learning_rate: float
-    """Of Adam."""
     weight_decay: float = 0.0
-    """Of Adam."""
     seed: int = 0
     """Of the fresh weights, the shuffle and the augmentation."""
     precision: str = "32-true"
@@ -39,6 +44,9 @@ class Recipe:
         for name in ("image_px", "batch_size", "epochs", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise AvpipeError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name, known in (("optimizer", ("adam", "adamw")), ("view", tuple(TRAINING_VIEWS))):
+            if getattr(self, name) not in known:
+                raise AvpipeError(f"{name} {getattr(self, name)!r} is unknown; there are: {', '.join(known)}")
         if not self.learning_rate > 0:
             raise AvpipeError(f"learning_rate must be above 0, not {self.learning_rate}")
         if self.precision not in ("32-true", "bf16-mixed", "16-mixed"):
@@ -65,7 +73,82 @@ def lvs_small() -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"lvs": lvs, "lvs-small": lvs_small}
+def ez_vsl() -> Recipe:
+    """EZ-VSL as its released `train.py`: Adam 1e-4, batch 128, 20 epochs (its scripts take 100 for the 10k lists)."""
+    options = METHODS["ez-vsl"].config()
+    return Recipe(method="ez-vsl", options=options, batch_size=128, epochs=20, learning_rate=1e-4)
+
+
+def margin_nce() -> Recipe:
+    """MarginNCE (paper, section 4.2): Adam with weight decay, 20 epochs.
+
+    The paper states no decay (1e-4 is ours), learning rate or batch (those of EZ-VSL, on whose network it stands).
+    """
+    options = METHODS["marginnce"].config()
+    return Recipe(method="marginnce", options=options, batch_size=128, epochs=20, learning_rate=1e-4, weight_decay=1e-4)
+
+
+def ssl_tie() -> Recipe:
+    """SSL-TIE as its released options and scripts: Adam 1e-4 with decay 1e-4, batch 32, 100 epochs (paper: 80)."""
+    return Recipe(
+        method="ssl-tie",
+        options=METHODS["ssl-tie"].config(),
+        feature="tie-mel",
+        view="appearance",
+        masking=True,
+        batch_size=32,
+        epochs=100,
+        learning_rate=1e-4,
+        weight_decay=1e-4,
+    )
+
+
+def sspl() -> Recipe:
+    """SSPL with its PCM as its released `arguments_train.py`: AdamW, decay 1e-4, batch 256, 20 epochs."""
+    return Recipe(
+        method="sspl",
+        options=METHODS["sspl"].config(),
+        feature="vggish",
+        optimizer="adamw",
+        batch_size=256,
+        epochs=20,
+        learning_rate=5e-5,
+        weight_decay=1e-4,
+    )
+
+
+def sspl_without_pcm() -> Recipe:
+    """SSPL without PCM on VGG-Sound (supplement): 1e-2 for the head, 5e-3 for the rest, 100 epochs."""
+    options = METHODS["sspl"].config(pcm=False, rest_rate=0.5)
+    return replace(sspl(), options=options, learning_rate=1e-2, epochs=100)
+
+
+def _small(recipe: Recipe, **options) -> Recipe:
+    """A recipe for a few hundred made-up clips within minutes on a CPU; all its numbers are ours."""
+    return replace(
+        recipe,
+        options=replace(recipe.options, init="random", **options),
+        image_px=112,
+        batch_size=16,
+        epochs=4,
+        learning_rate=3e-4,
+        weight_decay=0.0,
+        checkpoint_steps=50,
+    )
+
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "lvs": lvs,
+    "lvs-small": lvs_small,
+    "ez-vsl": ez_vsl,
+    "ez-vsl-small": lambda: _small(ez_vsl(), stride14=True),
+    "marginnce": margin_nce,
+    "marginnce-small": lambda: _small(margin_nce(), stride14=True),
+    "ssl-tie": ssl_tie,
+    "ssl-tie-small": lambda: _small(ssl_tie(), spec_pool=4),
+    "sspl": sspl,
+    "sspl-without-pcm": sspl_without_pcm,
+}
 
 
 def get_recipe(name: str, changes: list[str]) -> Recipe:

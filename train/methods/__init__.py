@@ -17,6 +17,8 @@ class Method:
 
     network: type[nn.Module]
     config: type
+    views: int = 1
+    """Views of each frame that its loss takes."""
 
 
 METHODS = {
@@ -24,5 +26,5 @@ METHODS = {
     "ez-vsl": Method(network=EZVSL, config=EZVSLConfig),
     "marginnce": Method(network=MarginNCE, config=MarginNCEConfig),
     "ssl-tie": Method(network=SSLTIE, config=SSLTIEConfig),
-    "sspl": Method(network=SSPL, config=SSPLConfig),
+    "sspl": Method(network=SSPL, config=SSPLConfig, views=2),
 }

@@ -46,7 +46,12 @@ class SSPLConfig:
     train_extractors: bool = False
     """Whether the extractors learn too, as in the paper's training from scratch (table 3, a and c)."""
 
+    rest_rate: float = 0.4
+    """Learning rate of all but SimSiam's head, as a share of the head's: 2e-5 of 5e-5 with PCM (released code)."""
+
     def __post_init__(self) -> None:
+        if not self.rest_rate > 0:
+            raise AvpipeError(f"SSPL: rest_rate must be above 0, got {self.rest_rate}")
         if self.init not in ("imagenet", "random"):
             raise AvpipeError(f'SSPL: init must be "imagenet" or "random", not {self.init!r}')
         if self.scaling not in SCALINGS:
@@ -79,6 +84,22 @@ class SSPL(nn.Module):
             *_normed(CHANNELS, 2048), *_normed(2048, 2048), nn.Linear(2048, 2048, bias=False), _plain_norm(2048)
         )
         self.predictor = nn.Sequential(*_normed(2048, 512), nn.Linear(512, 2048))
+
+    def parameter_groups(self, learning_rate: float) -> list[dict]:
+        """What the optimiser is to do: the head at the whole rate, the rest slower, no decay of the module's rates."""
+        groups: dict[str, list] = {"head": [], "rest": [], "rates": []}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                kind = (
+                    "rates" if "_rates." in name else "head" if name.startswith(("projector", "predictor")) else "rest"
+                )
+                groups[kind].append(parameter)
+        slow = learning_rate * self.config.rest_rate
+        return [
+            {"params": groups["head"], "lr": learning_rate},
+            {"params": groups["rest"], "lr": slow},
+            {"params": groups["rates"], "lr": slow, "weight_decay": 0.0},
+        ]
 
     def forward(self, image_BV3HW: Tensor, patches_B1PTF: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return what `loss` returns."""
