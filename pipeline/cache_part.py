@@ -10,10 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import samples
+from pipeline.cache import Cache
 from pipeline.layout import Root, published, youtube_id
 from pipeline.ledger import Ledger, Outcome
 from pipeline.media import MediaError
+from pipeline.parts import Lost, chunks
 from pipeline.settings import ExtractSettings
+
+# Clips a part: small enough that a kill costs seconds, large enough that 200,000 clips are 3,125 files.
+CLIPS_PER_PART = 64
 
 
 class Item(Protocol):
@@ -32,6 +37,25 @@ class Made:
     """Of the file or files that it was made of."""
     note: str = ""
     """What a person may want to know of it."""
+
+
+def part_tasks(root: Root, settings: ExtractSettings, items: list[Item]) -> list[list[tuple]]:
+    """The parts that `items` make, each a list of (root, settings, number of the part, item)."""
+    first = Cache(root.cache / settings.name).next_number()
+    return [
+        [(root, settings, first + number, item) for item in part]
+        for number, part in enumerate(chunks(items, CLIPS_PER_PART))
+    ]
+
+
+def settle(result: list[Outcome] | Lost, ledger: Ledger) -> list[Outcome]:
+    """The outcomes of a part; an item that no worker survived gets its row here."""
+    if not isinstance(result, Lost):
+        return result
+    item = result.item[-1]
+    lost = Outcome(clip_id=item.clip_id, reason=result.reason, detail=result.detail, attempts=item.attempts)
+    ledger.write([lost])
+    return [lost]
 
 
 def write_part(

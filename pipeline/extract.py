@@ -8,17 +8,15 @@ import numpy as np
 
 from pipeline import media, samples
 from pipeline.cache import Cache
-from pipeline.cache_part import Made, write_part
+from pipeline.cache_part import Made, part_tasks, settle, write_part
 from pipeline.errors import AvpipeError
 from pipeline.executors import Executor
 from pipeline.features import SPECS, pcm_to_float
 from pipeline.layout import Root, remove_leftovers
 from pipeline.ledger import Ledger, Outcome
-from pipeline.parts import Lost, chunks, run_parts, stage_lock
+from pipeline.parts import run_parts, stage_lock
 from pipeline.settings import ExtractSettings
 
-# Clips a part: small enough that a kill costs seconds, large enough that 200,000 clips are 3,125 files.
-CLIPS_PER_PART = 64
 # Below this level (of full scale, about -66 dB) nothing can be heard or learnt.
 SILENT_RMS = 5e-4
 
@@ -104,16 +102,8 @@ def extract(
         if not (plan.jobs or plan.finished or plan.failed_before):
             raise AvpipeError(f"none of {plan.not_downloaded:,} clips is downloaded yet; run `avpipe download` first")
         on_plan(plan)
-        first = Cache(folder).next_number()
-        parts = chunks(plan.jobs, CLIPS_PER_PART)
-        tasks = [[(root, settings, first + i, job) for job in part] for i, part in enumerate(parts)]
-        for result in run_parts(extract_part, tasks, workers):
-            if isinstance(result, Lost):
-                job = result.item[-1]
-                lost = Outcome(clip_id=job.clip_id, reason=result.reason, detail=result.detail, attempts=job.attempts)
-                ledger.write([lost])
-                result = [lost]
-            on_outcome(result)
+        for result in run_parts(extract_part, part_tasks(root, settings, plan.jobs), workers):
+            on_outcome(settle(result, ledger))
     return plan
 
 

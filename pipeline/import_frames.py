@@ -9,18 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.cache import Cache
-from pipeline.cache_part import Made, write_part
+from pipeline.cache_part import Made, part_tasks, settle, write_part
 from pipeline.errors import AvpipeError
 from pipeline.executors import Executor
 from pipeline.export_folders import INDEX
-from pipeline.extract import CLIPS_PER_PART
 from pipeline.import_manifest import adopt_manifest
 from pipeline.import_sample import FramePair, import_sample
 from pipeline.layout import CLIP_ID, Root, remove_leftovers
 from pipeline.ledger import Ledger, Outcome
 from pipeline.manifest import Manifest
 from pipeline.media import MediaError
-from pipeline.parts import Lost, chunks, run_parts, stage_lock
+from pipeline.parts import run_parts, stage_lock
 from pipeline.settings import ExtractSettings
 
 # Folders of frames and of sounds. SSL-TIE's training layout has a folder of frames a clip; 125.jpg is the middle one.
@@ -91,16 +90,8 @@ def import_frames(
         ledger.compact()
         plan = _plan(root, folder, Cache(cache).sources(), ledger.latest())
         on_plan(plan)
-        first = Cache(cache).next_number()
-        parts = chunks(plan.jobs, CLIPS_PER_PART)
-        tasks = [[(root, settings, first + i, job) for job in part] for i, part in enumerate(parts)]
-        for result in run_parts(import_part, tasks, workers):
-            if isinstance(result, Lost):
-                job = result.item[-1]
-                lost = Outcome(clip_id=job.clip_id, reason=result.reason, detail=result.detail, attempts=job.attempts)
-                ledger.write([lost])
-                result = [lost]
-            on_outcome(result)
+        for result in run_parts(import_part, part_tasks(root, settings, plan.jobs), workers):
+            on_outcome(settle(result, ledger))
     return plan
 
 

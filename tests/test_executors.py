@@ -161,7 +161,7 @@ def kill_once(tasks: list) -> list:
 
 def make_shards(root: Root, monkeypatch, executor) -> dict[str, str]:
     """Extraction with a worker killed in mid-part, then shards; their hashes."""
-    monkeypatch.setattr("pipeline.extract.CLIPS_PER_PART", 4)
+    monkeypatch.setattr("pipeline.cache_part.CLIPS_PER_PART", 4)
     monkeypatch.setattr("pipeline.extract.extract_part", kill_once)
     outcomes = []
     extract(root, Manifest.open(root.manifest).ids(None), ExtractSettings(), executor(), on_outcome=outcomes.extend)

@@ -244,7 +244,7 @@ def test_bad_files_become_rows_with_their_reason_and_the_others_are_done(tmp_pat
     root.clip_file(absent).unlink()
     expected[absent] = "disk"
     seen = []
-    monkeypatch.setattr(stage, "CLIPS_PER_PART", 3)
+    monkeypatch.setattr("pipeline.cache_part.CLIPS_PER_PART", 3)
     plan = extract(root, [*sorted(expected), clip_id(99)], SETTINGS, workers=2, on_outcome=seen.extend)
     assert {o.clip_id: o.reason for o in seen} == expected
     assert {name: o.reason for name, o in outcomes(root).items()} == expected

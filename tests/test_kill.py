@@ -26,7 +26,7 @@ import pipeline.extract, pipeline.settings, pipeline.shard, test_kill
 from functools import partial
 from train.cli import main
 
-pipeline.extract.CLIPS_PER_PART = 2
+pipeline.cache_part.CLIPS_PER_PART = 2
 pipeline.extract.extract_part = test_kill.slow_extract_part
 pipeline.shard.write_shard = test_kill.slow_write_shard
 pipeline.settings.ShardSettings = partial(pipeline.settings.ShardSettings, samples_per_shard=1)
@@ -62,7 +62,7 @@ def run(stage, name, wanted, seed):
 
 root = Root(Path(sys.argv[1]))
 pipeline.extract.run_parts = pipeline.shard.run_parts = lambda function, parts, workers: map(function, parts)
-pipeline.extract.CLIPS_PER_PART = 3
+pipeline.cache_part.CLIPS_PER_PART = 3
 for line in sys.stdin:
     pid = os.fork()
     if pid == 0:
@@ -93,7 +93,7 @@ def run(stage, root, source):
         pipeline.shard.shard(root, "synth_train", ExtractSettings(), ShardSettings(samples_per_shard=5), workers=1)
 
 pipeline.extract.run_parts = pipeline.shard.run_parts = lambda function, parts, workers: map(function, parts)
-pipeline.extract.CLIPS_PER_PART = 3
+pipeline.cache_part.CLIPS_PER_PART = 3
 for line in sys.stdin:
     stage, root, source, seconds = json.loads(line)
     begin = time.monotonic()
@@ -473,7 +473,7 @@ def test_a_full_disk_is_one_sentence_and_with_room_the_bytes_are_the_same(
     from pipeline.settings import ExtractSettings, ShardSettings
 
     root = before(stage, done_root, tmp_path / "root")
-    monkeypatch.setattr(pipeline.extract, "CLIPS_PER_PART", 3)
+    monkeypatch.setattr("pipeline.cache_part.CLIPS_PER_PART", 3)
     output = {"extract": root.cache, "shard": root.shards}[stage]
     output.symlink_to(small_disk)
 

@@ -67,7 +67,7 @@ def test_two_workers_give_the_bytes_of_one(root, done_root):
 
 
 def test_a_cache_made_in_instalments_by_more_workers_gives_the_same_bytes(fresh_root, done_root, monkeypatch):
-    monkeypatch.setattr(extract_stage, "CLIPS_PER_PART", 3)
+    monkeypatch.setattr("pipeline.cache_part.CLIPS_PER_PART", 3)
     ids = Manifest.open(fresh_root.manifest).ids(None)
     extract(fresh_root, ids[:4:-1], SETTINGS, workers=2)
     monkeypatch.setattr(extract_stage, "run_parts", run_serially)
