@@ -20,7 +20,7 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation
 
-from pipeline.sound import END_TOLERANCE_S, Sound
+from pipeline.sound import END_TOLERANCE_S, NeedsWholeError, Sound
 
 # Strangers' files: no format that names other files (playlists, concat scripts, image sequences), no network.
 CONTAINER_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska,avi,flv,mpegts,mpeg,ogg,asf"}
@@ -60,23 +60,25 @@ class ClipMedia:
     duration_s: float
     """Seconds, as the container declares; measured where it declares nothing."""
     audio_i16: np.ndarray
-    """(N,) mono samples of the whole decoded part, int16."""
+    """(N,) mono samples, int16."""
+    audio_left_out: int
+    """Samples of the stream before these, at the same rate, that were not resampled."""
     audio_start_s: float
     """Time of the first of these samples."""
 
 
 def read_clip(path: Path, clip_s: float, audio_s: float, sample_rate_hz: int) -> ClipMedia:
-    """Decode the centre frame of a clip and its audio from the beginning to past the window around the centre.
+    """Decode the centre frame of a clip and its audio from before the window around the centre to past it.
 
     The centre is half of the file's duration or of `clip_s` (may be infinite), whichever is shorter. The audio reaches
-    `audio_s` / 2 behind the centre and is `audio_s` long, or goes to its end. Raises MediaError with the ledger's
-    reason, and FileNotFoundError.
+    `audio_s` / 2 behind the centre and is `audio_s` long; where the clip ends before that it is all there is. Raises
+    MediaError with the ledger's reason, and FileNotFoundError.
     """
     try:
-        with _open(path) as container:
-            video, audio = _streams(container)
-            duration_s = _declared_s(container, video) or _measured_s(path)
-            return _read(container, video, audio, min(duration_s, clip_s) / 2, duration_s, audio_s, sample_rate_hz)
+        try:
+            return _read(path, clip_s, audio_s, sample_rate_hz, whole=False)
+        except NeedsWholeError:
+            return _read(path, clip_s, audio_s, sample_rate_hz, whole=True)
     except FileNotFoundError:  # FFmpeg's is one too, and says nothing about the clip
         raise
     except av.error.FFmpegError as error:
@@ -134,17 +136,26 @@ def _start(container: av.container.InputContainer) -> Fraction:
     return Fraction(container.start_time or 0, av.time_base)
 
 
-def _read(container, video, audio, centre_s: float, duration_s: float, audio_s: float, rate: int) -> ClipMedia:
-    start = _start(container)
-    # The last tick that is not after the centre. Durations are whole microseconds; as a float 4.8 s is a little less,
-    # and a start that was rounded to microseconds may be half of one too early.
-    centre = start + Fraction(centre_s).limit_denominator(2_000_000) + Fraction(1, 2_000_000)
-    picture = _Picture(video, math.floor(centre / video.time_base), stamped=container.format.name != "avi")
-    sound = Sound(audio, rate, until_s=float(start) + centre_s + audio_s / 2, least_s=audio_s)
-    for packet in _packets(container, video, audio):
-        (sound if packet.stream is audio else picture).feed(packet)
-        if picture.finished and sound.finished:
-            break
+def _read(path: Path, clip_s: float, audio_s: float, rate: int, whole: bool) -> ClipMedia:
+    with _open(path) as container:
+        video, audio = _streams(container)
+        duration_s = _declared_s(container, video) or _measured_s(path)
+        centre_s = min(duration_s, clip_s) / 2
+        start = _start(container)
+        # The last tick that is not after the centre. Durations are whole microseconds; as a float 4.8 s is a little
+        # less, and a start that was rounded to microseconds may be half of one too early.
+        centre = start + Fraction(centre_s).limit_denominator(2_000_000) + Fraction(1, 2_000_000)
+        picture = _Picture(video, math.floor(centre / video.time_base), stamped=container.format.name != "avi")
+        sound = Sound(audio, rate, until_s=float(start) + centre_s + audio_s / 2, least_s=audio_s, whole=whole)
+        for packet in _packets(container, video, audio):
+            (sound if packet.stream is audio else picture).feed(packet)
+            if picture.finished and sound.finished:
+                break
+        return _found(picture, sound, video, start, duration_s)
+
+
+def _found(picture: "_Picture", sound: Sound, video: av.VideoStream, start: Fraction, duration_s: float) -> ClipMedia:
+    samples, left_out, samples_start_s = sound.samples()
     missing = sound.missing() or picture.missing()
     if missing:
         raise MediaError("corrupt", missing)
@@ -153,7 +164,6 @@ def _read(container, video, audio, centre_s: float, duration_s: float, audio_s: 
     width, height = displayed_size(frame, pixel_aspect)
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise MediaError("corrupt", f"a picture of {width}x{height} pixels is no clip's")
-    samples = sound.samples()
     if len(samples) == 0:
         raise MediaError("no_audio", "the audio stream holds no samples")
     return ClipMedia(
@@ -162,7 +172,8 @@ def _read(container, video, audio, centre_s: float, duration_s: float, audio_s: 
         frame_time_s=float(frame_pts * video.time_base - start),
         duration_s=duration_s,
         audio_i16=samples,
-        audio_start_s=sound.start_s - float(start),
+        audio_left_out=left_out,
+        audio_start_s=samples_start_s - float(start),
     )
 
 
