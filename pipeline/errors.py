@@ -2,4 +2,6 @@
 
 
 class AvpipeError(Exception):
-    """A request that cannot be carried out; the command line prints its text and ends with exit code 1."""
+    """A request that cannot be carried out; the command line prints its text and ends with `exit_code`."""
+
+    exit_code = 1

@@ -15,9 +15,9 @@ from pipeline import features, samples
 from pipeline.cache_part import for_clip
 from pipeline.errors import AvpipeError
 from pipeline.export_split import ExportSplit
-from pipeline.extract import kept_sound, window_around
 from pipeline.features import SPECS, pcm_to_float
 from pipeline.settings import ExtractSettings
+from pipeline.window import kept_sound, window_around
 
 SIDE = 256
 SAMPLE_RATE_HZ, SAMPLES = 16_000, 48_000

@@ -13,9 +13,9 @@ from PIL import Image
 
 from pipeline import samples
 from pipeline.export_folders import files_sha256
-from pipeline.extract import cut_window, feature_members, kept_sound
 from pipeline.media import MediaError
 from pipeline.settings import ExtractSettings
+from pipeline.window import cut_window, feature_members, kept_sound
 
 # No frame or sound of a clip comes near; what does is not worth the memory.
 MAX_FILE_BYTES = 1 << 28

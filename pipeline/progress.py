@@ -13,7 +13,7 @@ PLAIN_EVERY_S = 5.0
 class ProgressLine:
     """Counts items done, failures by reason and the rate; use it as a context manager. Writes to standard error."""
 
-    def __init__(self, what: str, total: int, unit: str = "clips"):
+    def __init__(self, what: str, total: int, unit: str = "clips", shown: bool = True):
         self.what, self.total, self.unit = what, total, unit
         self.done = self._before = 0
         self.failures: Counter = Counter()
@@ -21,7 +21,8 @@ class ProgressLine:
         self._begin = self._last = time.monotonic()
         self._printed = 0
         self._bar = None
-        if sys.stderr.isatty():
+        self._shown = shown
+        if shown and sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
             columns += (TextColumn("{task.fields[note]}"), TimeRemainingColumn())
             self._bar = Progress(*columns, console=Console(stderr=True))
@@ -35,7 +36,7 @@ class ProgressLine:
     def __exit__(self, *_) -> None:
         if self._bar:
             self._bar.stop()
-        elif self.done > self._printed:
+        elif self._shown and self.done > self._printed:
             self._print()
 
     def set_total(self, total: int) -> None:
@@ -57,7 +58,7 @@ class ProgressLine:
         self.note = note
         if self._bar:
             self._bar.update(self._task, completed=self.done, note=self._text())
-        elif time.monotonic() - self._last > PLAIN_EVERY_S:
+        elif self._shown and time.monotonic() - self._last > PLAIN_EVERY_S:
             self._print()
 
     def _text(self) -> str:

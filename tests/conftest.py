@@ -9,6 +9,7 @@ import fcntl
 from pathlib import Path
 
 import pytest
+from parity import table
 
 from pipeline.download import download
 from pipeline.extract import extract
@@ -21,6 +22,15 @@ from pipeline.sources import FolderSource
 from pipeline.synth import make_corpus
 
 CLIPS = 20
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How close the port comes to each published number, however the tests were spread over workers."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    lines = table.lines(report for report in reports if report.when == "call")
+    if lines:
+        terminalreporter.section("largest deviations from the published numbers")
+        terminalreporter.write_line("\n".join(lines))
 
 
 @pytest.fixture(scope="session")

@@ -13,4 +13,4 @@ _shared = Path(os.environ.get("AVPIPE_SHARED", Path(__file__).resolve().parents[
 # The official lists (metadata/) and sample clips (clips/).
 SHARED = _folder(_shared)
 # Numbers obtained by running the published code: one set of .npz files per seed.
-PARITY = _folder(Path(os.environ.get("AVPIPE_PARITY", _shared / "parity")))
+PARITY = _folder(Path(os.environ.get("AVPIPE_PARITY") or _shared / "parity"))

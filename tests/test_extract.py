@@ -17,7 +17,7 @@ from test_media import all_sound, write_clip
 from pipeline import extract as stage
 from pipeline.cache import Cache
 from pipeline.errors import AvpipeError
-from pipeline.extract import cut_window, extract, make_sample, plan_extract
+from pipeline.extract import extract, make_sample, plan_extract
 from pipeline.features import SPECS, pcm_to_float
 from pipeline.layout import Root, file_sha256
 from pipeline.ledger import Ledger, Outcome
@@ -27,6 +27,7 @@ from pipeline.media import scale_to_rgb
 from pipeline.parts import stage_lock
 from pipeline.samples import index_members
 from pipeline.settings import ExtractSettings
+from pipeline.window import cut_window
 
 SETTINGS = ExtractSettings()
 MEMBERS = ["audio.flac", "frame.jpg", "logspec.npy", "meta.json"]

@@ -12,7 +12,8 @@ import torch
 
 from pipeline.errors import AvpipeError
 from train.checkpoint import LAST, load_checkpoint, network_of, recipe_of
-from train.fit import LOG, fit
+from train.fit import fit
+from train.logs import LOG
 from train.recipes import get_recipe
 from train.shards import open_shards
 
@@ -119,7 +120,7 @@ def test_checkpoints_that_are_none(tmp_path):
     with pytest.raises(AvpipeError, match=r"damaged or not a checkpoint|could run code"):
         load_checkpoint(tmp_path / "text.pt")
     torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
-    with pytest.raises(AvpipeError, match="not a checkpoint of avpipe"):
+    with pytest.raises(AvpipeError, match="not a checkpoint of this avpipe"):
         load_checkpoint(tmp_path / "other.pt")
 
 

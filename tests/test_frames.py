@@ -1,30 +1,17 @@
-"""Views of a frame against the published test-time tensors and Pillow done by hand."""
+"""Views of a frame against Pillow done by hand; the published test-time tensors are test_parity's."""
 
 import io
 
 import numpy as np
 import pytest
-import torch
-from parity_recipes import load, parity_files
 from PIL import Image
 
-from train.frames import TEST_VIEWS, cropped_view, normalise, open_frame, squashed_view, training_view
+from train.frames import TEST_VIEWS, TRAINING_VIEWS, open_frame, training_view
 
 
 def picture(width, height, seed=0):
     noise = np.random.default_rng(seed).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((width, height))
-
-
-@pytest.mark.parametrize("file", parity_files("image_preproc"))
-@pytest.mark.parametrize(("name", "view"), [("lvs", cropped_view), ("ez", squashed_view)])
-def test_test_views_agree_with_the_published_ones(file, name, view):
-    golden = load(file)
-    ours = view(Image.fromarray(golden["image_u8"]), 224)
-    ours_3HW = normalise(torch.tensor(ours)[None])[0].numpy()
-    np.testing.assert_allclose(ours_3HW[1], golden[f"{name}_g"], atol=1e-6)
-    np.testing.assert_allclose(ours_3HW[:, 100], golden[f"{name}_row100"], atol=1e-6)
-    np.testing.assert_allclose(ours_3HW.mean(axis=(1, 2), dtype=float), golden[f"{name}_mean"], atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(455, 256), (256, 455), (256, 256), (341, 256)])
@@ -67,3 +54,37 @@ def test_a_grey_jpeg_opens_as_rgb_and_a_broken_one_raises():
     assert open_frame(buffer.getvalue()).mode == "RGB"
     with pytest.raises(OSError, match=r"."):
         open_frame(buffer.getvalue()[:100])
+
+
+def test_single_augmentations_change_a_crop_as_they_are_called():
+    frame, px = picture(80, 60), 48
+    crops = [TRAINING_VIEWS["crop-only"](frame, px, np.random.default_rng(seed)) for seed in range(40)]
+
+    def pairs(name):
+        return [(crop, TRAINING_VIEWS[name](frame, px, np.random.default_rng(s))) for s, crop in enumerate(crops)]
+
+    flipped = [(view == crop[::-1]).all() for crop, view in pairs("vertical-flip")]
+    assert all(f or (v == c).all() for f, (c, v) in zip(flipped, pairs("vertical-flip"), strict=True))
+    assert 10 < sum(flipped) < 30
+    turns = [next(k for k in range(4) if (np.rot90(crop, k) == view).all()) for crop, view in pairs("rotation")]
+    assert set(turns) == {0, 1, 2, 3}
+    grey = [(view == view[..., :1]).all() for _, view in pairs("greyscale")]
+    assert 2 <= sum(grey) <= 16
+    blurred = [
+        np.abs(np.diff(v.astype(int), axis=0)).mean() < np.abs(np.diff(c.astype(int), axis=0)).mean() - 0.1
+        for c, v in pairs("blur")
+    ]
+    assert 8 < sum(blurred) < 32
+    assert 24 <= sum((view != crop).any() for crop, view in pairs("jitter")) <= 39
+    for crop, view in pairs("translation"):
+        shifts = [(x, y) for x in range(-10, 11) for y in range(-10, 11) if same_shifted(crop, view, x, y)]
+        assert shifts
+
+
+def same_shifted(crop, view, x, y):
+    """Whether the view is the crop moved by (x, y) pixels, black where nothing was."""
+    moved, (height, width) = np.zeros_like(crop), crop.shape[:2]
+    moved[max(y, 0) : height + min(y, 0), max(x, 0) : width + min(x, 0)] = crop[
+        max(-y, 0) : height + min(-y, 0), max(-x, 0) : width + min(-x, 0)
+    ]
+    return (moved == view).all()

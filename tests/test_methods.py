@@ -1,60 +1,26 @@
-"""What all methods share: they train through the same loop, go on with the same losses, and learn what they should."""
-
-import shutil
+"""Parts of the methods by themselves: margins, objectives, transforms, fusions, what learns at which rate."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_fit import losses
 
-from train import fit as fit_module
-from train.checkpoint import LAST
-from train.fit import fit
+from pipeline.errors import AvpipeError
 from train.frames import appearance_view
 from train.loader import TrainingSamples, mask_feature
 from train.methods import METHODS
 from train.methods.lvs import LVSConfig, lvs_loss
+from train.methods.ssl_tie import SSLTIE, SSLTIEConfig
 from train.methods.sspl import SSPL, SSPLConfig
-from train.recipes import get_recipe
+from train.methods.vgg_h import VGGH, VGGHConfig
 from train.shards import open_shards
 from train.similarity import similarity_maps
 from train.warp import Warp, draw_warp
-
-COMMON = ["image_px=32", "batch_size=8", "epochs=2", "checkpoint_steps=3", "feature=logspec"]
-SMALL = {
-    "ez-vsl-small": [],
-    "marginnce-small": [],
-    "ssl-tie-small": ["spec_pool=8"],
-    "lvs-small": ["spec_pool=8", "objective=paper", "margin=-0.2"],
-}
 
 
 @pytest.fixture(scope="module")
 def shards(done_root):
     return open_shards(done_root.shards / "synth_train")
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_a_method_trains_and_goes_on_with_the_same_losses(name, shards, tmp_path, monkeypatch):
-    """Methods draw from torch's generator in their loss: its state is part of a checkpoint."""
-    recipe = get_recipe(name, [*COMMON, *SMALL[name]])
-    kept, save = tmp_path / "kept.pt", fit_module.save_checkpoint
-
-    def save_and_keep(path, *args):
-        save(path, *args)
-        if args[-1] == 3:
-            shutil.copy(path, kept)
-
-    monkeypatch.setattr(fit_module, "save_checkpoint", save_and_keep)
-    whole = fit(recipe, shards, tmp_path / "whole", workers=0)
-    (tmp_path / "again").mkdir()
-    shutil.copy(kept, tmp_path / "again" / LAST)
-    shutil.copy(tmp_path / "whole" / "log.csv", tmp_path / "again")
-    torch.manual_seed(99)
-    again = fit(recipe, shards, tmp_path / "again", workers=0)
-    assert (whole.steps, again.resumed_at) == (4, 3)
-    assert losses(whole.run) == losses(again.run)
 
 
 @pytest.mark.parametrize("margin", [0.2, -0.2])
@@ -135,3 +101,48 @@ def test_appearance_views_are_seeded_and_differ(done_root, shards):
     assert (views[0] == views[1]).all() and (views[0] != views[2]).any()
     two = TrainingSamples(shards=shards, feature="logspec", image_px=32, seed=0, views=METHODS["sspl"].views)[0, 0][0]
     assert two.shape == (2, 32, 32, 3) and (two[0] != two[1]).any()
+
+
+@pytest.mark.parametrize("fusion", ["attention", "concatenate", "multiply", "add"])
+def test_sspl_fuses_as_its_table_says(fusion):
+    model = SSPL(SSPLConfig(init="random", pcm=False, fusion=fusion)).eval()
+    image, audio = torch.randn(2, 512, 3, 3), torch.randn(2, 512)
+    mean = image.mean(dim=(2, 3))
+    cosine = torch.einsum("bchw,bc->bhw", image / image.norm(dim=1, keepdim=True), audio / audio.norm(dim=1)[:, None])
+    low, high = cosine.amin((1, 2), keepdim=True), cosine.amax((1, 2), keepdim=True)
+    expected = {
+        "attention": (image * ((cosine - low) / (high - low))[:, None]).sum(dim=(2, 3)),
+        "concatenate": torch.cat([mean, audio], dim=1),
+        "multiply": mean * audio,
+        "add": mean + audio,
+    }[fusion]
+    torch.testing.assert_close(model.fuse(image, audio), expected, rtol=1e-4, atol=1e-4)
+    assert model.projector(model.fuse(image, audio)).shape == (2, 2048)
+    with pytest.raises(AvpipeError, match="fusion must be one of attention, concatenate, multiply, add"):
+        SSPLConfig(fusion="glue")
+
+
+def test_vgg_h_learns_labels_and_has_no_maps():
+    torch.manual_seed(0)
+    model = VGGH(VGGHConfig(classes=3))
+    optimizer, spec, label = torch.optim.Adam(model.parameters(), 1e-3), torch.randn(6, 1, 65, 40), torch.arange(6) % 3
+    first = model.loss(torch.empty(6), spec, label)[0].item()
+    for _ in range(8):
+        loss, parts = model.loss(torch.empty(6), spec, label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < first / 2 and parts["accuracy"] == 1
+    assert torch.allclose(model.embed_audio(spec).norm(dim=1), torch.ones(6))
+    with pytest.raises(AvpipeError, match="hears and does not see"):
+        model.localize(torch.empty(6), spec)
+
+
+def test_small_frames_warp_to_the_size_of_the_other_map():
+    """16 does not divide half of 112 pixels: the map of the half frame is larger than half of the map."""
+    torch.manual_seed(0)
+    model = SSLTIE(SSLTIEConfig(spec_pool=8))
+    warp = Warp(angles=torch.tensor([10.0, -20.0]), scale=0.5, flip=True)
+    loss, parts = model.two_branch_loss(torch.randn(2, 3, 112, 112), torch.randn(2, 1, 257, 100), warp)
+    assert loss.isfinite() and parts["geometric"] > 0
+    assert warp.part(1, 2) == Warp(angles=warp.angles[1:], scale=0.5, flip=True)

@@ -15,26 +15,45 @@ from train.methods import METHODS
 from train.recipes import Recipe
 from train.shards import Shards
 
-LAST = "last.pt"
+LAST, BEST = "last.pt", "best.pt"
+FORMAT = 2
 PACKAGES = ("avpipe", "torch", "torchvision", "numpy")
 
 
-def save_checkpoint(
-    path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, recipe: Recipe, shards: Shards, step: int
-) -> None:
-    """Write the state after `step` steps."""
-    state = {
-        "format": 1,
+def epoch_name(epoch: int) -> str:
+    """File name of a checkpoint that is kept beside the last and the best one."""
+    return f"epoch-{epoch:04}.pt"
+
+
+def save_checkpoint(path: Path, state: dict[str, Any], recipe: Recipe, shards: Shards, select_on: Shards | None):
+    """Write the state of a training (step, network, optimizer, …) with the recipe and the data that it belongs to."""
+    whole = state | {
+        "format": FORMAT,
         "recipe": recipe.record(),
         "data": data_record(shards, recipe.feature),
-        "step": step,
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "rng": torch.get_rng_state(),
+        "select_on": select_on.split if select_on else None,
         "versions": {name: version(name) for name in PACKAGES},
     }
     with published(path) as temporary:
-        torch.save(state, temporary)
+        torch.save(whole, temporary)
+
+
+def check_same(state: dict, recipe: Recipe, shards: Shards, select_on: Shards | None, run: Path) -> None:
+    """Raise AvpipeError unless settings and data are those that a run was begun with."""
+    before = _flat(state["recipe"]) | _flat(state["data"]) | {"select_on": state["select_on"]}
+    now = _flat(recipe.record()) | _flat(data_record(shards, recipe.feature))
+    now["select_on"] = select_on.split if select_on else None
+    for name in sorted(before | now):
+        if before.get(name) != now.get(name):
+            difference = "" if name == "clip_ids" else f" ({before.get(name)} then, {now.get(name)} now)"
+            raise AvpipeError(f"{run} was begun with another {name}{difference}; give another --name to start anew")
+
+
+def _flat(record: dict) -> dict:
+    flat = {}
+    for name, value in record.items():
+        flat |= _flat(value) if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def data_record(shards: Shards, feature: str) -> dict[str, Any]:
@@ -52,9 +71,12 @@ def data_record(shards: Shards, feature: str) -> dict[str, Any]:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, or the last one of a run's folder. Raises AvpipeError for a file that is none."""
+    """Read a checkpoint; of a run's folder the best one, or the last where epochs were not compared.
+
+    Raises AvpipeError for a file that is none.
+    """
     if path.is_dir():
-        path = path / LAST
+        path = path / (BEST if (path / BEST).exists() else LAST)
     if not path.exists():
         raise AvpipeError(f"{path} does not exist; give a run's folder or a checkpoint that `avpipe train` wrote")
     try:
@@ -65,8 +87,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError):
         raise AvpipeError(f"{path} is damaged or not a checkpoint; train again or copy it again") from None
-    if not isinstance(state, dict) or state.get("format") != 1:
-        raise AvpipeError(f"{path} is not a checkpoint of avpipe (format 1)")
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise AvpipeError(
+            f"{path} is not a checkpoint of this avpipe (format {FORMAT}); train again; a published one needs --format"
+        )
     return state
 
 

@@ -1,31 +1,30 @@
 """The training loop: plan, step, log, checkpoint; a run that was killed goes on where its last checkpoint stands."""
 
-import csv
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
 from pipeline.errors import AvpipeError
-from pipeline.layout import published
 from pipeline.progress import ProgressLine
-from train.checkpoint import LAST, data_record, load_checkpoint, network_of, save_checkpoint
+from train import mixing
+from train.checkpoint import BEST, LAST, check_same, epoch_name, load_checkpoint, network_of, save_checkpoint
 from train.frames import normalise
 from train.loader import BatchPlan, TrainingSamples, batches
+from train.logs import Log, Meter, NoLog
 from train.methods import METHODS
+from train.ranks import any_rank, ranks_of, start_fabric
 from train.recipes import Recipe
 from train.shards import Shards
+from train.signals import StopSignals
+from train.validation import Validation, training_part
 
-LOG = "log.csv"
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-COLUMNS = ("step", "epoch", "loss", "clips_per_s", "data_wait")
-# Weight of the newest step in the figures of the progress line.
-SMOOTHING = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +33,7 @@ class Trained:
 
     run: Path
     steps: int
+    """Steps done, of this process and those before it."""
     resumed_at: int
     """Step of the checkpoint that this process began from; 0 for a fresh run."""
     loss: float | None
@@ -42,80 +42,235 @@ class Trained:
     clips_per_s: float
     data_wait: float
     """Share of the time that was spent waiting for data."""
+    best: dict | None
+    """`epoch`, `measure` and `value` of the best epoch; None without validation."""
+    stopped_early: bool
 
 
-def fit(recipe: Recipe, shards: Shards, run: Path, workers: int, weights: Path | None = None) -> Trained:
+def fit(
+    recipe: Recipe,
+    shards: Shards,
+    run: Path,
+    workers: int,
+    weights: Path | None = None,
+    select_on: Shards | None = None,
+    wandb_project: str | None = None,
+) -> Trained:
     """Train to the end of the recipe, from the run's last checkpoint if it has one.
 
-    Writes `run/last.pt` and `run/log.csv`. Raises AvpipeError when the run was made with other settings or data, when
-    the shards do not fill a batch or lack the feature, and when the loss stops being finite.
+    Writes `run/last.pt`, `run/log.csv`, TensorBoard's files, and `run/best.pt` where epochs are compared: by the loss
+    on the part that `recipe.validation` holds back, or by the cIoU on `select_on`. Under `torchrun` every rank calls
+    it. Raises AvpipeError when the run was made with other settings or data, when the shards do not fill a batch or
+    lack the feature, when the loss stops being finite, and StoppedError after a signal.
     """
-    fabric = Fabric(accelerator="auto", devices=1, precision=recipe.precision)
-    torch.manual_seed(recipe.seed)
-    plan = BatchPlan(
-        samples=len(shards),
-        batch_size=recipe.batch_size // fabric.world_size,
-        world_size=fabric.world_size,
-        epochs=recipe.epochs,
-        seed=recipe.seed,
-    )
-    state = load_checkpoint(run) if (run / LAST).exists() else None
-    if state:
-        _check_same(state, recipe, shards, run)
-    network, optimizer = _build(recipe, state, weights)
-    first_step = state["step"] if state else 0
-    module, fabric_optimizer = fabric.setup(network, optimizer)
-    data = TrainingSamples(
-        shards=shards,
-        feature=recipe.feature,
-        image_px=recipe.image_px,
-        seed=recipe.seed,
-        view=recipe.view,
-        views=METHODS[recipe.method].views,
-        masking=recipe.masking,
-    )
-    stream = batches(data, plan, fabric.global_rank, first_step, workers)
-    meter = _Meter(recipe.batch_size)
-    with _Log(run / LOG, first_step) as log, ProgressLine("train", plan.steps, "steps") as line:
+    fabric = start_fabric(recipe.precision)
+    training = _Training(fabric, recipe, shards, run, workers, weights, select_on)
+    meter, plan = Meter(recipe.batch_size), training.plan
+    first_step = training.step
+    first = fabric.is_global_zero
+    log = Log(run, first_step, recipe.record(), wandb_project) if first else NoLog()
+    with log, ProgressLine("train", plan.steps, "steps", shown=first) as line, StopSignals() as signals:
         line.start_at(first_step)
-        for step in range(first_step + 1, plan.steps + 1):
-            image_BHW3, spec_B1FT = meter.wait_for(stream)
-            loss = _step(fabric, module, fabric_optimizer, image_BHW3, spec_B1FT, step)
-            meter.finish_step(loss)
-            epoch = plan.epoch(step - 1) + 1
-            log.write(step, epoch, meter)
-            line.advance(note=f"epoch {epoch}/{plan.epochs} · {meter}")
-            if step % plan.steps_per_epoch == 0 or step % recipe.checkpoint_steps == 0:
-                log.flush()
-                save_checkpoint(run / LAST, network, optimizer, recipe, shards, step)
+        while training.step < plan.steps and not training.stopped_early:
+            epoch = plan.epoch(training.step)
+            stream = training.batches_of(epoch)
+            for _ in range(training.step, (epoch + 1) * plan.steps_per_epoch):
+                meter.finish_step(training.take_step(meter.wait_for(stream)))
+                log.step(training.step, epoch + 1, meter, training.parts)
+                line.advance(note=f"epoch {epoch + 1}/{plan.epochs} · {meter}")
+                stopping = any_rank(fabric, signals.received)
+                if stopping or training.step % recipe.checkpoint_steps == 0:
+                    training.save(log)
+                if stopping:
+                    raise signals.stopped(training.step)
+            training.end_epoch(epoch, log)
     return Trained(
         run=run,
-        steps=plan.steps,
+        steps=training.step,
         resumed_at=first_step,
-        loss=meter.loss if first_step < plan.steps else None,
+        loss=meter.loss if first_step < training.step else None,
         seconds=meter.seconds,
         clips_per_s=meter.total_rate,
         data_wait=meter.total_wait,
+        best=training.best,
+        stopped_early=training.stopped_early,
     )
 
 
-def _build(recipe: Recipe, state: dict | None, weights: Path | None):
-    """Network and optimiser, from the checkpoint if there is one."""
-    if state:
-        network = network_of(state)  # needs no ImageNet weights again
-    else:
-        network = METHODS[recipe.method].network(recipe.options, imagenet_file=weights)
-    network = network.to(memory_format=torch.channels_last)  # what tensor cores read; 5 % on a CPU
-    optimizer = OPTIMIZERS[recipe.optimizer](
-        _parameters(network, recipe.learning_rate),
-        lr=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        fused=True,  # one pass over the parameters, 8 times faster on a CPU
-    )
-    if state:
-        optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
-    return network, optimizer
+class _Training:
+    """A run between two steps: what its checkpoints hold, and what follows from it."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        recipe: Recipe,
+        shards: Shards,
+        run: Path,
+        workers: int,
+        weights: Path | None,
+        select_on: Shards | None,
+    ):
+        self.fabric, self.recipe, self.shards, self.run = fabric, recipe, shards, run
+        self.workers, self.select_on = workers, select_on
+        self.method = METHODS[recipe.method]
+        self.parts: dict[str, Tensor] = {}
+        """Of the last step's loss."""
+        torch.manual_seed(recipe.seed)
+        self.numbers, held_back = training_part(shards, recipe.validation, recipe.seed)
+        self.plan = self._plan(self.numbers)
+        state = load_checkpoint(run / LAST) if (run / LAST).exists() else {}
+        if state:
+            check_same(state, recipe, shards, select_on, run)
+        self.network, self.optimizer = self._build(state, weights)
+        self.classes = self._class_numbers() if self.method.labelled else None
+        self.step = state.get("step", 0)
+        self.best, self.stopped_early = state.get("best"), state.get("stopped_early", False)
+        self.neighbours = state["neighbours"].numpy() if "neighbours" in state else None
+        self.module, self.fabric_optimizer = fabric.setup(self.network, self.optimizer)
+        self.validation = Validation(
+            fabric, self.network, self._samples(None), held_back, select_on, workers, self.classes
+        )
+        if recipe.patience and not self.validation:
+            raise AvpipeError("patience needs something to compare epochs by: --set validation=SHARE or --select-on")
+
+    def batches_of(self, epoch: int) -> Iterator[tuple[Tensor, ...]]:
+        """The batches of an epoch that are still to be done."""
+        steps = range(self.step, (epoch + 1) * self.plan.steps_per_epoch)
+        return batches(self._samples(epoch), self.plan, self.fabric.global_rank, steps, self.workers)
+
+    def take_step(self, batch: tuple[Tensor, ...]) -> float:
+        """One optimiser step; returns the loss, the mean over its parts and over the ranks."""
+        parts_of_batch = [self.fabric.to_device(tensor).chunk(self.recipe.accumulate) for tensor in batch]
+        inputs = list(zip(*parts_of_batch, strict=True))
+        total = torch.zeros((), device=self.fabric.device, dtype=torch.float64)
+        for number, (image_BHW3, spec_B1FT, number_B) in enumerate(inputs):
+            labels = () if self.classes is None else (self.classes[number_B],)
+            last = number == len(inputs) - 1
+            with self.fabric.no_backward_sync(self.module, enabled=not last and self.fabric.world_size > 1):
+                loss, parts = self.module(normalise(image_BHW3), spec_B1FT.float(), *labels)
+                self.fabric.backward(loss / len(inputs))
+            total += loss.detach() / len(inputs)
+        value = self.fabric.all_reduce(total, reduce_op="mean").item()
+        self.parts = parts
+        self.step += 1
+        if not math.isfinite(value):
+            shown = ", ".join(f"{name} {part.item():.4g}" for name, part in parts.items())
+            raise AvpipeError(f"the loss is {value} at step {self.step} ({shown}); try a smaller learning rate")
+        if self.recipe.clip_norm:
+            self.fabric.clip_gradients(self.module, self.fabric_optimizer, max_norm=self.recipe.clip_norm)
+        self.fabric_optimizer.step()
+        self.fabric_optimizer.zero_grad()
+        return value
+
+    def end_epoch(self, epoch: int, log: Log) -> None:
+        """Compare the epoch with those before it, look for like sounds, write the checkpoints."""
+        recipe, more = self.recipe, self.step < self.plan.steps
+        if self.validation:
+            value = self.validation.measure()
+            log.values(self.step, {self.validation.name: value})
+            improved = self.best is None or self.validation.better(value, self.best["value"])
+            if improved:
+                self.best = {"epoch": epoch + 1, "measure": self.validation.name, "value": value}
+            self.stopped_early = bool(recipe.patience) and epoch + 1 - self.best["epoch"] >= recipe.patience and more
+        if recipe.mixing != "none" and more and not self.stopped_early:
+            self.neighbours = mixing.neighbour_table(
+                self.fabric, self.network, self.shards, self.numbers, recipe.feature, recipe.mixing, recipe.seed + epoch
+            )
+        self.save(log)
+        if self.validation and improved:
+            self._write(BEST)
+        if recipe.keep_epochs and (epoch + 1) % recipe.keep_epochs == 0:
+            self._write(epoch_name(epoch + 1))
+
+    def save(self, log: Log) -> None:
+        """Write the last checkpoint, and before it the log."""
+        log.flush()
+        self._write(LAST)
+
+    def _write(self, name: str) -> None:
+        if not self.fabric.is_global_zero:
+            return
+        state = {
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.fabric.strategy.precision.state_dict(),
+            "rng": torch.get_rng_state(),
+            "best": self.best,
+            "stopped_early": self.stopped_early,
+        }
+        if self.neighbours is not None:
+            state["neighbours"] = torch.from_numpy(self.neighbours)
+        save_checkpoint(self.run / name, state, self.recipe, self.shards, self.select_on)
+
+    def _plan(self, numbers: np.ndarray) -> BatchPlan:
+        recipe, world_size = self.recipe, self.fabric.world_size
+        if recipe.batch_size % (world_size * recipe.accumulate):
+            raise AvpipeError(
+                f"a batch of {recipe.batch_size} clips cannot be parted equally among {world_size} processes with "
+                f"accumulate={recipe.accumulate}; use --set batch_size=…"
+            )
+        return BatchPlan(
+            numbers=numbers,
+            batch_size=recipe.batch_size // world_size,
+            world_size=world_size,
+            epochs=recipe.epochs,
+            seed=recipe.seed,
+        )
+
+    def _samples(self, epoch: int | None) -> TrainingSamples:
+        """The samples of an epoch; for validation (None) the same ones each time, nothing mixed."""
+        recipe, blend = self.recipe, None
+        if epoch is not None and self.neighbours is not None:
+            weight, share = mixing.schedule(recipe.mixing, epoch, recipe.epochs)
+            blend = mixing.Mixing(neighbours=self.neighbours, weight=weight, share=share)
+        return TrainingSamples(
+            shards=self.shards,
+            feature=recipe.feature,
+            image_px=recipe.image_px,
+            seed=recipe.seed,
+            view=recipe.view,
+            views=self.method.views,
+            masking=recipe.masking,
+            mixing=blend,
+        )
+
+    def _build(self, state: dict, weights: Path | None):
+        """Network and optimiser, from the checkpoint if there is one."""
+        recipe, fabric = self.recipe, self.fabric
+        if state:
+            network = network_of(state)  # needs no ImageNet weights again
+        else:
+            network = self.method.network(recipe.options, imagenet_file=weights)
+        network = network.to(memory_format=torch.channels_last)  # what tensor cores read; 5 % on a CPU
+        if fabric.world_size > 1 and fabric.device.type == "cuda":  # torch has no such layer for CPUs
+            network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        network.ranks = ranks_of(fabric, recipe.negatives)
+        network.train()
+        if recipe.compile:
+            network.compile()
+        optimizer = OPTIMIZERS[recipe.optimizer](
+            _parameters(network, recipe.learning_rate),
+            lr=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            fused=True,  # one pass over the parameters, 8 times faster on a CPU
+        )
+        if state:
+            optimizer.load_state_dict(state["optimizer"])
+            fabric.strategy.precision.load_state_dict(state["scaler"])
+            torch.set_rng_state(state["rng"])
+        return network, optimizer
+
+    def _class_numbers(self) -> Tensor:
+        """(N,) the class of each sample, numbered in the order of the labels."""
+        names = sorted({label for label in self.shards.labels if label})
+        missing = sum(not label for label in self.shards.labels)
+        if missing or len(names) > self.recipe.options.classes:
+            raise AvpipeError(
+                f"{self.recipe.method} learns from labels: {self.shards.folder} has {missing} clips without one and "
+                f"{len(names)} labels, {self.recipe.options.classes} are expected (--set classes=…)"
+            )
+        return torch.tensor([names.index(label) for label in self.shards.labels], device=self.fabric.device)
 
 
 def _parameters(network: torch.nn.Module, learning_rate: float) -> list:
@@ -123,110 +278,3 @@ def _parameters(network: torch.nn.Module, learning_rate: float) -> list:
     if hasattr(network, "parameter_groups"):
         return [group for group in network.parameter_groups(learning_rate) if group["params"]]
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
-
-
-def _step(fabric: Fabric, module, optimizer, image_BHW3: Tensor, spec_B1FT: Tensor, step: int) -> float:
-    """One optimiser step; returns the loss."""
-    image_B3HW = normalise(fabric.to_device(image_BHW3))
-    loss, parts = module(image_B3HW, fabric.to_device(spec_B1FT).float())
-    value = loss.item()
-    if not math.isfinite(value):
-        shown = ", ".join(f"{name} {part.item():.4g}" for name, part in parts.items())
-        raise AvpipeError(f"the loss is {value} at step {step} ({shown}); try a smaller learning rate")
-    optimizer.zero_grad()
-    fabric.backward(loss)
-    optimizer.step()
-    return value
-
-
-def _check_same(state: dict, recipe: Recipe, shards: Shards, run: Path) -> None:
-    """A run goes on only with the settings and the data it was begun with."""
-    before = _flat(state["recipe"]) | _flat(state["data"])
-    now = _flat(recipe.record()) | _flat(data_record(shards, recipe.feature))
-    for name in sorted(before | now):
-        if before.get(name) != now.get(name):
-            difference = "" if name == "clip_ids" else f" ({before.get(name)} then, {now.get(name)} now)"
-            raise AvpipeError(f"{run} was begun with another {name}{difference}; give another --name to start anew")
-
-
-def _flat(record: dict) -> dict:
-    flat = {}
-    for name, value in record.items():
-        flat |= _flat(value) if isinstance(value, dict) else {name: value}
-    return flat
-
-
-class _Meter:
-    """Loss, speed and share of time without data, smoothed for the eye and summed for the end."""
-
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-        self.loss = self.rate = self.wait = math.nan
-        self.seconds = self._waited = 0.0
-        self._steps = 0
-        self._begin = time.monotonic()
-        self._smooth_loss = math.nan
-
-    def wait_for(self, stream: Iterator):
-        """The next batch, on the clock."""
-        begin = time.monotonic()
-        batch = next(stream)
-        self._wait_s = time.monotonic() - begin
-        return batch
-
-    def finish_step(self, loss: float) -> None:
-        """Take the time since the last step's end."""
-        now = time.monotonic()
-        step_s, self._begin = now - self._begin, now
-        self.loss = loss
-        self._steps += 1
-        self.seconds += step_s
-        self._waited += self._wait_s
-        self._smooth_loss = _smoothed(self._smooth_loss, loss)
-        self.rate = _smoothed(self.rate, self._batch_size / step_s)
-        self.wait = _smoothed(self.wait, self._wait_s / step_s)
-
-    @property
-    def total_rate(self) -> float:
-        """Clips a second over all steps."""
-        return self._steps * self._batch_size / self.seconds if self.seconds else 0.0
-
-    @property
-    def total_wait(self) -> float:
-        """Share of all time spent waiting for data."""
-        return self._waited / self.seconds if self.seconds else 0.0
-
-    def __str__(self) -> str:
-        return f"loss {self._smooth_loss:.3f} · {self.rate:.1f} clips/s · waiting for data {self.wait:.0%}"
-
-
-def _smoothed(old: float, new: float) -> float:
-    return new if math.isnan(old) else (1 - SMOOTHING) * old + SMOOTHING * new
-
-
-class _Log:
-    """`log.csv`, a row a step; rows behind the checkpoint that a run goes on from are dropped."""
-
-    def __init__(self, path: Path, first_step: int):
-        rows = []
-        if first_step and path.exists():
-            with open(path, newline="") as file:
-                rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= first_step]
-        with published(path) as temporary, open(temporary, "w", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
-        self._file = open(path, "a", newline="")  # noqa: SIM115 - closed by __exit__
-        self._writer = csv.writer(self._file)
-
-    def __enter__(self) -> "_Log":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._file.close()
-
-    def write(self, step: int, epoch: int, meter: _Meter) -> None:
-        """Append one step; the loss with all its digits, so that runs can be compared bit for bit."""
-        self._writer.writerow([step, epoch, repr(meter.loss), f"{meter.rate:.2f}", f"{meter.wait:.4f}"])
-
-    def flush(self) -> None:
-        """Bring the rows to the disk; called before each checkpoint, which must not know more steps than the log."""
-        self._file.flush()

@@ -2,6 +2,8 @@
 
 import io
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 # Training resizes the short side to 246 for a crop of 224 (all four repositories), other sizes in proportion.
 RESIZE_FOR_CROP = 1.1
+TrainingView = Callable[[Image.Image, int, np.random.Generator], np.ndarray]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -24,9 +27,7 @@ def training_view(frame: Image.Image, px: int, rng: np.random.Generator) -> np.n
 
     Source: LVS, EZ-VSL and SSPL data loaders.
     """
-    frame = _resize_short(frame, int(px * RESIZE_FOR_CROP))
-    left, top = (int(rng.integers(side - px + 1)) for side in frame.size)
-    view = np.asarray(frame)[top : top + px, left : left + px]
+    view = np.asarray(_random_crop(frame, px, rng))
     return np.ascontiguousarray(view[:, ::-1] if rng.random() < 0.5 else view)
 
 
@@ -39,15 +40,54 @@ def appearance_view(frame: Image.Image, px: int, rng: np.random.Generator) -> np
     frame = frame.resize((px, px), Image.Resampling.BILINEAR, box=_resized_crop(frame.size, (0.3, 1.0), rng))
     if rng.random() < 0.8:
         frame = _jitter(frame, 0.4, 0.1, rng)
-    if rng.random() < 0.2:
-        frame = frame.convert("L").convert("RGB")
-    if rng.random() < 0.5:
-        frame = frame.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2.0)))
-    view = np.asarray(frame)
+    view = np.asarray(_maybe_blurred(_maybe_grey(frame, rng), rng))
     return np.ascontiguousarray(view[:, ::-1] if rng.random() < 0.5 else view)
 
 
-TRAINING_VIEWS = {"crop": training_view, "appearance": appearance_view}
+def _random_crop(frame: Image.Image, px: int, rng: np.random.Generator) -> Image.Image:
+    frame = _resize_short(frame, int(px * RESIZE_FOR_CROP))
+    left, top = (int(rng.integers(side - px + 1)) for side in frame.size)
+    return frame.crop((left, top, left + px, top + px))
+
+
+def _maybe_grey(frame: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return frame.convert("L").convert("RGB") if rng.random() < 0.2 else frame
+
+
+def _maybe_blurred(frame: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return frame.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2.0))) if rng.random() < 0.5 else frame
+
+
+def _single(change: Callable[[Image.Image, np.random.Generator], Image.Image]) -> TrainingView:
+    """The cropped view, not flipped, with one more augmentation of SSPL's table S2."""
+
+    def view(frame: Image.Image, px: int, rng: np.random.Generator) -> np.ndarray:
+        return np.asarray(change(_random_crop(frame, px, rng), rng))
+
+    return view
+
+
+def _flip(frame: Image.Image, rng: np.random.Generator, how=Image.Transpose.FLIP_LEFT_RIGHT) -> Image.Image:
+    return frame.transpose(how) if rng.random() < 0.5 else frame
+
+
+def _translate(frame: Image.Image, rng: np.random.Generator) -> Image.Image:
+    x, y = (round(rng.uniform(-0.2, 0.2) * side) for side in frame.size)
+    return frame.transform(frame.size, Image.Transform.AFFINE, (1, 0, -x, 0, 1, -y))
+
+
+TRAINING_VIEWS: dict[str, TrainingView] = {
+    "crop": training_view,
+    "appearance": appearance_view,
+    # SSPL's supplement, table S2: each augmentation alone, behind the crop.
+    "crop-only": _single(lambda frame, rng: frame),
+    "vertical-flip": _single(partial(_flip, how=Image.Transpose.FLIP_TOP_BOTTOM)),
+    "translation": _single(_translate),
+    "rotation": _single(lambda frame, rng: frame.rotate(90 * int(rng.integers(4)))),
+    "greyscale": _single(_maybe_grey),
+    "jitter": _single(lambda frame, rng: _jitter(frame, 0.4, 0.0, rng) if rng.random() < 0.8 else frame),
+    "blur": _single(_maybe_blurred),
+}
 
 
 def squashed_view(frame: Image.Image, px: int) -> np.ndarray:

@@ -1,8 +1,11 @@
 """Batches: steps planned before training starts, every sample drawn from a global shuffle, the same for any workers."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,12 +17,16 @@ from pipeline.samples import FRAME, decode_npy, feature_member
 from train.frames import TRAINING_VIEWS, open_frame
 from train.shards import Shards
 
+if TYPE_CHECKING:
+    from train.mixing import Mixing
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
     """Which samples make which batch: a function of these numbers alone, so any step can be the first."""
 
-    samples: int
+    numbers: np.ndarray
+    """(N,) numbers of the samples to draw from."""
     batch_size: int
     """Samples a step and rank."""
     world_size: int
@@ -29,14 +36,14 @@ class BatchPlan:
     def __post_init__(self):
         if self.steps_per_epoch < 1:
             raise AvpipeError(
-                f"{self.samples} samples do not fill one batch of {self.batch_size} on {self.world_size} rank(s); "
+                f"{len(self.numbers)} samples do not fill one batch of {self.batch_size} on {self.world_size} rank(s); "
                 "use a smaller batch, e.g. --set batch_size=…"
             )
 
     @property
     def steps_per_epoch(self) -> int:
         """Equal on every rank; the samples left over wait for another epoch's shuffle."""
-        return self.samples // (self.batch_size * self.world_size)
+        return len(self.numbers) // (self.batch_size * self.world_size)
 
     @property
     def steps(self) -> int:
@@ -49,9 +56,9 @@ class BatchPlan:
 
     def rows(self, step: int, rank: int) -> np.ndarray:
         """(batch_size,) sample numbers of one step on one rank; ranks never share one within an epoch."""
-        order = _shuffled(self.samples, self.seed, self.epoch(step))
+        order = _shuffled(len(self.numbers), self.seed, self.epoch(step))
         first = ((step % self.steps_per_epoch) * self.world_size + rank) * self.batch_size
-        return order[first : first + self.batch_size]
+        return self.numbers[order[first : first + self.batch_size]]
 
 
 @lru_cache(maxsize=2)
@@ -73,9 +80,11 @@ class TrainingSamples(Dataset):
     """Views of each frame; with more than one they are stacked before the pixels."""
     masking: bool = False
     """Whether stretches of time and of bands are put to the lowest value, see `mask_feature`."""
+    mixing: Mixing | None = None
+    """Which sounds are blended with another's (SSL-TIE)."""
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray] | AvpipeError:
-        """(uint8 (px, px, 3) frame, or (V, px, px, 3), and (1, F, T) feature) of (epoch, sample number).
+    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, int] | AvpipeError:
+        """(uint8 (px, px, 3) frame, or (V, px, px, 3); (1, F, T) feature; sample number) of (epoch, sample number).
 
         An AvpipeError is returned, not raised: a raised one would reach the user as a worker's traceback.
         """
@@ -84,10 +93,13 @@ class TrainingSamples(Dataset):
         try:
             frame = read_frame(self.shards, number)
             made = [TRAINING_VIEWS[self.view](frame, self.image_px, rng) for _ in range(self.views)]
-            feature = read_feature(self.shards, number, self.feature)
+            if self.mixing:
+                feature = self.mixing.feature(self.shards, number, self.feature, rng)
+            else:
+                feature = read_feature(self.shards, number, self.feature)
             if self.masking:
                 feature = mask_feature(feature, rng)
-            return (made[0] if self.views == 1 else np.stack(made)), feature
+            return (made[0] if self.views == 1 else np.stack(made)), feature, number
         except AvpipeError as error:
             return error
 
@@ -132,13 +144,13 @@ def read_feature(shards: Shards, number: int, name: str) -> np.ndarray:
 
 
 def batches(
-    samples: TrainingSamples, plan: BatchPlan, rank: int, first_step: int, workers: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(uint8 (B, px, px, 3), (B, 1, F, T)) for every step from `first_step` to the end of the training.
+    samples: TrainingSamples, plan: BatchPlan, rank: int, steps: range, workers: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(uint8 (B, px, px, 3), (B, 1, F, T), sample numbers int64 (B,)) for each of the steps, counted from 0.
 
     `workers` processes decode ahead (0: in this process). Raises AvpipeError for a sample that cannot be read.
     """
-    keys = ([(plan.epoch(step), int(row)) for row in plan.rows(step, rank)] for step in range(first_step, plan.steps))
+    keys = ([(plan.epoch(step), int(row)) for row in plan.rows(step, rank)] for step in steps)
     loader = DataLoader(
         samples,
         batch_sampler=_Keys(keys),
@@ -164,10 +176,9 @@ class _Keys:
         return self._keys
 
 
-def collate(items: list) -> tuple[Tensor, Tensor] | AvpipeError:
-    """Stack samples; the first error among them stands for the batch."""
+def collate(items: list[tuple]) -> tuple[Tensor, ...] | AvpipeError:
+    """Stack samples, part by part; the first error among them stands for the batch."""
     for item in items:
         if isinstance(item, AvpipeError):
             return item
-    views, features = zip(*items, strict=True)
-    return torch.from_numpy(np.stack(views)), torch.from_numpy(np.stack(features))
+    return tuple(torch.from_numpy(np.stack(part)) for part in zip(*items, strict=True))

@@ -1,4 +1,4 @@
-"""One file per paper: network and loss. Every method has `loss`, `localize` and `embed` and a config class."""
+"""One file per paper: network and loss. Each method has `loss`, `localize`, `embed`, `embed_audio`, a config class."""
 
 from dataclasses import dataclass
 
@@ -9,6 +9,7 @@ from train.methods.lvs import LVS, LVSConfig
 from train.methods.margin_nce import MarginNCE, MarginNCEConfig
 from train.methods.ssl_tie import SSLTIE, SSLTIEConfig
 from train.methods.sspl import SSPL, SSPLConfig
+from train.methods.vgg_h import VGGH, VGGHConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,8 @@ class Method:
     config: type
     views: int = 1
     """Views of each frame that its loss takes."""
+    labelled: bool = False
+    """Whether its loss takes the clips' classes, too."""
 
 
 METHODS = {
@@ -27,4 +30,5 @@ METHODS = {
     "marginnce": Method(network=MarginNCE, config=MarginNCEConfig),
     "ssl-tie": Method(network=SSLTIE, config=SSLTIEConfig),
     "sspl": Method(network=SSPL, config=SSPLConfig, views=2),
+    "vgg-h": Method(network=VGGH, config=VGGHConfig, labelled=True),
 }

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import AvpipeError
 from train.backbones import Init, audio_trunk, evaluating, image_trunk
+from train.ranks import Ranks
 from train.similarity import own_maps, pooled_vectors, similarity_maps, unit
 
 CHANNELS = 512
@@ -57,6 +58,9 @@ class TwoStream(nn.Module):
     unwrapped module. To load a checkpoint build with `init="random"`: that needs no ImageNet file.
     """
 
+    ranks = Ranks()
+    """Whose features are contrasted; set by the trainer."""
+
     def __init__(self, init: Init, stride14: bool, imagenet_file: str | Path | None = None):
         """Build the network; `init="imagenet"` reads `imagenet_file` if given (AvpipeError where it cannot)."""
         super().__init__()
@@ -88,7 +92,17 @@ class TwoStream(nn.Module):
     def embed(self, image_B3HW: Tensor, spec_B1FT: Tensor) -> tuple[Tensor, Tensor]:
         """Return (visual_BC, audio_BC), both of unit length, for retrieval by cosine; in evaluation mode."""
         with evaluating(self):
-            return pooled_vectors(self.image_features(image_B3HW)), unit(self.audio_features(spec_B1FT))
+            return pooled_vectors(self.image_features(image_B3HW)), self.embed_audio(spec_B1FT)
+
+    def embed_audio(self, spec_B1FT: Tensor) -> Tensor:
+        """Return audio_BC of unit length; in evaluation mode."""
+        with evaluating(self):
+            return unit(self.audio_features(spec_B1FT))
+
+    def contrasted(self, image_B3HW: Tensor, spec_B1FT: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features that a loss contrasts: those of the batch, or of all ranks' batches."""
+        image_BCHW, audio_BC = self.image_features(image_B3HW), self.audio_features(spec_B1FT)
+        return self.ranks.gather(image_BCHW), self.ranks.gather(audio_BC)
 
     def image_features(self, image_B3HW: Tensor) -> Tensor:
         """Return image_BCHW: the projected feature map of frames without ImageNet mean and std, not normalised."""
@@ -109,7 +123,7 @@ class EZVSL(TwoStream):
 
     def loss(self, image_B3HW: Tensor, spec_B1FT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the scalar loss and the parts that `ez_vsl_loss` describes."""
-        return ez_vsl_loss(self.image_features(image_B3HW), self.audio_features(spec_B1FT), self.config)
+        return ez_vsl_loss(*self.contrasted(image_B3HW, spec_B1FT), self.config)
 
 
 def ez_vsl_loss(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import AvpipeError
 from train.backbones import Init, audio_trunk, evaluating, image_trunk
+from train.ranks import Ranks
 from train.similarity import own_maps, pooled_vectors, similarity_maps, unit, weighted_mean
 
 # The released code does not mask a sample's own column among its easy negatives, it multiplies it by this. With the
@@ -84,9 +85,11 @@ class LVS(nn.Module):
     """The two-stream network of LVS with its loss.
 
     Calling the module returns what `loss` returns, which is how Fabric and DDP drive it; the other methods are for the
-    unwrapped module. Under DDP the easy negatives are those of the rank's own batch. To load a checkpoint build with
-    `init="random"`: that needs no ImageNet file.
+    unwrapped module. To load a checkpoint build with `init="random"`: that needs no ImageNet file.
     """
+
+    ranks = Ranks()
+    """Whose features are contrasted; set by the trainer."""
 
     def __init__(self, config: LVSConfig, imagenet_file: str | Path | None = None):
         """Build the network; `init="imagenet"` reads `imagenet_file` if given (AvpipeError where it cannot)."""
@@ -105,7 +108,8 @@ class LVS(nn.Module):
         image_B3HW: frames, ImageNet mean and std removed (224 × 224 pixels in the published set-up). spec_B1FT:
         `logspec` spectrograms, 257 bins, any length. Returns the scalar loss and the parts that `lvs_loss` describes.
         """
-        return lvs_loss(self.image_features(image_B3HW), self.audio_features(spec_B1FT), self.config)
+        image_BCHW, audio_BC = self.image_features(image_B3HW), self.audio_features(spec_B1FT)
+        return lvs_loss(self.ranks.gather(image_BCHW), self.ranks.gather(audio_BC), self.config)
 
     def localize(self, image_B3HW: Tensor, spec_B1FT: Tensor) -> Tensor:
         """Return map_BHW: the cosine, in [-1, 1], of each position of a frame with its own audio; higher is sounding.
@@ -122,7 +126,12 @@ class LVS(nn.Module):
         Always in evaluation mode and without gradients.
         """
         with evaluating(self):
-            return pooled_vectors(self.image_features(image_B3HW)), unit(self.audio_features(spec_B1FT))
+            return pooled_vectors(self.image_features(image_B3HW)), self.embed_audio(spec_B1FT)
+
+    def embed_audio(self, spec_B1FT: Tensor) -> Tensor:
+        """Return audio_BC of unit length; in evaluation mode."""
+        with evaluating(self):
+            return unit(self.audio_features(spec_B1FT))
 
     def image_features(self, image_B3HW: Tensor) -> Tensor:
         """Return image_BCHW, the image trunk's feature map: V of the paper's equation 1, not normalised, ≥ 0."""

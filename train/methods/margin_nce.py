@@ -67,7 +67,7 @@ class MarginNCE(TwoStream):
 
     def loss(self, image_B3HW: Tensor, spec_B1FT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the scalar loss and the parts that `margin_nce_loss` describes."""
-        return margin_nce_loss(self.image_features(image_B3HW), self.audio_features(spec_B1FT), self.config)
+        return margin_nce_loss(*self.contrasted(image_B3HW, spec_B1FT), self.config)
 
 
 def pair_scores(sim_BBHW: Tensor, config: MarginNCEConfig) -> Tensor:

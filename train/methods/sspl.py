@@ -21,6 +21,7 @@ from train.similarity import own_maps, pooled_vectors, unit
 from train.vgg import EMBEDDING, VGGish, freeze, patch_means, vgg16_trunk
 
 CHANNELS = 512
+FUSIONS = ("attention", "concatenate", "multiply", "add")
 SCALINGS = ("min-max", "sigmoid", "softmax", "relu", "relu-softmax")
 
 
@@ -40,6 +41,9 @@ class SSPLConfig:
     scaling: str = "min-max"
     """How the attention turns cosines into weights; paper, table 5."""
 
+    fusion: str = "attention"
+    """How frame and sound become one vector; the others take the mean over positions (supplement, table S5)."""
+
     stop_gradient: bool = True
     """Whether a projection is a constant for the other view's prediction; paper, table 3."""
 
@@ -56,6 +60,8 @@ class SSPLConfig:
             raise AvpipeError(f'SSPL: init must be "imagenet" or "random", not {self.init!r}')
         if self.scaling not in SCALINGS:
             raise AvpipeError(f"SSPL: scaling must be one of {', '.join(SCALINGS)}, not {self.scaling!r}")
+        if self.fusion not in FUSIONS:
+            raise AvpipeError(f"SSPL: fusion must be one of {', '.join(FUSIONS)}, not {self.fusion!r}")
         if self.cycles < 0:
             raise AvpipeError(f"SSPL: cycles must be at least 0, got {self.cycles}")
 
@@ -80,8 +86,9 @@ class SSPL(nn.Module):
             nn.Linear(EMBEDDING, CHANNELS), nn.ReLU(inplace=True), nn.Linear(CHANNELS, CHANNELS)
         )
         self.pcm = PredictiveCoding(config.cycles) if config.pcm else None
+        fused = 2 * CHANNELS if config.fusion == "concatenate" else CHANNELS
         self.projector = nn.Sequential(
-            *_normed(CHANNELS, 2048), *_normed(2048, 2048), nn.Linear(2048, 2048, bias=False), _plain_norm(2048)
+            *_normed(fused, 2048), *_normed(2048, 2048), nn.Linear(2048, 2048, bias=False), _plain_norm(2048)
         )
         self.predictor = nn.Sequential(*_normed(2048, 512), nn.Linear(512, 2048))
 
@@ -114,7 +121,7 @@ class SSPL(nn.Module):
         """
         audio = self.audio_features(patches_B1PTF)
         projections = [
-            self.projector(self.attend(self.image_features(v, audio[0]), audio[1])) for v in image_BV3HW.unbind(1)
+            self.projector(self.fuse(self.image_features(v, audio[0]), audio[1])) for v in image_BV3HW.unbind(1)
         ]
         return simsiam_loss(projections, [self.predictor(z) for z in projections], self.config.stop_gradient)
 
@@ -133,6 +140,11 @@ class SSPL(nn.Module):
             embedding_BA, audio_BC = self.audio_features(patches_B1PTF)
             return pooled_vectors(self.image_features(image_B3HW, embedding_BA)), unit(audio_BC)
 
+    def embed_audio(self, patches_B1PTF: Tensor) -> Tensor:
+        """Return audio_BC of unit length; in evaluation mode."""
+        with evaluating(self):
+            return unit(self.audio_features(patches_B1PTF)[1])
+
     def audio_features(self, patches_B1PTF: Tensor) -> tuple[Tensor, Tensor]:
         """Return (embedding_BA of unit length for the PCM, audio_BC for the attention), means over the patches."""
         patches = patches_B1PTF[:, 0]
@@ -145,6 +157,15 @@ class SSPL(nn.Module):
         """Return the feature map that the attention reads, of both signs."""
         features = self.frame(image_B3HW)
         return self.pcm(features, embedding_BA) if self.pcm is not None else features
+
+    def fuse(self, image_BCHW: Tensor, audio_BC: Tensor) -> Tensor:
+        """Return the audio-visual vector of the head: the attended one, or one of table S5's."""
+        if self.config.fusion == "attention":
+            return self.attend(image_BCHW, audio_BC)
+        visual_BC = image_BCHW.mean(dim=(2, 3))
+        if self.config.fusion == "concatenate":
+            return torch.cat([visual_BC, audio_BC], dim=1)
+        return visual_BC * audio_BC if self.config.fusion == "multiply" else visual_BC + audio_BC
 
     def attend(self, image_BCHW: Tensor, audio_BC: Tensor) -> Tensor:
         """Return fused_BC: features as they are, summed over positions, weighted by the scaled cosines (eq. 2, 3)."""

@@ -1,0 +1,109 @@
+"""Audio mixing: the schedule, the neighbours against brute force, the mixed sound, and a resume in its midst."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightning_fabric import Fabric
+
+from pipeline.features import SPECS
+from train.checkpoint import LAST, load_checkpoint
+from train.fit import fit
+from train.loader import TrainingSamples, read_feature
+from train.mixing import Mixing, nearest, neighbour_table, read_window, schedule
+from train.recipes import get_recipe
+from train.shards import open_shards
+
+CHANGES = ["image_px=32", "batch_size=4", "spec_pool=8", "feature=logspec", "checkpoint_steps=2", "init=random"]
+
+
+@pytest.fixture(scope="module")
+def shards(done_root):
+    return open_shards(done_root.shards / "synth_train")
+
+
+class Ear(torch.nn.Module):
+    """Hears the mean of each of the lowest bands."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def embed_audio(self, spec_B1FT):
+        return torch.nn.functional.normalize(self.scale.detach() * spec_B1FT[:, 0, :64].mean(dim=2), dim=1)
+
+
+def test_schedules_are_those_of_code_and_paper():
+    assert [schedule("released", epoch, 100) for epoch in (0, 1, 50)] == [(0, 0), (0.01, 0.11), (0.5, 0.6)]
+    assert schedule("paper", 0, 80) == (0, 0)
+    assert schedule("paper", 79, 80) == (pytest.approx(0.65), 1)
+    assert schedule("paper", 40, 81) == (pytest.approx(0.325), 1)
+    assert schedule("none", 5, 10) == (0, 0)
+
+
+@given(st.integers(2, 40), st.integers(1, 6), st.integers(0, 2**31))
+@settings(deadline=None, max_examples=40)
+def test_nearest_is_that_of_all_products(count, channels, seed):
+    vectors = torch.nn.functional.normalize(torch.randn(count, channels, generator=torch.Generator().manual_seed(seed)))
+    numbers = torch.randperm(1000, generator=torch.Generator().manual_seed(seed))[:count]
+    found = nearest(vectors, numbers, vectors, numbers)
+    for row in range(count):
+        products = [(vectors[row] @ vectors[k]).item() if k != row else -2 for k in range(count)]
+        assert found[row] != row
+        assert products[found[row]] == pytest.approx(max(products), abs=1e-6)
+
+
+def test_the_table_names_for_each_clip_the_one_that_sounds_most_like_it(shards):
+    numbers = np.array([3, 0, 7, 9, 12])
+    table = neighbour_table(Fabric(accelerator="cpu", devices=1), Ear(), shards, numbers, "logspec", "paper", 0)
+    assert (np.delete(table, numbers) == -1).all()
+    heard = {n: read_feature(shards, n, "logspec")[0, :64].astype(np.float32).mean(axis=1) for n in numbers.tolist()}
+    heard = {n: vector / np.linalg.norm(vector) for n, vector in heard.items()}
+    for n in heard:
+        assert table[n] == max((other for other in heard if other != n), key=lambda other: heard[n] @ heard[other])
+
+
+def test_the_released_curriculum_looks_among_few(shards, monkeypatch):
+    monkeypatch.setattr("train.mixing.RELEASED_CANDIDATES", 3)
+    fabric, numbers = Fabric(accelerator="cpu", devices=1), np.arange(16)
+    tables = [neighbour_table(fabric, Ear(), shards, numbers, "logspec", "released", seed) for seed in range(4)]
+    for table in tables:
+        assert len(set(table)) <= 3 and (table != numbers).all()
+    assert len({tuple(table) for table in tables}) > 1
+
+
+def test_waveforms_are_mixed(shards):
+    neighbours = np.roll(np.arange(16), 1).astype(np.int32)
+    own, other = read_window(shards, 5, "logspec"), read_window(shards, 4, "logspec")
+    assert (SPECS["logspec"].compute(own).astype(np.float16) == read_feature(shards, 5, "logspec")[0]).all()
+    always = Mixing(neighbours=neighbours, weight=0.25, share=1.0)
+    found = always.feature(shards, 5, "logspec", np.random.default_rng(0))
+    expected = SPECS["logspec"].compute((0.75 * own + 0.25 * other).astype(np.float32)).astype(np.float16)
+    assert (found[0] == expected).all()
+    never = Mixing(neighbours=neighbours, weight=0.25, share=0.0)
+    assert (never.feature(shards, 5, "logspec", np.random.default_rng(0)) == read_feature(shards, 5, "logspec")).all()
+    samples = TrainingSamples(shards=shards, feature="logspec", image_px=32, seed=0, mixing=always)
+    assert (samples[1, 5][1] == found).all()
+
+
+def test_a_resume_goes_on_with_the_same_neighbours(shards, tmp_path, monkeypatch):
+    changes = [*CHANGES, "mixing=paper", "epochs=3"]
+    whole = fit(get_recipe("ssl-tie-small", changes), shards, tmp_path / "whole", workers=0)
+    stopped = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr("train.fit.any_rank", lambda fabric, flag: (stopped / LAST).exists() and step_of(stopped) >= 6)
+        with pytest.raises(Exception, match="stopped by SIGTERM after step"):
+            fit(get_recipe("ssl-tie-small", changes), shards, stopped, workers=0)
+    assert load_checkpoint(stopped)["neighbours"].shape == (16,)
+    again = fit(get_recipe("ssl-tie-small", changes), shards, stopped, workers=1)
+    assert 6 < again.resumed_at < 12 and again.resumed_at % 4  # in the middle of an epoch
+    assert again.loss == whole.loss
+    unmixed = fit(
+        get_recipe("ssl-tie-small", [*CHANGES, "mixing=none", "epochs=3"]), shards, tmp_path / "un", workers=0
+    )
+    assert unmixed.loss != whole.loss
+
+
+def step_of(run) -> int:
+    return load_checkpoint(run)["step"]

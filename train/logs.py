@@ -1,0 +1,152 @@
+"""What a training tells: `log.csv` with a row a step, TensorBoard, Weights & Biases, and the figures of its line."""
+
+import csv
+import math
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from torch import Tensor
+
+from pipeline.errors import AvpipeError
+from pipeline.layout import published
+
+LOG, TENSORBOARD = "log.csv", "tensorboard"
+COLUMNS = ("step", "epoch", "loss", "clips_per_s", "data_wait")
+# Weight of the newest step in the figures of the progress line.
+SMOOTHING = 0.1
+# Steps from one point of a curve to the next, in TensorBoard and W&B.
+CURVE_STEPS = 10
+
+
+class Meter:
+    """Loss, speed and share of time without data, smoothed for the eye and summed for the end."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self.loss = self.rate = self.wait = math.nan
+        self.seconds = self._waited = 0.0
+        self._steps = 0
+        self._smooth_loss = math.nan
+
+    def wait_for(self, stream: Iterator):
+        """The next batch, on the clock."""
+        self._begin = time.monotonic()
+        batch = next(stream)
+        self._wait_s = time.monotonic() - self._begin
+        return batch
+
+    def finish_step(self, loss: float) -> None:
+        """Take the time since the wait for the batch began."""
+        step_s = time.monotonic() - self._begin
+        self.loss = loss
+        self._steps += 1
+        self.seconds += step_s
+        self._waited += self._wait_s
+        self._smooth_loss = _smoothed(self._smooth_loss, loss)
+        self.rate = _smoothed(self.rate, self._batch_size / step_s)
+        self.wait = _smoothed(self.wait, self._wait_s / step_s)
+
+    @property
+    def total_rate(self) -> float:
+        """Clips a second over all steps."""
+        return self._steps * self._batch_size / self.seconds if self.seconds else 0.0
+
+    @property
+    def total_wait(self) -> float:
+        """Share of all time spent waiting for data."""
+        return self._waited / self.seconds if self.seconds else 0.0
+
+    def __str__(self) -> str:
+        return f"loss {self._smooth_loss:.3f} · {self.rate:.1f} clips/s · waiting for data {self.wait:.0%}"
+
+
+def _smoothed(old: float, new: float) -> float:
+    return new if math.isnan(old) else (1 - SMOOTHING) * old + SMOOTHING * new
+
+
+class Log:
+    """Rows and curves of a run; what lies behind the checkpoint that it goes on from is dropped."""
+
+    def __init__(self, run: Path, first_step: int, settings: dict, wandb_project: str | None):
+        self._curves = [_TensorBoard(run, first_step)] if find_spec("tensorboard") else []
+        if wandb_project:
+            self._curves.append(_WeightsAndBiases(wandb_project, run, settings))
+        path, rows = run / LOG, []
+        if first_step and path.exists():
+            with open(path, newline="") as file:
+                rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= first_step]
+        with published(path) as temporary, open(temporary, "w", newline="") as file:
+            csv.writer(file).writerows([COLUMNS, *rows])
+        self._file = open(path, "a", newline="")  # noqa: SIM115 - closed by __exit__
+        self._writer = csv.writer(self._file)
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+        for curves in self._curves:
+            curves.close()
+
+    def step(self, step: int, epoch: int, meter: Meter, parts: dict[str, Tensor]) -> None:
+        """Append one step; the loss with all its digits, so that runs can be compared bit for bit."""
+        self._writer.writerow([step, epoch, repr(meter.loss), f"{meter.rate:.2f}", f"{meter.wait:.4f}"])
+        if step % CURVE_STEPS == 0:
+            figures = {"loss": meter.loss, "clips_per_s": meter.rate, "data_wait": meter.wait}
+            self.values(step, figures | {name: part.item() for name, part in parts.items()})
+
+    def values(self, step: int, values: dict[str, float]) -> None:
+        """Points of curves, named."""
+        for curves in self._curves:
+            curves.add(step, values)
+
+    def flush(self) -> None:
+        """Bring the rows to the disk; called before each checkpoint, which must not know more steps than the log."""
+        self._file.flush()
+
+
+class NoLog(Log):
+    """Of the ranks that do not talk."""
+
+    def __init__(self):
+        self._curves = []
+
+    def __exit__(self, *_) -> None: ...
+
+    def step(self, *_) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+
+class _TensorBoard:
+    def __init__(self, run: Path, first_step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(run / TENSORBOARD, purge_step=first_step + 1)
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(f"train/{name}", value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    def __init__(self, project: str, run: Path, settings: dict):
+        if not find_spec("wandb"):
+            raise AvpipeError("--wandb needs the package wandb, which is not installed; run: pip install wandb")
+        import wandb
+
+        # The same id again: a run that was killed goes on in the same curves.
+        self._run = wandb.init(project=project, name=run.name, id=run.name, dir=run, resume="allow", config=settings)
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,0 +1,102 @@
+"""Which epoch was the best: by the loss on a part held back from the training list, or by cIoU on a list with boxes."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from pipeline.errors import AvpipeError
+from pipeline.layout import youtube_id
+from train.backbones import evaluating
+from train.frames import normalise
+from train.loader import BatchPlan, TrainingSamples, batches
+from train.shards import Shards
+
+BATCH = 64
+# Of the views and transforms that the loss is measured under: the same in every epoch, and in no training.
+SEED = 2**31 - 1
+
+
+def training_part(shards: Shards, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(numbers of the samples to train on, numbers held back): whole videos, those with the smallest hashes.
+
+    The same videos are held back for any order of the shards. Raises AvpipeError where either part would be empty.
+    """
+    numbers = np.arange(len(shards))
+    if not share:
+        return numbers, numbers[:0]
+    videos = [youtube_id(clip_id) or clip_id for clip_id in shards.clip_ids]
+    order = sorted(set(videos), key=lambda video: hashlib.sha256(f"{seed} {video}".encode()).digest())
+    held_back = set(order[: round(share * len(order))])
+    out = np.array([video in held_back for video in videos])
+    if out.all() or not out.any():
+        raise AvpipeError(f"validation={share} of {len(order)} videos leaves a part empty; choose another share")
+    return numbers[~out], numbers[out]
+
+
+@dataclass
+class Validation:
+    """Measures a network after an epoch; false where there is nothing to measure it on."""
+
+    fabric: Fabric
+    network: nn.Module
+    samples: TrainingSamples
+    held_back: np.ndarray
+    select_on: Shards | None
+    workers: int
+    classes: torch.Tensor | None
+    """(N,) class of each sample, for a loss that takes it."""
+
+    def __bool__(self) -> bool:
+        return self.select_on is not None or len(self.held_back) > 0
+
+    @property
+    def name(self) -> str:
+        """Name of the measure."""
+        return f"ciou_{self.select_on.split}" if self.select_on else "validation_loss"
+
+    @property
+    def better(self) -> Callable[[float, float], bool]:
+        """Whether the first value is better than the second."""
+        return float.__gt__ if self.select_on else float.__lt__
+
+    def measure(self) -> float:
+        """The mean loss on what was held back, or cIoU@0.5 (protocol avpipe) on `select_on`; the same on all ranks."""
+        if self.select_on is None:
+            return self._loss()
+        return self.fabric.broadcast(self._ciou() if self.fabric.is_global_zero else 0.0)
+
+    def _loss(self) -> float:
+        world_size = self.fabric.world_size
+        plan = BatchPlan(
+            numbers=self.held_back,
+            batch_size=max(1, min(BATCH, len(self.held_back)) // world_size),
+            world_size=world_size,
+            epochs=1,
+            seed=SEED,
+        )
+        samples = replace(self.samples, seed=SEED)
+        stream = batches(samples, plan, self.fabric.global_rank, range(plan.steps), self.workers)
+        total = torch.zeros((), device=self.fabric.device)
+        with torch.random.fork_rng(devices=[]), evaluating(self.network), self.fabric.autocast():
+            torch.manual_seed(SEED)
+            dtype = next(self.network.parameters()).dtype
+            for batch in stream:
+                image_BHW3, spec_B1FT, number_B = (self.fabric.to_device(tensor) for tensor in batch)
+                labels = () if self.classes is None else (self.classes[number_B],)
+                total += self.network.loss(normalise(image_BHW3).to(dtype), spec_B1FT.to(dtype), *labels)[0].float()
+        return self.fabric.all_reduce(total / plan.steps, reduce_op="mean").item()
+
+    def _ciou(self) -> float:
+        from train import evaluate
+        from train.predict import network_maps
+
+        clips = evaluate.clips_of_shards(self.select_on)
+        maps = network_maps(
+            self.network, self.select_on, clips, self.samples.feature, self.samples.image_px, self.workers
+        )
+        return evaluate.evaluate(clips, maps, [evaluate.DEFAULT])[0].summary()["ciou"]
