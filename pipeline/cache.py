@@ -53,7 +53,10 @@ class Cache:
             name = pa.array([path.with_suffix(".tar").name] * len(table), pa.string())
             tables.append(table.append_column("part", name))
         if not tables:
-            raise AvpipeError(f"{self.folder}: nothing is extracted yet; run `avpipe extract` first")
+            siblings = (path for path in self.folder.parent.glob("*-*") if path.is_dir() and path != self.folder)
+            others = sorted(path.name for path in siblings)
+            there = f" (with other features there is: {', '.join(others)})" if others else ""
+            raise AvpipeError(f"{self.folder}: nothing is extracted yet{there}; run `avpipe extract` first")
         table = pa.concat_tables(tables)
         last = {clip_id: row for row, clip_id in enumerate(table["clip_id"].to_pylist())}
         return table.take(list(last.values()))

@@ -1,6 +1,7 @@
 """Scores of runs and baselines, end to end on the made-up corpus and on the official boxes."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,11 +9,13 @@ import pytest
 import torch
 from PIL import Image
 from shared_files import SHARED
+from torchvision.models import resnet18
 
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root
 from pipeline.manifest_build import build_manifest
 from train import evaluate as ev
+from train import metrics
 from train.fit import fit
 from train.predict import network_maps
 from train.recipes import get_recipe
@@ -67,6 +70,75 @@ def test_maps_are_made_once_for_each_kind_of_frame():
     assert [score.protocol for score in scores] == names and names[0] == "avpipe"
 
 
+def plain_row(clips, number, map_HW, name):
+    """What a row must hold, without anything shared between protocols."""
+    protocol = ev.PROTOCOLS[name]
+    boxes = [[box[corner] for corner in ("xmin", "ymin", "xmax", "ymax")] for box in clips.boxes[number]]
+    gt = protocol.annotate(boxes, [box["annotator"] for box in clips.boxes[number]] if clips.voted else None)
+    return {
+        "ciou": protocol.ciou(map_HW, gt),
+        "peak_inside": metrics.pointing(protocol.enlarge(map_HW), gt),
+        "confidence": protocol.confidence(protocol.enlarge(map_HW)),
+        "box_area": pytest.approx(gt.covered.mean()),
+        "gt_pixels": pytest.approx(gt.weight.sum()),
+        "floor_ciou": protocol.ciou(metrics.centre_map(), gt),
+        "ceiling_ciou": metrics.ceiling(gt, protocol.pixels),
+    }
+
+
+@pytest.mark.parametrize("voted", [False, True])
+def test_what_protocols_share_changes_no_row(voted):
+    draw = np.random.default_rng(2)
+    boxes = [[(*corner, *(corner + 0.5)) for corner in draw.uniform(-0.2, 0.6, (count, 2))] for count in (1, 2, 3)]
+    clips = replace(clips_with(boxes), voted=voted)
+    for number, clip in enumerate(clips.boxes):
+        clips.boxes[number] = [{**box, "annotator": place} for place, box in enumerate(clip)]
+    maps = draw.standard_normal((3, 14, 14), dtype=np.float32)
+    for score in ev.evaluate(clips, lambda frame: iter(maps), ev.choose_protocols("all")):
+        for number, row in enumerate(score.rows):
+            expected = plain_row(clips, number, maps[number], score.protocol)
+            assert {name: row[name] for name in expected} == expected
+
+
+def test_object_maps_are_blended_in():
+    clips, right = clips_with([[(0, 0, 0.5, 1)]]), LEFT[:, ::-1]
+    both = [lambda frame: iter([LEFT]), ["ez-vsl", "slavc-median"], lambda frame: iter([right])]
+    for alpha, expected in ((1, [1, 1]), (0, [0, 0]), (None, [0, 1])):
+        assert [score.rows[0]["ciou"] > 0.9 for score in ev.evaluate(clips, *both, alpha)] == expected
+
+
+def test_groups_of_clips_and_intervals():
+    boxes = [(0, 0, 0.5, 1)], [(0, 0, 0.1, 0.1)], [(0, 0, 0.5, 0.9), (0, 0.4, 0.5, 1)], []
+    clips = replace(clips_with(boxes), labels=["dog", "dog", "cat", None])
+    (score,) = ev.evaluate(clips, lambda frame: iter([LEFT] * 4), ["avpipe"])
+    found = score.summary()
+    small = {"clips": 1, "ciou": 0, "mean": score.rows[1]["ciou"]}
+    assert found["by_size"] == {"small": small, "huge": {"clips": 2, "ciou": 1, "mean": 1}}
+    assert [(count, some["clips"]) for count, some in found["by_boxes"].items()] == [("1", 2), ("2", 1)]
+    assert {name: some["ciou"] for name, some in found["by_class"].items()} == {"cat": 1, "dog": 0.5}
+    assert found["mean"] == pytest.approx(np.mean([row["ciou"] for row in score.rows[:3]]))
+    low, high = found["interval"]["ciou"]
+    assert low < found["ciou"] < high and found["ciou"] == pytest.approx(2 / 3)
+    assert "slavc" not in found and "negatives" not in found
+
+
+def test_negatives_are_apart_and_told_by_confidence(tmp_path):
+    full = [(0, 0, 0.5, 1)]
+    clips = replace(clips_with([full, full, full, []]), negative=[False, False, True, False])
+    quiet = np.full((14, 14), -0.8, np.float32)
+    scores = ev.evaluate(clips, lambda frame: iter([2 * LEFT - 1, quiet, quiet - 0.1, quiet]), ["avpipe", "slavc"])
+    ev.write_per_clip(scores, tmp_path / "rows.parquet")
+    own, found = (score.summary() for score in scores)
+    assert (own["clips_scored"], own["clips_without_box"], own["negatives"]) == (2, 1, 1) and "slavc" not in own
+    assert (found["clips_scored"], found["clips_without_box"], found["ciou"]) == (3, 1, pytest.approx(1 / 3))
+    assert [row["boxes"] for row in scores[1].rows] == [1, 1, 0, 0]
+    assert found["slavc"]["corrected"]["loc_acc"] == pytest.approx(1 / 3)
+    assert found["slavc"]["corrected"]["max_f1"] == pytest.approx(2 / (2 + 0 + 2))
+    assert found["slavc"]["published"]["subsets"]["all@50"]["precision"] == 0.25
+    again = [score.summary() for score in ev.read_per_clip(tmp_path / "rows.parquet")]
+    assert json.dumps(again) == json.dumps([own, found])
+
+
 def test_nothing_to_score_and_unknown_protocols_are_sentences():
     with pytest.raises(AvpipeError, match="no clip of t here has a usable box"):
         ev.evaluate(clips_with([[]]), lambda frame: iter([LEFT]), ["avpipe"])
@@ -90,6 +162,8 @@ def test_a_run_is_scored_and_its_files_say_the_same(trained):
     folder = trained.runs / "small" / "eval" / "synth_test"
     assert json.loads((folder / "metrics.json").read_text()) == json.loads(json.dumps(result))
     rows = pd.read_parquet(folder / "per_clip.parquet")
+    again = {score.protocol: score.summary() for score in ev.read_per_clip(folder / "per_clip.parquet")}
+    assert json.dumps(again) == json.dumps(result["protocols"])
     for name, score in result["protocols"].items():
         cious = rows[rows.protocol == name].ciou
         assert len(cious) == 4 and score["ciou"] == (cious >= 0.5).mean()
@@ -99,6 +173,8 @@ def test_a_run_is_scored_and_its_files_say_the_same(trained):
     assert sheet.shape[1] > 600 and sheet.std() > 20
     text = table(result)
     assert "cIoU@0.5" in text and "4 of 4 listed clips scored" in text
+    assert all(name in text for name in ev.PROTOCOLS)
+    assert all(len(line) <= 110 for line in text.splitlines()[1:-1])
 
 
 def test_a_map_depends_on_its_own_clip_alone(trained):
@@ -126,6 +202,16 @@ def test_random_init_is_a_baseline_and_repeats_itself(trained):
     assert run_eval(trained, "synth_test", None, "random-init", "avpipe", workers=0) == first
 
 
+def test_the_baseline_object_needs_the_imagenet_weights_and_no_sound(trained, tmp_path):
+    torch.manual_seed(0)
+    torch.save(resnet18(weights=None).state_dict(), tmp_path / "resnet18-f37072fd.pth")
+    result = run_eval(trained, "synth_test", None, "object", "avpipe", workers=0, weights=tmp_path)
+    assert (result["model"], result["clips_scored"]) == ("baseline-object", 4)
+    assert (trained.runs / "baseline-object/eval/synth_test/metrics.json").exists()
+    with pytest.raises(AvpipeError, match="the ImageNet weights of ResNet-18 are missing"):
+        run_eval(trained, "synth_test", None, "object", "avpipe", workers=0, weights=tmp_path / "nowhere")
+
+
 def test_without_a_name_the_newest_run_is_scored_or_a_fresh_network(trained, done_root, tmp_path, capsys):
     assert run_eval(trained, "synth_test", None, None, "avpipe", workers=0)["model"] == "small"
     untrained = Root(tmp_path)
@@ -139,7 +225,7 @@ def test_without_a_name_the_newest_run_is_scored_or_a_fresh_network(trained, don
     [
         (("small", "centre"), "either --checkpoint RUN or --baseline"),
         (("nobody", None), "no run 'nobody'"),
-        ((None, "best"), "no baseline 'best'; there are: centre, random-init"),
+        ((None, "best"), "no baseline 'best'; there are: centre, object, random-init"),
     ],
 )
 def test_wrong_requests_are_sentences(trained, arguments, sentence):

@@ -5,6 +5,7 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,7 +47,8 @@ def test_ciou_without_annotation():
     nothing = binary(np.zeros((224, 224), dtype=np.float32))
     assert metrics.ciou(np.ones((224, 224), bool), nothing) == 0
     assert math.isnan(metrics.ciou(np.zeros((224, 224), bool), nothing))
-    assert metrics.ceiling(nothing, 5) == 0 and math.isnan(metrics.ceiling(nothing, 0))
+    assert metrics.ceiling(nothing, 5) == metrics.ceiling(nothing, None) == 0
+    assert math.isnan(metrics.ceiling(nothing, 0))
 
 
 def test_ciou_of_large_grids_is_exact_in_single_precision():
@@ -77,6 +79,23 @@ def test_nan_is_a_miss_even_at_threshold_zero():
     assert metrics.summarise([math.nan]) == {"ciou": 0, "auc": 0}
 
 
+@given(st.lists(st.tuples(st.sampled_from(["a", "b", None]), st.floats(0, 1) | st.just(math.nan)), max_size=12))
+def test_groups(clips):
+    names, cious = [name for name, _ in clips], [ciou for _, ciou in clips]
+    groups = metrics.grouped(names, cious)
+    frame = pd.DataFrame({"name": names, "ciou": np.array(cious, float)}).groupby("name").ciou
+    assert list(groups) == sorted({*names} - {None})
+    for name, members in frame:
+        assert groups[name]["clips"] == len(members) and groups[name]["ciou"] == (members >= 0.5).mean()
+        assert groups[name]["mean"] == pytest.approx(members.mean(), nan_ok=True)
+
+
+def test_size_classes():
+    sizes = [0, 1023.5, 1024, 9215, 9216, 20735, 20736, 50176]
+    expected = ["small", "small", "medium", "medium", "large", "large", "huge", "huge"]
+    assert metrics.size_classes(sizes).tolist() == expected and metrics.size_classes([]).size == 0
+
+
 def test_no_clips_have_no_score():
     assert all(math.isnan(value) for value in metrics.summarise([]).values())
 
@@ -87,11 +106,12 @@ def test_pointing_takes_the_first_of_equal_maxima():
     assert not metrics.pointing(similarity, binary(np.array([[1, 0, 1], [1, 1, 1]])))
 
 
-def test_centre_map_is_a_cone_over_the_middle():
+def test_centre_map_falls_from_the_middle_to_the_corners():
     centre = metrics.centre_map()
     assert centre.shape == (224, 224) and centre.dtype == np.float32
     assert (centre == centre[::-1]).all() and (centre == centre.T).all()
-    assert centre.min() == centre[0, 0] == 0 and 0.99 < centre[112, 112] == centre.max() <= 1
+    assert centre.min() == centre[0, 0] == -1 and centre[112, 112] == centre.max() == 1
+    assert (np.diff(centre[112, 112:]) < 0).all() and abs(int((centre >= 0).sum()) - 224 * 112) <= 12
     with pytest.raises(ValueError, match="read-only"):
         centre[0, 0] = 1
 
@@ -109,6 +129,7 @@ def test_half_of_the_centre_map_is_a_disc_of_half_the_area(protocol):
 @given(annotations())
 @settings(deadline=None, max_examples=40)
 def test_ceiling_is_the_best_of_all_predictions(gt):
+    bests = []
     for pixels in range(10):
         best = -1.0
         for chosen in itertools.combinations(range(9), pixels):
@@ -117,6 +138,8 @@ def test_ceiling_is_the_best_of_all_predictions(gt):
             score = ciou_by_loop(prediction, gt)
             best = score if math.isnan(score) else max(best, score)
         assert metrics.ceiling(gt, pixels) == pytest.approx(best, nan_ok=True)
+        bests.append(best)
+    assert metrics.ceiling(gt, None) == pytest.approx(np.nanmax(bests))
 
 
 def test_ceiling_of_more_pixels_than_there_are():
@@ -141,4 +164,5 @@ def test_floor_and_ceiling_of_vggss(name):
         ceilings.append(metrics.ceiling(gt, protocol.pixels))
     assert len(floors) == 5158 and empty == {"M1P1xla8rg0_000000", "MKC9LvRivTM_000030"}
     assert metrics.summarise(floors) == pytest.approx({"ciou": 0.340, "auc": 0.374}, abs=0.002)
-    assert metrics.summarise(ceilings) == pytest.approx({"ciou": 0.505, "auc": 0.495}, abs=0.002)
+    half = {"ciou": 0.505, "auc": 0.495} if protocol.pixels else {"ciou": 1, "auc": 1}
+    assert metrics.summarise(ceilings) == pytest.approx(half, abs=0.002)

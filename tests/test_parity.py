@@ -8,7 +8,6 @@ import os
 import re
 import warnings
 from fnmatch import fnmatchcase
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +37,10 @@ KINDS = {
     "image_preproc": features.image_preproc,
 }
 
-# Kinds with tests of their own. In parity_eval they are collected here, in test_parity_eval beside this file.
+# Kinds with tests of their own in parity_eval, which are collected here.
 EVALUATION = ("eval_protocols", "eval_slavc")
-EVALUATED = find_spec("parity_eval") or find_spec("test_parity_eval")
-if find_spec("parity_eval"):
-    pytest.register_assert_rewrite("parity_eval")
-    from parity_eval import *  # noqa: F403
+pytest.register_assert_rewrite("parity_eval")
+from parity_eval import *  # noqa: E402, F403
 
 # Kinds whose numbers are in double precision without the suffix `_f64`.
 DOUBLE_THROUGHOUT = ("marginnce_loss",)
@@ -112,5 +109,3 @@ def test_there_are_files_of_known_kinds():
         assert known, f"AVPIPE_PARITY: {NAMED} holds no file <kind>_s<seed>.npz of a known kind"
     elif not known:
         pytest.skip("no parity files: set AVPIPE_PARITY to their folder")
-    evaluation = [file.name for file in FILES if kind_of(file) in EVALUATION]
-    assert EVALUATED or not evaluation, f"no tests read {', '.join(evaluation)}"

@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline.errors import AvpipeError
+from train import ogl
 from train.protocols import DEFAULT, PROTOCOLS
 
-LVS, EZ_VSL, AVPIPE = (PROTOCOLS[name] for name in ("lvs", "ez-vsl", "avpipe"))
+LVS, SSL_TIE, SSPL, EZ_VSL, EZ_VSL_TRAIN, SLAVC, SLAVC_MEDIAN, AVPIPE = PROTOCOLS.values()
 HALF = 25_088
 each_protocol = pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+each_of_a_share = pytest.mark.parametrize("protocol", [p for p in PROTOCOLS.values() if p.pixels], ids=lambda p: p.name)
 
 # A sliver, a point, inverted, wholly outside, and the broken coordinates of the official list.
 WITHOUT_AREA = [
@@ -42,12 +44,17 @@ def test_names():
         AVPIPE.pixels = 1
 
 
+TORCH_MODES = dict.fromkeys(PROTOCOLS, ("bilinear", False))
+TORCH_MODES |= {"ez-vsl": ("bilinear", True), "ez-vsl-train": ("bicubic", False)}
+TORCH_MODES |= dict.fromkeys(("slavc", "slavc-median"), ("bicubic", True))
+
+
 @each_protocol
 @pytest.mark.parametrize("shape", [(14, 14), (7, 7), (13, 17), (1, 5), (28, 224), (300, 9)])
-def test_enlarge_is_bilinear(protocol, shape):
+def test_enlarge_is_that_of_torch(protocol, shape):
     image_11HW = torch.from_numpy(random_map(*shape).astype(np.float64))[None, None]
-    aligned = protocol is EZ_VSL
-    expected = torch.nn.functional.interpolate(image_11HW, (224, 224), mode="bilinear", align_corners=aligned)
+    mode, aligned = TORCH_MODES[protocol.name]
+    expected = torch.nn.functional.interpolate(image_11HW, (224, 224), mode=mode, align_corners=aligned)
     enlarged = protocol.enlarge(random_map(*shape))
     assert enlarged.dtype == np.float32
     np.testing.assert_allclose(enlarged, expected[0, 0], atol=1e-6)
@@ -75,7 +82,7 @@ def test_a_map_that_is_not_finite_is_refused(protocol, value):
         protocol.predict(similarity)
 
 
-@each_protocol
+@each_of_a_share
 @pytest.mark.parametrize("size", [7, 14, 224])
 def test_a_map_without_ties_predicts_the_largest_pixels(protocol, size):
     similarity = random_map(size, size)
@@ -89,10 +96,25 @@ def test_a_map_without_ties_predicts_the_largest_pixels(protocol, size):
 @each_protocol
 @given(scale=st.floats(0.01, 100), shift=st.floats(-10, 10))
 @settings(max_examples=20, deadline=None)
-def test_scale_and_offset_of_a_map_do_not_matter(protocol, scale, shift):
+def test_scale_and_offset_of_a_map_do_not_matter_but_to_the_border_of_cosines(protocol, scale, shift):
     similarity = random_map(14, 14)
+    if protocol is SLAVC:
+        shift = 0
     changed = protocol.predict(similarity * np.float32(scale) + np.float32(shift))
     assert (changed ^ protocol.predict(similarity)).sum() <= 8  # rounding may swap neighbours at the threshold
+
+
+def test_fixed_thresholds():
+    ramp = np.linspace(-0.2, 0.9, 224 * 224, dtype=np.float32).reshape(224, 224)
+    assert (SLAVC.predict(ramp) == (ramp >= 0)).all()
+    assert (SSPL.predict(ramp) ^ (ramp >= 0.35)).sum() <= 1
+    assert (SLAVC_MEDIAN.predict(ramp).ravel() == (np.arange(224 * 224) >= HALF)).all()
+
+
+def test_confidence():
+    ramp = np.linspace(-1, 1, 224 * 224, dtype=np.float32).reshape(224, 224)
+    assert SLAVC.confidence(ramp) == SLAVC_MEDIAN.confidence(ramp) == pytest.approx(0.875, abs=1e-5)
+    assert all(protocol.confidence(ramp) == 1 for protocol in (LVS, EZ_VSL, AVPIPE))
 
 
 @given(hnp.arrays(np.float32, (7, 7), elements=st.sampled_from([-1, 0, 0.25, 2])))
@@ -113,7 +135,9 @@ def test_avpipe_treats_equal_rows_of_a_map_equally():
 @pytest.mark.parametrize(
     ("protocol", "value", "pixels"),
     [(LVS, 0.37, 50_176), (LVS, 0, 50_176), (LVS, -0.2, 0)]
-    + [(EZ_VSL, value, 50_176) for value in (0.37, 0, -0.2)]
+    + [(p, value, 50_176) for p in (EZ_VSL, EZ_VSL_TRAIN, SLAVC_MEDIAN) for value in (0.37, 0, -0.2)]
+    + [(SSL_TIE, 0.37, 50_176), (SSL_TIE, -0.2, 0), (SLAVC, 0.37, 50_176), (SLAVC, 0, 50_176), (SLAVC, -0.2, 0)]
+    + [(SSPL, value, 0) for value in (0.37, 0, -0.2)]
     + [(AVPIPE, value, HALF) for value in (0.37, 0, -0.2)],
 )
 def test_constant_maps(protocol, value, pixels):
@@ -143,10 +167,18 @@ CORNERS = st.floats(-0.5, 1.5)
 @given(st.lists(st.tuples(CORNERS, CORNERS, CORNERS, CORNERS), max_size=4))
 @settings(deadline=None)
 def test_published_unions_truncate_corners(boxes):
-    for protocol in (LVS, EZ_VSL):
-        gt = protocol.annotate(boxes).weight
-        assert gt.dtype == np.float32
-        assert (gt == painted(boxes)).all()
+    for protocol in (LVS, SSPL, EZ_VSL, EZ_VSL_TRAIN, SLAVC):
+        assert (protocol.annotate(boxes).weight == painted(boxes)).all()
+
+
+@given(st.lists(st.tuples(CORNERS, CORNERS, CORNERS, CORNERS), max_size=4))
+@settings(deadline=None)
+def test_ssl_tie_counts_negative_corners_from_the_far_edge(boxes):
+    grid = np.zeros((224, 224))
+    for box in boxes:
+        xmin, ymin, xmax, ymax = (int(224 * corner) for corner in box)
+        grid[ymin:ymax, xmin:xmax] = 1
+    assert (SSL_TIE.annotate(boxes).weight == grid).all()
 
 
 FINE = 5
@@ -185,9 +217,9 @@ def test_boxes_without_area_add_nothing(protocol):
 @each_protocol
 def test_votes(protocol):
     left, top, middle = [0, 0, 0.5, 1], [0, 0, 1, 0.5], [0.25, 0.25, 0.75, 0.75]
-    gt, covered = protocol.annotate([left, top, middle], ["ann", "bob", "cy"])
-    assert (covered == (gt > 0)).all()
-    assert gt.dtype == np.float32
+    annotation = protocol.annotate([left, top, middle], ["ann", "bob", "cy"])
+    gt = annotation.weight
+    assert (annotation.covered == (gt > 0)).all()
     assert {float(gt[y, x]) for y, x in [(200, 10), (10, 200), (130, 130)]} == {0.5}
     assert gt[10, 10] == gt[100, 100] == gt[100, 150] == 1
     assert gt[223, 223] == 0
@@ -215,8 +247,22 @@ def test_the_uncovered_part_of_an_edge_pixel_is_a_false_positive_only_where_area
 
 @each_protocol
 def test_ciou_is_that_of_the_prediction(protocol):
-    similarity = np.zeros((14, 14), dtype=np.float32)
+    similarity = np.full((14, 14), -1, dtype=np.float32)
     similarity[:, :7] = 1 + random_map(14, 7) / 100
     left_half = protocol.annotate([[0, 0, 0.5, 1]])
     assert protocol.ciou(similarity, left_half) > 0.95
     assert protocol.ciou(-similarity, left_half) < 0.05
+
+
+def test_blends():
+    model, objects = random_map(224, 224), np.abs(random_map(224, 223)[:, [*range(223), 0]])
+    for alpha, alone in ((1, model), (0, objects)):
+        blended = ogl.blend(model, objects, "relative", alpha)
+        assert (blended.min(), blended.max()) == (0, 1)
+        assert (EZ_VSL.predict(blended) ^ EZ_VSL.predict(alone)).sum() <= 4
+    stretched = [(some - some.min()) / np.ptp(some) for some in (model, objects)]
+    half = ogl.blend(model, objects, "relative")
+    np.testing.assert_allclose(half, ogl.blend(*stretched, "relative"), atol=1e-6)
+    assert np.corrcoef(half.ravel(), (0.4 * stretched[0] + 0.6 * stretched[1]).ravel())[0, 1] > 0.999999
+    cosine = ogl.blend(model, objects, "cosine")
+    np.testing.assert_allclose((cosine + 1) / 2, 0.9 * (model + 1) / 2 + 0.1 * objects / 2.5, atol=1e-6)

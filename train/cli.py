@@ -27,17 +27,26 @@ def train(
         Path | None, typer.Option(help="File with the ImageNet weights, or folder with all published weights needed.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the run.  [default: <recipe>-<split>]")] = None,
+    select_on: Annotated[
+        str | None,
+        typer.Option(help="Shards with boxes; the best epoch is the one with the highest cIoU on them, and says so."),
+    ] = None,
+    wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Log to Weights & Biases, too.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that load data.  [default: cores - 1]")] = None,
     as_json: Json = False,
 ):
-    """Train a model; the same command again goes on where a killed run stopped."""
+    """Train a model; the same command again goes on where a killed run stopped.
+
+    Under `torchrun -m train.cli train …` several processes and devices share each batch.
+    """
     from dataclasses import asdict
 
     from pipeline.parts import default_workers
 
     require_training()
     from train.fit import fit
-    from train.recipes import get_recipe
+    from train.ranks import is_first
+    from train.recipes import get_recipe, summary
     from train.shards import open_shards
 
     root: Root = context.obj
@@ -48,15 +57,25 @@ def train(
     data = open_shards(shards)
     run = root.runs / (name or f"{recipe}-{data.split}")
     loaders = max(1, default_workers() - 1) if workers is None else workers
-    trained = fit(chosen, data, run, loaders, weights)
-    resumed = f", resumed at step {trained.resumed_at}" if trained.resumed_at else ""
-    text = f"{run}: all {trained.steps} steps were done before"
-    if trained.loss is not None:
-        text = (
-            f"{run}: {trained.steps} steps{resumed} · loss {trained.loss:.3f} · {trained.clips_per_s:.1f} clips/s · "
-            f"waited {trained.data_wait:.1%} of the time for data"
-        )
-    say(asdict(trained) | {"recipe": chosen.record()}, text, as_json)
+    chooser = open_shards(select_on) if select_on else None
+    if is_first():
+        print(f"avpipe: {summary(chosen)}", file=sys.stderr)
+    trained = fit(chosen, data, run, loaders, weights, chooser, wandb)
+    if is_first():
+        say(asdict(trained) | {"recipe": chosen.record()}, _ending(trained), as_json)
+
+
+def _ending(trained) -> str:
+    if trained.loss is None:
+        return f"{trained.run}: all {trained.steps} steps were done before"
+    parts = [f"{trained.steps} steps" + (f", resumed at step {trained.resumed_at}" if trained.resumed_at else "")]
+    parts += [f"loss {trained.loss:.3f}", f"{trained.clips_per_s:.1f} clips/s"]
+    parts += [f"waited {trained.data_wait:.1%} of the time for data"]
+    if trained.best:
+        parts += [f"best epoch {trained.best['epoch']} ({trained.best['measure']} {trained.best['value']:.4f})"]
+    if trained.stopped_early:
+        parts += ["stopped early"]
+    return f"{trained.run}: {' · '.join(parts)}"
 
 
 @app.command("eval", epilog="Example: avpipe eval --split vggss --checkpoint lvs-ssltie_144k --protocol all")
@@ -66,7 +85,18 @@ def evaluate(
     checkpoint: Annotated[
         str | None, typer.Option(help="A run's name or folder, or a file.  [default: the newest run]")
     ] = None,
-    baseline: Annotated[str | None, typer.Option(help="Instead of a checkpoint: `centre` or `random-init`.")] = None,
+    format_name: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="Whose published checkpoint it is: lvs, ez-vsl, ssl-tie or sspl (a folder, too)."
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Instead of a checkpoint: `centre`, `object` or `random-init`.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="File or folder with the ImageNet weights for the baseline `object`.")
+    ] = None,
     protocol: Annotated[str, typer.Option(help="avpipe, lvs, ez-vsl, several with commas, or all.")] = "avpipe",
     workers: Workers = None,
     as_json: Json = False,
@@ -76,7 +106,7 @@ def evaluate(
     from train.results import run_eval, table
 
     root: Root = context.obj
-    result = run_eval(root, split, checkpoint, baseline, protocol, workers)
+    result = run_eval(root, split, checkpoint, baseline, protocol, workers, format_name, weights)
     say(result, "" if as_json else table(result), as_json)
 
 
@@ -89,12 +119,12 @@ def require_training() -> None:
 
 
 def main() -> None:
-    """Run the command line; what a user can mend is one sentence on standard error and exit code 1."""
+    """Run the command line; what a user can mend is one sentence on standard error and a code that is not 0."""
     try:
         app()
     except AvpipeError as error:
         print(f"avpipe: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,9 @@ from pipeline.catalogue import ids_sha256
 from pipeline.errors import AvpipeError
 from pipeline.layout import published
 from pipeline.manifest import CORNERS, Manifest
-from train import metrics
+from train import intervals, metrics, ogl, slavc
 from train.protocols import DEFAULT, PROTOCOLS, Protocol
+from train.resize import Grid, Weights, enlarge
 from train.shards import Shards
 
 PER_CLIP = pa.schema(
@@ -24,7 +26,10 @@ PER_CLIP = pa.schema(
         ("ciou", pa.float64()),
         ("peak_inside", pa.bool_()),
         ("confidence", pa.float64()),
+        ("boxes", pa.int32()),
         ("box_area", pa.float64()),
+        ("gt_pixels", pa.float64()),
+        ("negative", pa.bool_()),
         ("floor_ciou", pa.float64()),
         ("ceiling_ciou", pa.float64()),
     ]
@@ -45,6 +50,8 @@ class TestClips:
     """Usable boxes: annotator, xmin, ymin, xmax, ymax as fractions of the full frame."""
     voted: bool = False
     """Several annotators drew the boxes: two votes are all (Flickr-SoundNet). Else every box counts fully (VGG-SS)."""
+    negative: list[bool] = field(default_factory=list)
+    """Nothing in the frame makes the clip's sound (SLAVC's extended sets), whatever its boxes; empty: true of none."""
     numbers: np.ndarray = field(default_factory=lambda: np.empty(0, int))
     """(N,) number of each clip's sample in the shards; empty for clips out of the manifest."""
 
@@ -58,24 +65,50 @@ class Score:
     """Per clip: the columns of PER_CLIP."""
 
     def summary(self) -> dict:
-        """Counts and means; cIoU@0.5 and AUC in [0, 1] with the floor of the centred disc and the ceiling."""
+        """Counts and means: cIoU@0.5, AUC and mean cIoU in [0, 1] with their intervals, floor and ceiling, and groups.
+
+        The floor is the centred disc. `by_size`, `by_boxes` (how many) and `by_class` (of clips with a label) hold
+        number, cIoU@0.5 and mean of each group. Negatives enter none of these; where there are any their number is
+        given, and under a protocol of cosines how well they are told from the rest: `slavc`.
+        """
         keep = self.scored()
         boxed = [row for row in keep if row["box_area"] > 0]
+        cious, peaks = [row["ciou"] for row in keep], [row["peak_inside"] for row in boxed]
+        negatives = sum(row["negative"] for row in self.rows)
+        sizes = metrics.size_classes([row["gt_pixels"] for row in boxed])
+        of_size = metrics.grouped(sizes.tolist(), [row["ciou"] for row in boxed])
         return {
             "protocol": self.protocol,
             "clips_scored": len(keep),
-            "clips_without_box": sum(row["box_area"] == 0 for row in self.rows),
-            **metrics.summarise([row["ciou"] for row in keep]),
-            "pointing": float(np.mean([row["peak_inside"] for row in boxed])) if boxed else float("nan"),
+            "clips_without_box": sum(row["box_area"] == 0 and not row["negative"] for row in self.rows),
+            **({"negatives": negatives} if negatives else {}),
+            **metrics.summarise(cious),
+            "mean": metrics.mean(cious),
+            "pointing": float(np.mean(peaks)) if peaks else float("nan"),
+            "interval": intervals.of_scores(cious, peaks),
             "floor": metrics.summarise([row["floor_ciou"] for row in keep]),
             "ceiling": metrics.summarise([row["ceiling_ciou"] for row in keep]),
+            "by_size": {name: of_size[name] for name in metrics.SIZES if name in of_size},
+            "by_boxes": metrics.grouped([row["boxes"] for row in keep], cious),
+            "by_class": metrics.grouped([row["label"] for row in keep], cious),
+            **({"slavc": self._detection()} if negatives and PROTOCOLS[self.protocol].values == "cosine" else {}),
         }
 
     def scored(self) -> list[dict]:
-        """Rows that enter the means: those with a box, or all where the protocol calls a clip without one a miss."""
+        """Rows that enter the means: those with a box, or all where the protocol calls a clip without one a miss.
+
+        Negatives never enter.
+        """
+        sounding = [row for row in self.rows if not row["negative"]]
         if PROTOCOLS[self.protocol].boxless == "miss":
-            return self.rows
-        return [row for row in self.rows if row["box_area"] > 0]
+            return sounding
+        return [row for row in sounding if row["box_area"] > 0]
+
+    def _detection(self) -> dict:
+        columns = {name: np.array([row[name] for row in self.rows]) for name in ("ciou", "confidence", "negative")}
+        clips = slavc.Detections(columns["ciou"], columns["confidence"], ~columns["negative"])
+        sizes = np.array([row["gt_pixels"] for row in self.rows])
+        return {"published": slavc.published(clips, sizes), "corrected": slavc.corrected(clips)}
 
 
 def clips_of_shards(shards: Shards) -> TestClips:
@@ -120,43 +153,89 @@ def centre_maps(clips: TestClips) -> Callable[[str], Iterator[np.ndarray]]:
     return lambda frame: (metrics.centre_map() for _ in clips.clip_ids)
 
 
-def evaluate(clips: TestClips, maps: Callable[[str], Iterator[np.ndarray]], protocols: list[str]) -> list[Score]:
+def evaluate(
+    clips: TestClips,
+    maps: Callable[[str], Iterator[np.ndarray]],
+    protocols: list[str],
+    objects: Callable[[str], Iterator[np.ndarray]] | None = None,
+    alpha: float | None = None,
+) -> list[Score]:
     """Score the maps under each protocol.
 
     `maps(frame)` gives the similarity maps (H, W) of all clips in their order, for frame `squash` or `crop`; it is
-    called once for each kind of frame. Raises AvpipeError when no clip has a usable box.
+    called once for each kind of frame. With `objects`, which gives object maps in the same way, the two are blended as
+    `ogl.blend` says; `alpha` is its. Raises AvpipeError when no clip has a usable box.
     """
     if not any(clips.boxes):
         raise AvpipeError(f"no clip of {clips.split} here has a usable box; only splits with boxes can be scored")
     scores = []
     for frame in ("squash", "crop"):
-        rows_of = [PROTOCOLS[name] for name in protocols if PROTOCOLS[name].frame == frame]
-        if rows_of:
-            floors = {protocol.name: protocol.predict(metrics.centre_map()) for protocol in rows_of}
-            rows: dict[str, list[dict]] = {protocol.name: [] for protocol in rows_of}
-            for number, map_HW in enumerate(maps(frame)):
-                for protocol in rows_of:
-                    rows[protocol.name].append(_score_clip(clips, number, map_HW, protocol, floors[protocol.name]))
+        of_frame = [PROTOCOLS[name] for name in protocols if PROTOCOLS[name].frame == frame]
+        if of_frame:
+            floors = _floors(of_frame)
+            rows: dict[str, list[dict]] = {protocol.name: [] for protocol in of_frame}
+            pairs = zip(maps(frame), objects(frame), strict=True) if objects else ((some, None) for some in maps(frame))
+            for number, pair in enumerate(pairs):
+                for row in _score_clip(clips, number, _enlarger(*pair, alpha), floors):
+                    rows[row["protocol"]].append(row)
             scores += [Score(protocol=name, rows=some) for name, some in rows.items()]
     return sorted(scores, key=lambda score: protocols.index(score.protocol))
 
 
-def _score_clip(clips: TestClips, number: int, map_HW: np.ndarray, protocol: Protocol, floor: np.ndarray) -> dict:
-    boxes_K4 = [[box[corner] for corner in CORNERS] for box in clips.boxes[number]]
-    annotators_K = [box["annotator"] for box in clips.boxes[number]]
-    gt = protocol.annotate(boxes_K4, annotators_K if clips.voted else None)
-    large = protocol.enlarge(map_HW)
-    return {
-        "clip_id": clips.clip_ids[number],
-        "label": clips.labels[number],
-        "protocol": protocol.name,
-        "ciou": protocol.ciou(large, gt),
-        "peak_inside": metrics.pointing(large, gt),
-        "confidence": float(large.max()),
-        "box_area": float(gt.covered.mean()),
-        "floor_ciou": metrics.ciou(floor, gt),
-        "ceiling_ciou": metrics.ceiling(gt, protocol.pixels),
-    }
+def _floors(protocols: list[Protocol]) -> dict[str, np.ndarray]:
+    """The baseline's prediction under each protocol; equal ones are one array."""
+    distinct: dict[bytes, np.ndarray] = {}
+    predictions = {protocol.name: protocol.predict(metrics.centre_map()) for protocol in protocols}
+    return {name: distinct.setdefault(some.tobytes(), some) for name, some in predictions.items()}
+
+
+def _enlarger(map_HW: np.ndarray, object_HW: np.ndarray | None, alpha: float | None) -> Callable[..., Grid]:
+    """A function from a protocol's weights and values to the map (224, 224) that it scores."""
+
+    def enlarged(weights: Weights, values: str) -> Grid:
+        large = enlarge(map_HW, weights)
+        return large if object_HW is None else ogl.blend(large, enlarge(object_HW, weights), values, alpha)
+
+    return enlarged
+
+
+def _score_clip(
+    clips: TestClips, number: int, enlarged: Callable[..., Grid], floors: dict[str, np.ndarray]
+) -> Iterator[dict]:
+    """The rows of one clip under the protocols of `floors`; what several of them have in common is computed once."""
+    negative = bool(clips.negative) and clips.negative[number]
+    boxes = [] if negative else clips.boxes[number]
+    boxes_K4 = [[box[corner] for corner in CORNERS] for box in boxes]
+    annotators_K = [box["annotator"] for box in boxes] if clips.voted else None
+    done: dict[tuple, Any] = {}
+
+    def once(key: tuple, make: Callable, *arguments) -> Any:
+        key = (make.__name__, *key)
+        if key not in done:
+            done[key] = make(*arguments)
+        return done[key]
+
+    for name, floor in floors.items():
+        protocol = PROTOCOLS[name]
+        by_boxes = protocol.union, protocol.votes, protocol.covered
+        by_map = protocol.weights, protocol.values
+        gt = once(by_boxes, protocol.annotate, boxes_K4, annotators_K)
+        large = once(by_map, enlarged, protocol.weights, protocol.values)
+        prediction = once((*by_map, protocol.scale, protocol.binarise), protocol.foreground, large)
+        yield {
+            "clip_id": clips.clip_ids[number],
+            "label": clips.labels[number],
+            "protocol": name,
+            "ciou": once((*by_boxes, id(prediction)), metrics.ciou, prediction, gt),
+            "peak_inside": once((*by_boxes, *by_map), metrics.pointing, large, gt),
+            "confidence": once(by_map, protocol.confidence, large),
+            "boxes": len(boxes),
+            "box_area": gt.extent / gt.covered.size,
+            "gt_pixels": gt.pixels,
+            "negative": negative,
+            "floor_ciou": once((*by_boxes, id(floor)), metrics.ciou, floor, gt),
+            "ceiling_ciou": once((*by_boxes, protocol.pixels), metrics.ceiling, gt, protocol.pixels),
+        }
 
 
 def write_per_clip(scores: list[Score], path: Path) -> None:
@@ -164,6 +243,14 @@ def write_per_clip(scores: list[Score], path: Path) -> None:
     rows = [row for score in scores for row in score.rows]
     with published(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, PER_CLIP), temporary)
+
+
+def read_per_clip(path: Path) -> list[Score]:
+    """The scores that `write_per_clip` wrote, in the order of their protocols in the table."""
+    rows_of: dict[str, list[dict]] = {}
+    for row in pq.read_table(path).to_pylist():
+        rows_of.setdefault(row["protocol"], []).append(row)
+    return [Score(protocol=name, rows=rows) for name, rows in rows_of.items()]
 
 
 def choose_protocols(text: str) -> list[str]:

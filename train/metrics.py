@@ -3,8 +3,10 @@
 Shapes: H, W rows and columns of a grid; N clips. A prediction is a boolean grid.
 """
 
-from functools import cache
-from typing import NamedTuple
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,14 +18,46 @@ HALF = GRID * GRID // 2
 # that makes a cIoU, so a clip that lies exactly on a threshold counts.
 AUC_THRESHOLDS = np.arange(21) / 20
 
+# Largest annotation of each class of size, in pixels of the grid, not included.
+SIZES = {"small": 32**2, "medium": 96**2, "large": 144**2, "huge": math.inf}
 
-class Annotation(NamedTuple):
-    """What the boxes of a clip say of each pixel of a grid (H, W)."""
 
-    weight: NDArray[np.floating]
+@dataclass(frozen=True)
+class Annotation:
+    """What the boxes of a clip say of each pixel of a grid (H, W). Do not write to its arrays."""
+
+    weight: NDArray[np.float64]
     """What predicting the pixel earns, in [0, 1]; less than 1 where not all annotators agree, or at an edge."""
-    covered: NDArray[np.floating]
+    covered: NDArray[np.float64]
     """Share of the pixel inside any box, in [0, 1], at least `weight`; predicting the rest is a false positive."""
+
+    @cached_property
+    def region(self) -> tuple[slice, slice]:
+        """The rows and columns outside of which nothing is covered."""
+        inside = self.covered > 0
+        rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
+        return tuple(slice(some[0], some[-1] + 1) if some.size else slice(0) for some in (rows, columns))
+
+    @cached_property
+    def pixels(self) -> float:
+        """The sum of the weights: the number of pixels where all are 1."""
+        # Added up as in the score: where all is found, hits and this sum agree to the last bit.
+        return _sum_of_products(_ones(self.weight.shape)[self.region], self.weight[self.region])
+
+    @cached_property
+    def room(self) -> int:
+        """How many pixels are covered, be it in part."""
+        return np.count_nonzero(self.covered[self.region] > 0)
+
+    @cached_property
+    def faultless(self) -> int:
+        """How many pixels have the weight 1."""
+        return np.count_nonzero(self.weight[self.region] == 1)
+
+    @cached_property
+    def extent(self) -> float:
+        """The covered area in pixels, parts of pixels counted as such."""
+        return float(self.covered[self.region].sum())
 
 
 def ciou(prediction: NDArray[np.bool_], gt: Annotation) -> float:
@@ -35,10 +69,21 @@ def ciou(prediction: NDArray[np.bool_], gt: Annotation) -> float:
 
     Source: Senocak et al., "Learning to Localize Sound Source in Visual Scenes" (CVPR 2018); LVS `utils.py`.
     """
-    hits = gt.weight[prediction].sum(dtype=np.float64)
-    false_positives = np.count_nonzero(prediction) - gt.covered[prediction].sum(dtype=np.float64)
-    total = gt.weight.sum(dtype=np.float64) + false_positives
+    predicted = prediction[gt.region].astype(np.float64)
+    hits = _sum_of_products(predicted, gt.weight[gt.region])
+    rightly = hits if gt.covered is gt.weight else _sum_of_products(predicted, gt.covered[gt.region])
+    total = gt.pixels + np.count_nonzero(prediction) - rightly
     return float(hits / total) if total else float("nan")
+
+
+@cache
+def _ones(shape: tuple[int, int]) -> NDArray[np.float64]:
+    return np.ones(shape)
+
+
+def _sum_of_products(one_HW: NDArray[np.float64], other_HW: NDArray[np.float64]) -> float:
+    # Row by row: products of whole grids cost BLAS more to spread over threads than to compute.
+    return float(np.vecdot(one_HW, other_HW).sum())
 
 
 def success(cious: ArrayLike, threshold: float = 0.5) -> float:
@@ -66,6 +111,37 @@ def summarise(cious: ArrayLike) -> dict[str, float]:
     return {"ciou": success(cious), "auc": auc(cious)}
 
 
+def mean(cious: ArrayLike) -> float:
+    """Return the mean cIoU, in [0, 1], of N clips without those that are NaN; NaN if none is left."""
+    cious_N = np.asarray(cious, dtype=np.float64)
+    known_N = cious_N[~np.isnan(cious_N)]
+    return float(known_N.mean()) if known_N.size else float("nan")
+
+
+def grouped(groups: Sequence[Hashable], cious: ArrayLike) -> dict[str, dict]:
+    """Return for each group, in their order, the number of `clips`, `ciou` (share at 0.5) and `mean`.
+
+    `groups` names the group of each of N clips; a clip whose group is None is in none.
+    """
+    members: dict[Hashable, list[float]] = {}
+    for group, value in zip(groups, np.asarray(cious, dtype=np.float64).tolist(), strict=True):
+        members.setdefault(group, []).append(value)
+    members.pop(None, None)
+    return {
+        str(group): {"clips": len(some), "ciou": success(some), "mean": mean(some)}
+        for group, some in sorted(members.items())
+    }
+
+
+def size_classes(pixels: ArrayLike) -> NDArray[np.str_]:
+    """Return the name (N,) in SIZES of annotations of so many pixels (N,); parts of pixels and of votes are parts.
+
+    Source: SLAVC, utils.py, whose limits are 32, 96 and 144 squared.
+    """
+    limits = list(SIZES.values())[:-1]
+    return np.array(list(SIZES))[np.searchsorted(limits, np.asarray(pixels, dtype=np.float64), side="right")]
+
+
 def pointing(map_HW: NDArray[np.floating], gt: Annotation) -> bool:
     """Return whether the maximum of a map lies inside an annotation of the same shape (the pointing game).
 
@@ -78,41 +154,55 @@ def pointing(map_HW: NDArray[np.floating], gt: Annotation) -> bool:
 
 @cache
 def centre_map() -> NDArray[np.float32]:
-    """Return the map (224, 224) that knows nothing: 1 at the centre of the frame, falling linearly to 0 at the corners.
+    """Return the map (224, 224) that knows nothing: it falls from 1 at the centre of the frame to -1 at the corners.
 
-    Its larger half is the disc in the middle of the frame that covers half of it, the floor of every half-area
-    protocol. The array is shared and read-only.
+    It is 0 on the circle that halves the frame and linear on either side of it. So its larger half, its values above
+    the middle of its range and those above 0 all are the disc that covers half of the frame: every protocol's floor.
+    The array is shared and read-only.
     """
     offset = np.abs(np.arange(GRID) - (GRID - 1) / 2)
     distance = np.hypot(offset[:, None], offset)
-    centre = (1 - distance / distance[0, 0]).astype(np.float32)
+    halving = np.partition(distance, HALF - 1, axis=None)[HALF - 1]
+    centre = np.interp(distance, [distance.min(), halving, distance.max()], [1, 0, -1]).astype(np.float32)
     centre.setflags(write=False)
     return centre
 
 
-def ceiling(gt: Annotation, pixels: int) -> float:
+def ceiling(gt: Annotation, pixels: int | None) -> float:
     """Return the highest cIoU, in [0, 1], of any prediction of exactly `pixels` pixels on an annotation (H, W).
 
-    With room for all covered pixels the best prediction takes them all. With less room the best choice is found by
+    None allows any number of pixels; what is wholly covered can then be predicted without a fault, and only pixels cut
+    by the edge of a box or of a vote keep the ceiling from 1. With `pixels` wholly covered there is no fault either;
+    with room for all covered pixels the best prediction takes them all. In between the best choice is found by
     Dinkelbach's method for ratios: choose the pixels of largest gain at the present ratio until the ratio stays.
-    Nothing to find gives 0, and NaN if nothing is predicted either.
+    Nothing to find gives 0, and NaN if exactly nothing must be predicted.
 
     Raises ValueError if the grid has fewer than `pixels` pixels or `pixels` is negative.
     """
-    if not 0 <= pixels <= gt.weight.size:
+    if pixels is not None and not 0 <= pixels <= gt.weight.size:
         raise ValueError(f"cannot predict {pixels} of {gt.weight.size} pixels")
-    inside = gt.covered > 0
-    weight, covered = gt.weight[inside].astype(np.float64), gt.covered[inside].astype(np.float64)
-    total = weight.sum()
-    if pixels == 0 and total:
-        return 0.0
-    if pixels >= weight.size:
-        denominator = total + pixels - covered.sum()
-        return float(total / denominator) if denominator else float("nan")
-    best = -1.0
-    ratio = 0.0
+    if not gt.pixels:
+        return float("nan") if pixels == 0 else 0.0
+    if pixels is None and gt.faultless == gt.room:
+        return 1.0
+    if pixels is not None and pixels >= gt.room:
+        return gt.pixels / (gt.pixels + pixels - gt.extent)
+    if pixels is not None and pixels <= gt.faultless:
+        return pixels / gt.pixels
+    weight, covered = gt.weight[gt.region], gt.covered[gt.region]
+    inside = covered > 0
+    return _best_ratio(weight[inside], covered[inside], gt.pixels, pixels)
+
+
+def _best_ratio(weight_N: NDArray, covered_N: NDArray, total: float, pixels: int | None) -> float:
+    """Return the highest hits / (total + false positives) over choices among N pixels, by Dinkelbach's method."""
+    best, ratio = -1.0, 0.0
     while ratio > best:
         best = ratio
-        chosen = np.argpartition(weight + best * covered, weight.size - pixels)[weight.size - pixels :]
-        ratio = weight[chosen].sum() / (total + pixels - covered[chosen].sum())
-    return float(best)
+        gain = weight_N - best * (1 - covered_N)
+        if pixels is None:
+            chosen = np.flatnonzero(gain > 0)
+        else:
+            chosen = np.argpartition(gain, gain.size - pixels)[gain.size - pixels :]
+        ratio = float(weight_N[chosen].sum() / (total + (1 - covered_N[chosen]).sum()))
+    return best

@@ -1,21 +1,20 @@
-"""Which network an evaluation asks for: a run by name or path, the newest run, or a fresh one."""
+"""Which network an evaluation asks for: a run by name or path, the newest run, a published checkpoint, a baseline."""
 
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import nn
 
 from pipeline.errors import AvpipeError
 from pipeline.features import SPECS
 from pipeline.layout import Root
+from train.baselines import check_baseline, object_prior, random_init
 from train.checkpoint import LAST, load_checkpoint, network_of, recipe_of
-from train.methods import METHODS
-from train.recipes import get_recipe
+from train.published import IMAGE_PX, folder_name, load_published_checkpoint
 from train.shards import Shards
-
-BASELINES = ("centre", "random-init")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +27,8 @@ class Model:
     image_px: int
     feature: str
     feature_digest: str
+    checkpoint: dict[str, Any] | None = None
+    """How a published checkpoint fitted the network: format, matched, unused, never_read, missing."""
 
     def check_feature(self, shards: Shards) -> None:
         """Raise AvpipeError unless the shards hold the very feature that the network reads."""
@@ -39,21 +40,36 @@ class Model:
             )
 
 
-def choose_model(root: Root, checkpoint: str | None, baseline: str | None) -> Model:
+def choose_model(
+    root: Root,
+    shards: Shards,
+    checkpoint: str | None = None,
+    baseline: str | None = None,
+    format_name: str | None = None,
+    weights: Path | None = None,
+) -> Model:
     """The model that a checkpoint or baseline names; with neither the newest run, or a fresh network if there is none.
 
-    Raises AvpipeError for an unknown name or an unreadable checkpoint.
+    `format_name` says whose published checkpoint it is, for avpipe's own it is None. `weights` is the file or folder
+    of the ImageNet weights for the baseline `object`. Raises AvpipeError for an unknown name, an unreadable checkpoint,
+    and where the shards do not hold the feature that the network reads.
     """
-    if baseline not in (None, "random-init"):
-        raise AvpipeError(f"there is no baseline {baseline!r}; there are: {', '.join(BASELINES)}")
-    if checkpoint is not None:
-        return trained_model(find_run(root, checkpoint))
-    newest = newest_run(root) if baseline is None else None
-    if newest is not None:
-        return trained_model(newest)
-    if baseline is None:
-        print(f"avpipe: no trained run in {root.runs}; scoring the baseline random-init", file=sys.stderr)
-    return fresh_model(root)
+    check_baseline(baseline)
+    held = shards.metadata["extract"]["features"]
+    if checkpoint is not None and format_name is not None:
+        model = published_model(root, Path(checkpoint), format_name, held)
+    elif checkpoint is not None:
+        model = trained_model(find_run(root, checkpoint))
+    elif baseline == "object":
+        model = object_model(root, held, weights)
+    elif baseline is None and (newest := newest_run(root)) is not None:
+        model = trained_model(newest)
+    else:
+        if baseline is None:
+            print(f"avpipe: no trained run in {root.runs}; scoring the baseline random-init", file=sys.stderr)
+        model = fresh_model(root)
+    model.check_feature(shards)
+    return model
 
 
 def trained_model(path: Path) -> Model:
@@ -73,16 +89,47 @@ def trained_model(path: Path) -> Model:
     )
 
 
+def published_model(root: Root, path: Path, format_name: str, held: Collection[str]) -> Model:
+    """The network of a published checkpoint; how well it fitted is said on standard error.
+
+    `held` are the features of the shards. Raises AvpipeError as `load_published_checkpoint` does.
+    """
+    loaded = load_published_checkpoint(path, format_name, held)
+    print("\n".join(f"avpipe: {line}" for line in loaded.text().splitlines()), file=sys.stderr)
+    return Model(
+        run=root.runs / folder_name(path, format_name),
+        network=loaded.network,
+        image_px=IMAGE_PX,
+        feature=loaded.feature,
+        feature_digest=SPECS[loaded.feature].digest,
+        checkpoint=loaded.record(),
+    )
+
+
 def fresh_model(root: Root) -> Model:
     """The baseline `random-init`: LVS before any training, seeded."""
-    recipe = get_recipe("lvs", ["init=random"])
-    torch.manual_seed(recipe.seed)
+    recipe, network = random_init()
     return Model(
         run=root.runs / "baseline-random-init",
-        network=METHODS[recipe.method].network(recipe.options),
+        network=network,
         image_px=recipe.image_px,
         feature=recipe.feature,
         feature_digest=SPECS[recipe.feature].digest,
+    )
+
+
+def object_model(root: Root, held: dict[str, str], weights: Path | None) -> Model:
+    """The baseline `object`: it hears nothing, so that any feature of the shards will do for the loader.
+
+    `held` are the features of the shards with their digests. Raises AvpipeError without ImageNet weights.
+    """
+    feature, digest = next(iter(held.items()))
+    return Model(
+        run=root.runs / "baseline-object",
+        network=object_prior(weights),
+        image_px=IMAGE_PX,
+        feature=feature,
+        feature_digest=digest,
     )
 
 

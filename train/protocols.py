@@ -1,52 +1,26 @@
 """Named protocols: how a similarity map becomes a binary prediction, boxes an annotation, and both a cIoU.
 
-A protocol is a row of `PROTOCOLS`, put together from the small functions above it; the published ones repeat what the
-evaluators of their repositories compute, flaws included, so that old numbers can be compared with new ones.
+A protocol is a row of `PROTOCOLS`, put together from small functions: here, in `resize` and in `boxes`. The published
+ones repeat what the evaluators of their repositories compute, flaws included, so that old numbers can be compared with
+new ones.
 
-Shapes: H, W rows and columns of a similarity map of any size; n one of the two; K boxes. The grid on which everything
-is compared has 224x224 pixels.
+Shapes: H, W rows and columns of a similarity map of any size; K boxes. The grid on which everything is compared has
+224x224 pixels.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipeline.errors import AvpipeError
-from train import metrics
-from train.metrics import GRID, HALF, Annotation
+from train import boxes, metrics, resize
+from train.boxes import Shares
+from train.metrics import HALF, Annotation
+from train.resize import Grid
 
-Grid = NDArray[np.float32]
 Mask = NDArray[np.bool_]
-
-# --- resize: weights (n, 224) that turn n samples of one axis into 224 ------------------------------------------------
-
-
-def _linear(position: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """Return weights (size, 224) of linear interpolation at 224 positions, counted in samples from the first centre."""
-    return np.maximum(0, 1 - np.abs(position.clip(0, size - 1) - np.arange(size)[:, None]))
-
-
-@cache
-def half_pixel_linear(size: int) -> NDArray[np.float64]:
-    """Return the weights (size, 224) of linear enlargement where samples are areas: the outer edges coincide.
-
-    As OpenCV's INTER_LINEAR and torch's bilinear mode with align_corners=False. Shared: do not write to it.
-    """
-    return _linear((np.arange(GRID) + 0.5) * size / GRID - 0.5, size)
-
-
-@cache
-def aligned_linear(size: int) -> NDArray[np.float64]:
-    """Return the weights (size, 224) of linear enlargement where samples are points: the outer centres coincide.
-
-    As torch's bilinear mode with align_corners=True. Shared: do not write to it.
-    """
-    return _linear(np.arange(GRID) * (size - 1) / (GRID - 1), size)
-
 
 # --- scale: map (224, 224) to map (224, 224) --------------------------------------------------------------------------
 
@@ -54,12 +28,33 @@ def aligned_linear(size: int) -> NDArray[np.float64]:
 def min_max(x: Grid) -> Grid:
     """Return the map (224, 224) stretched to [0, 1]; a constant map comes back as it is."""
     low, high = x.min(), x.max()
-    return (x - low) / (high - low) if high > low else x
+    if high == low:
+        return x
+    stretched = x - low
+    stretched /= high - low
+    return stretched
 
 
 def negated_min_max(x: Grid) -> Grid:
     """Return one minus the stretched negative of a map (224, 224): [0, 1], but a constant c comes back as 1 + c."""
     return 1 - min_max(-x)
+
+
+def unguarded_min_max(x: Grid) -> Grid:
+    """Return the map (224, 224) stretched to [0, 1]; a constant map becomes all NaN."""
+    low, high = x.min(), x.max()
+    with np.errstate(invalid="ignore"):
+        return (x - low) / (high - low)
+
+
+def cosine_to_unit(x: Grid) -> Grid:
+    """Return cosines (224, 224), [-1, 1], as values in [0, 1]; SLAVC's (s + 1/τ) / (2/τ) of logits s = x/τ."""
+    return (x + 1) / 2
+
+
+def stretched_cosine(x: Grid) -> Grid:
+    """Return cosines (224, 224) as values in [0, 1] and those stretched to [0, 1]; a constant map is not stretched."""
+    return min_max(cosine_to_unit(x))
 
 
 # --- binarise: scaled map (224, 224) to mask (224, 224) ---------------------------------------------------------------
@@ -85,6 +80,11 @@ def from_middle(x: Grid) -> Mask:
     return x >= _middle(x)
 
 
+def from_half(x: Grid) -> Mask:
+    """Return the pixels at 0.5 or above, however many; none of a map of NaN."""
+    return x >= 0.5
+
+
 def exact_half(x: Grid) -> Mask:
     """Return exactly the 25,088 largest pixels; of those tied at the limit, the first in row-major order."""
     limit = _middle(x)
@@ -94,86 +94,21 @@ def exact_half(x: Grid) -> Mask:
     return mask
 
 
-# --- union: boxes (K, 4) as fractions of the frame to the share of each pixel (224, 224) that they cover --------------
+# --- confidence: map (224, 224) to how sure the model is that anything in the frame sounds ----------------------------
 
 
-def _paint(grid: Grid, boxes_K4: NDArray[np.float64]) -> Grid:
-    """Add 1 to the grid for every box that covers a pixel once its corners are truncated; a box with NaN adds nothing.
+def largest(x: Grid) -> float:
+    """Return the largest value of a map, in the map's own units."""
+    return float(x.max())
 
-    As in a Python slice, a negative corner counts from the far edge.
+
+def top_quarter_of_cosines(x: Grid) -> float:
+    """Return the mean, in [0, 1], of the largest quarter of the cosines scaled to [0, 1].
+
+    Source: SLAVC, test.py, commit 05b429c.
     """
-    # Two frames away is as far out as any corner can be told apart from; beyond it, int would overflow.
-    corners = boxes_K4[~np.isnan(boxes_K4).any(axis=1)].clip(-2, 2) * GRID
-    for xmin, ymin, xmax, ymax in corners.astype(int):
-        grid[ymin:ymax, xmin:xmax] += 1
-    return grid
-
-
-def truncated_union(boxes_K4: NDArray[np.float64]) -> Grid:
-    """Return 1 where a box covers a pixel after it was cut to the frame and its corners truncated to pixels, else 0.
-
-    LVS cuts only negative corners and lets slicing stop at the far edge, EZ-VSL cuts on both sides: the same pixels.
-    """
-    return np.minimum(_paint(_blank(), boxes_K4.clip(0, 1)), 1)
-
-
-def exact_union(boxes_K4: NDArray[np.float64]) -> Grid:
-    """Return the share, in [0, 1], of each pixel's area that lies inside the union of the boxes, cut to the frame.
-
-    The edges of all boxes cut the frame into a few cells, each wholly inside or outside the union; a pixel's share is
-    the area it has in common with the cells inside.
-    """
-    # Rounded to a billionth of a pixel: an edge meant to lie on the pixel grid then lies on it, and does not touch a
-    # row of pixels by the last bit of a float, which would spare them from counting as false positives.
-    corners = np.round(boxes_K4.clip(0, 1) * GRID, 9)
-    xmin, ymin, xmax, ymax = corners[(corners[:, :2] < corners[:, 2:]).all(axis=1)].T
-    if not xmin.size:
-        return _blank()
-    x_edges, y_edges = np.unique([xmin, xmax]), np.unique([ymin, ymax])
-    x_in_box = (x_edges[:-1, None] >= xmin) & (x_edges[1:, None] <= xmax)
-    y_in_box = (y_edges[:-1, None] >= ymin) & (y_edges[1:, None] <= ymax)
-    cell_inside = (y_in_box[:, None] & x_in_box).any(axis=-1)
-    return (_common_length(y_edges) @ cell_inside @ _common_length(x_edges).T).astype(np.float32)
-
-
-def _common_length(edges: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return how much of each of 224 unit intervals each interval between two edges covers: (224, edges - 1)."""
-    pixel = np.arange(GRID)[:, None]
-    return np.maximum(np.minimum(pixel + 1, edges[1:]) - np.maximum(pixel, edges[:-1]), 0)
-
-
-def _blank() -> Grid:
-    return np.zeros((GRID, GRID), dtype=np.float32)
-
-
-# --- votes: boxes (K, 4) and who drew each (K,) to the consensus (224, 224), two votes being all ----------------------
-
-
-def box_votes(boxes_K4: NDArray[np.float64], annotators_K: NDArray) -> Grid:
-    """Return half the number of boxes over each pixel, at most 1, whoever drew them.
-
-    As published: an annotator who drew two overlapping boxes votes twice, and negative corners are not cut.
-    """
-    return np.minimum(_paint(_blank(), boxes_K4) / 2, 1)
-
-
-def annotator_votes(boxes_K4: NDArray[np.float64], annotators_K: NDArray) -> Grid:
-    """Return half the number of annotators whose boxes cover each pixel, at most 1; a part of a pixel is that part."""
-    unions = [exact_union(boxes_K4[annotators_K == annotator]) for annotator in np.unique(annotators_K)]
-    return np.minimum(sum(unions, start=_blank()) / 2, 1)
-
-
-# --- covered: boxes (K, 4) and weights (224, 224) to the share of each pixel that is inside any box -------------------
-
-
-def touched(boxes_K4: NDArray[np.float64], weight: Grid) -> Grid:
-    """Return 1 where there is any weight, else 0: the published [G = 0] turned round."""
-    return (weight > 0).astype(np.float32)
-
-
-def exact_cover(boxes_K4: NDArray[np.float64], weight: Grid) -> Grid:
-    """Return the share of each pixel's area inside the union of all boxes."""
-    return exact_union(boxes_K4)
+    quarter = x.size // 4
+    return (float(np.partition(x, -quarter, axis=None)[-quarter:].mean(dtype=np.float64)) + 1) / 2
 
 
 # --- protocols --------------------------------------------------------------------------------------------------------
@@ -189,47 +124,44 @@ class Protocol:
     """Where the recipe is from, in one sentence."""
     frame: Literal["crop", "squash"]
     """What the network sees: the centre crop of the frame, or the whole frame squashed to a square."""
-    pixels: int
-    """How many of the 50,176 pixels a map without ties predicts; what `metrics.ceiling` needs."""
+    values: Literal["relative", "cosine"]
+    """What counts of a map: how its values relate to each other, or cosines as they are, sounding from 0 up."""
+    pixels: int | None
+    """How many of the 50,176 pixels a map without ties predicts, None for any number; `metrics.ceiling` needs it."""
     boxless: Literal["miss", "apart"]
     """A clip without a usable box counts as a miss, or is left out of every mean and counted apart."""
-    weights: Callable[[int], NDArray[np.float64]]
+    weights: resize.Weights
     """Resize: weights (n, 224) of one axis of n samples."""
     scale: Callable[[Grid], Grid]
     """Scaling of the enlarged map."""
     binarise: Callable[[Grid], Mask]
     """Threshold and comparison of the scaled map."""
-    union: Callable[[NDArray[np.float64]], Grid]
+    confidence: Callable[[Grid], float]
+    """How sure the enlarged map is that something sounds: decides where clips without a sounding object are told."""
+    union: Callable[[NDArray[np.float64]], Shares]
     """Annotation by boxes (K, 4) that stand for one opinion (VGG-SS)."""
-    votes: Callable[[NDArray[np.float64], NDArray], Grid]
+    votes: Callable[[NDArray[np.float64], NDArray], Shares]
     """Annotation by boxes (K, 4) of several annotators (K,) (Flickr-SoundNet)."""
-    covered: Callable[[NDArray[np.float64], Grid], Grid]
-    """What part of a pixel is no false positive when predicted, by boxes (K, 4) and weights (224, 224)."""
+    covered: Callable[[NDArray[np.float64], Shares], Shares]
+    """What part of a pixel is no false positive when predicted, by boxes (K, 4) and their votes (224, 224)."""
 
     def enlarge(self, map_HW: NDArray[np.floating]) -> Grid:
         """Return a similarity map of any size and range as a float32 map (224, 224); one of that size keeps its values.
 
         Raises AvpipeError if the map holds NaN or infinity: a network that gives those has no prediction to score.
         """
-        if not np.isfinite(map_HW).all():
-            raise AvpipeError("a similarity map holds NaN or infinity: its checkpoint is damaged or training diverged")
-        rows, columns = map_HW.shape
-        if (rows, columns) == (GRID, GRID):
-            return map_HW.astype(np.float32)
-        # Without its minimum a constant map is all zeros and stays constant to the last bit. In double, then rounded,
-        # so do the tied rows of other maps, and ties fall by position on every machine alike.
-        low = float(map_HW.min())
-        above_low = map_HW.astype(np.float64) - low
-        # einsum, not BLAS: products as small as these cost BLAS more to spread over threads than to compute.
-        tall = np.einsum("hi,hw->iw", self.weights(rows), above_low)
-        return (np.einsum("iw,wj->ij", tall, self.weights(columns)) + low).astype(np.float32)
+        return resize.enlarge(map_HW, self.weights)
 
     def predict(self, map_HW: NDArray[np.floating]) -> Mask:
         """Return the pixels (224, 224) that a similarity map of any size and range calls sounding.
 
         Raises AvpipeError if the map holds NaN or infinity.
         """
-        return self.binarise(self.scale(self.enlarge(map_HW)))
+        return self.foreground(self.enlarge(map_HW))
+
+    def foreground(self, large: Grid) -> Mask:
+        """Return the pixels (224, 224) that a map enlarged by `enlarge` calls sounding."""
+        return self.binarise(self.scale(large))
 
     def annotate(self, boxes_K4: ArrayLike, annotators_K: ArrayLike | None = None) -> Annotation:
         """Return the annotation (224, 224) that boxes make.
@@ -244,8 +176,8 @@ class Protocol:
         boxes_K4 = np.asarray(boxes_K4, dtype=np.float64).reshape(-1, 4)
         if annotators_K is None:
             weight = self.union(boxes_K4)
-        else:
-            weight = self.votes(boxes_K4, np.asarray(annotators_K))
+            return Annotation(weight, weight)
+        weight = self.votes(boxes_K4, np.asarray(annotators_K))
         return Annotation(weight, self.covered(boxes_K4, weight))
 
     def ciou(self, map_HW: NDArray[np.floating], gt: Annotation) -> float:
@@ -256,46 +188,85 @@ class Protocol:
         return metrics.ciou(self.predict(map_HW), gt)
 
 
-_ROWS = (
-    Protocol(
-        name="lvs",
-        source="Chen et al., Localizing Visual Sounds the Hard Way (CVPR 2021): test.py, commit 8fe8cbb.",
-        frame="crop",
-        pixels=HALF - 1,
-        boxless="miss",
-        weights=half_pixel_linear,
-        scale=negated_min_max,
-        binarise=above_middle,
-        union=truncated_union,
-        votes=box_votes,
-        covered=touched,
-    ),
-    Protocol(
-        name="ez-vsl",
-        source="Mo and Morgado, Localizing Visual Sounds the Easy Way (ECCV 2022): test.py, commit 95ff5bf.",
-        frame="squash",
-        pixels=HALF,
-        boxless="miss",
-        weights=aligned_linear,
-        scale=min_max,
-        binarise=from_middle,
-        union=truncated_union,
-        votes=box_votes,
-        covered=touched,
-    ),
-    Protocol(
-        name="avpipe",
-        source="avpipe's own: the whole frame, exactly half of the pixels, exact areas of the boxes.",
-        frame="squash",
-        pixels=HALF,
-        boxless="apart",
-        weights=half_pixel_linear,
-        scale=min_max,
-        binarise=exact_half,
-        union=exact_union,
-        votes=annotator_votes,
-        covered=exact_cover,
-    ),
+_LVS = Protocol(
+    name="lvs",
+    source="Chen et al., Localizing Visual Sounds the Hard Way (CVPR 2021): test.py, commit 8fe8cbb.",
+    frame="crop",
+    values="relative",
+    pixels=HALF - 1,
+    boxless="miss",
+    weights=resize.half_pixel_linear,
+    scale=negated_min_max,
+    binarise=above_middle,
+    confidence=largest,
+    union=boxes.truncated_union,
+    votes=boxes.box_votes,
+    covered=boxes.touched,
 )
+_SSL_TIE = replace(
+    _LVS,
+    name="ssl-tie",
+    source="Liu et al., Exploiting Transformation Invariance and Equivariance (ACM MM 2022): main.py, commit c49e6a9.",
+    union=boxes.wrapped_union,
+)
+_SSPL = replace(
+    _LVS,
+    name="sspl",
+    source="Song et al., Self-Supervised Predictive Learning (CVPR 2022): main.py, commit d1af4c7.",
+    pixels=None,
+    scale=unguarded_min_max,
+    binarise=from_half,
+)
+_EZ_VSL = replace(
+    _LVS,
+    name="ez-vsl",
+    source="Mo and Morgado, Localizing Visual Sounds the Easy Way (ECCV 2022): test.py, commit 95ff5bf.",
+    frame="squash",
+    pixels=HALF,
+    weights=resize.aligned_linear,
+    scale=min_max,
+    binarise=from_middle,
+)
+_EZ_VSL_TRAIN = replace(
+    _EZ_VSL,
+    name="ez-vsl-train",
+    source="The same repository: train.py, by whose scores the published weights were chosen.",
+    weights=resize.half_pixel_cubic,
+)
+_SLAVC = replace(
+    _EZ_VSL,
+    name="slavc",
+    source="Mo and Morgado, A Closer Look at Weakly-Supervised AVSL (NeurIPS 2022): test.py, commit 05b429c.",
+    values="cosine",
+    pixels=None,
+    weights=resize.aligned_cubic,
+    scale=cosine_to_unit,
+    binarise=from_half,
+    confidence=top_quarter_of_cosines,
+)
+_SLAVC_MEDIAN = replace(
+    _SLAVC,
+    name="slavc-median",
+    source="The same test.py with --relative_prediction, as its scripts call it.",
+    pixels=HALF,
+    scale=stretched_cosine,
+    binarise=from_middle,
+)
+_AVPIPE = Protocol(
+    name="avpipe",
+    source="avpipe's own: the whole frame, exactly half of the pixels, exact areas of the boxes.",
+    frame="squash",
+    values="relative",
+    pixels=HALF,
+    boxless="apart",
+    weights=resize.half_pixel_linear,
+    scale=min_max,
+    binarise=exact_half,
+    confidence=largest,
+    union=boxes.exact_union,
+    votes=boxes.annotator_votes,
+    covered=boxes.exact_cover,
+)
+_ROWS = (_LVS, _SSL_TIE, _SSPL, _EZ_VSL, _EZ_VSL_TRAIN, _SLAVC, _SLAVC_MEDIAN, _AVPIPE)
 PROTOCOLS = {protocol.name: protocol for protocol in _ROWS}
 DEFAULT = "avpipe"

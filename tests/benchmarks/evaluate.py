@@ -1,0 +1,92 @@
+"""Time and memory of scoring as many maps as VGG-SS has clips under all protocols, with groups and intervals.
+
+    python tests/benchmarks/evaluate.py [--clips 5158] [--size 14] [--json FILE]
+
+The boxes are made up, the maps smooth noise around one of them. The run also checks that what the protocols share does
+not change a score: a part of the clips is scored again, one protocol at a time.
+"""
+
+import argparse
+import json
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from train import evaluate as ev
+from train.protocols import PROTOCOLS
+
+CHECKED = 100
+
+
+def make_clips(count: int) -> ev.TestClips:
+    """Clips with one box, every seventh with two; 220 classes."""
+    draw = np.random.default_rng(0)
+    boxes = []
+    for number in range(count):
+        corners = draw.uniform(0, 0.6, (1 + (number % 7 == 0), 2))
+        ends = np.minimum(corners + draw.uniform(0.1, 0.8, corners.shape), 1)
+        named = [(0, *corner, *end) for corner, end in zip(corners.tolist(), ends.tolist(), strict=True)]
+        boxes.append([dict(zip(("annotator", *ev.CORNERS), box, strict=True)) for box in named])
+    ids, labels = [f"clip_{n:06d}" for n in range(count)], [f"class {n % 220}" for n in range(count)]
+    return ev.TestClips(split="made-up", listed=count, listed_sha256="", clip_ids=ids, labels=labels, boxes=boxes)
+
+
+def make_maps(clips: ev.TestClips, size: int) -> np.ndarray:
+    """Maps (N, size, size): cosines around 0 that are higher towards the first box."""
+    draw = np.random.default_rng(1)
+    x = (np.arange(size) + 0.5) / size
+    boxes_N4 = np.array([[some[0][corner] for corner in ev.CORNERS] for some in clips.boxes])
+    centre_x, centre_y = (boxes_N4[:, :2] + boxes_N4[:, 2:]).T[..., None] / 2
+    distance = np.hypot((x - centre_y)[:, :, None], (x - centre_x)[:, None, :])
+    return (0.3 - distance + 0.2 * draw.standard_normal(distance.shape)).astype(np.float32)
+
+
+def one_at_a_time(clips: ev.TestClips, maps: np.ndarray, scores: list[ev.Score]) -> bool:
+    """Whether the first clips get the same scores from each protocol by itself."""
+    for score in scores:
+        protocol = PROTOCOLS[score.protocol]
+        for row, boxes, map_HW in zip(score.rows[:CHECKED], clips.boxes, maps, strict=False):
+            gt = protocol.annotate([[box[corner] for corner in ev.CORNERS] for box in boxes])
+            if protocol.ciou(map_HW, gt) != row["ciou"]:
+                return False
+    return True
+
+
+def main() -> None:
+    """Make the maps, score, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=int, default=5158)
+    parser.add_argument("--size", type=int, default=14)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    clips = make_clips(options.clips)
+    maps = make_maps(clips, options.size)
+    start, cpu = time.perf_counter(), time.process_time()
+    scores = ev.evaluate(clips, lambda frame: iter(maps), ev.choose_protocols("all"))
+    scored = time.perf_counter()
+    summaries = [score.summary() for score in scores]
+    end, cpu = time.perf_counter(), time.process_time() - cpu
+    result = {
+        "clips": len(maps),
+        "protocols": len(scores),
+        "seconds": round(end - start, 2),
+        "of which groups and intervals": round(end - scored, 2),
+        "CPU seconds": round(cpu, 2),
+        "ms per clip and protocol": round(1000 * (end - start) / len(maps) / len(scores), 3),
+        "peak MB": int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) // 1024,
+        "each protocol alone gives the same": one_at_a_time(clips, maps, scores),
+    }
+    table = Table("", "")
+    for name, value in result.items():
+        table.add_row(name, str(value))
+    Console().print(table, f"cIoU@0.5 under avpipe {summaries[0]['ciou']:.3f}, {summaries[0]['interval']['ciou']}")
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""Checkpoints that the four papers' repositories saved: read safely, renamed, and loaded into our networks."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import re
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import AvpipeError
+from train.methods import METHODS, ez_vsl, lvs, ssl_tie, sspl
+
+IMAGE_PX = 224
+WRAPPINGS = ("model_state_dict", "state_dict", "model")
+"""Keys under which LVS, SSL-TIE and EZ-VSL keep their tensors, beside optimiser and scores."""
+SSPL_PARTS = {"frame": "net_frame", "sound": "net_sound", "pcm": "net_pc", "pc": "net_pc", "ssl_head": "net_ssl_head"}
+SSPL_FILE = re.compile(r"(?:net_)?(frame|sound|pcm|pc|ssl_head)(?:_\w+)?\.(?:pth|pt)(?:\.tar)?", re.ASCII)
+SUFFIXES = re.compile(r"(\.(pth|pt|tar|ckpt|pkl))+$")
+
+_SCALAR = np.float64(0).__reduce__()[0]
+# Scores beside the weights are NumPy numbers (EZ-VSL, SSL-TIE), settings a Namespace: plain values, no code of theirs.
+HARMLESS = [
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")),
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Format:
+    """How one repository names and saves what it trained."""
+
+    method: str
+    """A key of train.methods.METHODS."""
+    features: tuple[str, ...]
+    """Feature specs that the network reads, the published one first."""
+    names: Callable[[Iterable[str]], dict[str, str]]
+    """Our state names to the published ones."""
+    never_read: tuple[str, ...] = ()
+    """Beginnings of published names that no forward pass reads, or whose output is dropped."""
+
+
+_RESNETS = (
+    *("imgnet.conv1_a.", "imgnet.conv1_flow.", "imgnet.fc."),
+    *("audnet.conv1.", "audnet.conv1_flow.", "audnet.fc."),
+)
+_TIE_ONLY = ("vision_fc1.", "conv3.", "norm3.")
+FORMATS = {
+    # The audio trunk is convolutional with a maximum over time, so 3 s of sound go through it as well as its own 10 s.
+    "lvs": Format(method="lvs", features=("logspec-10s", "logspec"), names=lvs.published_names, never_read=_RESNETS),
+    "ez-vsl": Format(method="ez-vsl", features=("logspec",), names=ez_vsl.published_names),
+    "ssl-tie": Format(
+        method="ssl-tie", features=("tie-mel",), names=ssl_tie.published_names, never_read=_RESNETS + _TIE_ONLY
+    ),
+    "sspl": Format(method="sspl", features=("vggish",), names=sspl.published_names, never_read=("net_sound.pproc.",)),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loaded:
+    """A network with published weights, and how well the file fitted it."""
+
+    format: str
+    file: str
+    network: nn.Module
+    feature: str
+    """The feature spec that it is to read."""
+    matched: int
+    """Tensors of ours that the file filled."""
+    unused: list[str]
+    """Names in the file that we do not know."""
+    never_read: list[str]
+    """Names in the file that the published code does not read either."""
+    missing: list[str]
+    """Published names that the file lacks and no score needs: batch norm's counters, absent before torch 0.4.1."""
+
+    def record(self) -> dict[str, Any]:
+        """The match as plain values: format, file, feature, matched, unused, never_read, missing."""
+        return {name: getattr(self, name) for name in self.__slots__ if name != "network"}
+
+    def text(self) -> str:
+        """The match in one or two lines for a person."""
+        known = f"{len(self.never_read)} known, never read"
+        counters = f", {len(self.missing)} batch norm counters missing (harmless)" if self.missing else ""
+        lines = [
+            f"{self.file} ({self.format}): {self.matched} tensors matched{counters}; {_some(self.unused)} unused"
+            f"; {known}; it reads {self.feature}"
+        ]
+        if self.format == "ssl-tie" and not any(name.startswith(_TIE_ONLY) for name in self.never_read):
+            lines.append(f"it has none of SSL-TIE's own {', '.join(_TIE_ONLY)}; an LVS checkpoint needs --format lvs")
+        return "\n".join(lines)
+
+
+def load_published_checkpoint(path: Path, format_name: str, held: Collection[str] = ()) -> Loaded:
+    """Load a checkpoint of LVS (`lvs`), EZ-VSL, SSL-TIE or SSPL: the file, or for SSPL the folder of its files.
+
+    `held` are the feature specs at hand: of several that the network can read, the first of them is chosen. SSPL is
+    taken with its PCM if the checkpoint has one. Raises AvpipeError for an unknown format, for a file that is damaged,
+    could run code or belongs to another format, and where tensors are missing or have another shape.
+    Source: the saving and loading code of the four repositories (`test.py`, `train.py`, `main.py`).
+    """
+    if format_name not in FORMATS:
+        raise AvpipeError(f"there is no format {format_name!r}; there are: {', '.join(FORMATS)}")
+    layout = FORMATS[format_name]
+    state = _read_sspl(path) if format_name == "sspl" else flat_state(read_saved(path), path)
+    found = format_of(state)
+    if found not in (None, format_name) and (found, format_name) != ("lvs", "ssl-tie"):
+        raise AvpipeError(f"{path} is a checkpoint of {found}, not of {format_name}; use --format {found}")
+    options: dict[str, Any] = {"init": "random"}  # the weights follow at once
+    if format_name == "sspl":
+        options["pcm"] = any(name.startswith("net_pc.") for name in state)
+    method = METHODS[layout.method]
+    network = method.network(method.config(**options))
+    names = layout.names(network.state_dict())
+    missing = _fill(network, names, state, f"{path} does not fit {format_name}")
+    others = sorted(set(state) - set(names.values()))
+    return Loaded(
+        format=format_name,
+        file=str(path),
+        network=network,
+        feature=next((feature for feature in layout.features if feature in held), layout.features[0]),
+        matched=len(names) - len(missing),
+        unused=[name for name in others if not name.startswith(layout.never_read)],
+        never_read=[name for name in others if name.startswith(layout.never_read)],
+        missing=missing,
+    )
+
+
+def format_of(names: Collection[str]) -> str | None:
+    """The format that names of tensors belong to; None where they tell nothing. SSL-TIE's contain all of LVS's."""
+    marks = {"net_": "sspl", "img_proj.": "ez-vsl", **dict.fromkeys(_TIE_ONLY, "ssl-tie"), "audnet.conv1_a.": "lvs"}
+    return next((marks[mark] for mark in marks if any(name.startswith(mark) for name in names)), None)
+
+
+def folder_name(path: Path, format_name: str) -> str:
+    """Name of the results' folder: `published-<format>-<stem>`, with nothing in it but letters, digits, `_`, `-`, `.`.
+
+    The stem comes from a stranger's file name and must not lead out of the folder of runs.
+    """
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", SUFFIXES.sub("", Path(os.path.abspath(path)).name)).strip("-.")[:64]
+    return f"published-{format_name}-{stem or 'checkpoint'}"
+
+
+def read_saved(path: Path) -> dict:
+    """The dictionary that torch saved, zip or older, on the CPU; nothing is run but the rebuilding of plain values.
+
+    Raises AvpipeError for a file that is missing, damaged, holds other objects, or no dictionary.
+    """
+    if not path.is_file():
+        what = (
+            "is a folder; give the checkpoint file in it" if path.is_dir() else "does not exist; give a checkpoint file"
+        )
+        raise AvpipeError(f"{path} {what}")
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise AvpipeError(f"{path} cannot be read ({error.strerror or error}); check it and its permissions") from None
+    except Exception as error:  # a stranger's bytes drive the unpickler: whatever it raises, the file is no checkpoint
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if foreign:
+            raise AvpipeError(
+                f"{path} holds more than tensors and plain values ({foreign[1]}), which could run code; not loaded"
+            ) from None
+        raise AvpipeError(f"{path} is damaged or no file of torch's; download it again") from None
+    if not isinstance(content, dict):
+        raise AvpipeError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors; not a checkpoint")
+    return content
+
+
+def flat_state(content: dict, path: Path) -> dict[str, Tensor]:
+    """Tensors by their published names: out of their wrapping, without DataParallel's `module.`, the rest left out.
+
+    A dictionary for each network (SSPL) becomes names with the network before them. Raises AvpipeError where there is
+    no tensor; `path` is for its sentence.
+    """
+    wrapped = next((content[key] for key in WRAPPINGS if isinstance(content.get(key), dict)), content)
+    flat: dict[Any, Any] = {}
+    for key, value in wrapped.items():
+        part = SSPL_PARTS.get(str(key).removeprefix("net_"))
+        flat |= {f"{part}.{name}": v for name, v in value.items()} if part and isinstance(value, dict) else {key: value}
+    state = {
+        ".".join(step for step in name.split(".") if step != "module"): value
+        for name, value in flat.items()
+        if isinstance(name, str) and isinstance(value, Tensor)
+    }
+    if not state:
+        keys = ", ".join(_plain(key) for key in list(content)[:5]) or "nothing"
+        raise AvpipeError(f"{path} holds no tensors by name (but {keys}); give a checkpoint of the published code")
+    return state
+
+
+def _read_sspl(path: Path) -> dict[str, Tensor]:
+    """SSPL's tensors under the prefixes of its networks, from the folder of its files or from one file with all."""
+    if not path.is_dir():
+        state = flat_state(read_saved(path), path)
+        if format_of(state) is None:
+            raise AvpipeError(
+                f"{path} has no names that begin with net_frame, net_sound or net_ssl_head; SSPL saves a file for each "
+                "network: give the folder of frame_best.pth, sound_best.pth, ssl_head_best.pth and maybe pcm_best.pth"
+            )
+        return state
+    files: dict[str, list[Path]] = {}
+    for file in sorted(path.iterdir()):
+        if match := SSPL_FILE.fullmatch(file.name):
+            files.setdefault(SSPL_PARTS[match[1]], []).append(file)
+    state = {}
+    for part, choice in files.items():
+        choice = [file for file in choice if "_best" in file.name] or choice
+        if len(choice) > 1:
+            raise AvpipeError(
+                f"{path} has several files for {part}: {', '.join(file.name for file in choice)}; leave one of them"
+            )
+        own = flat_state(read_saved(choice[0]), choice[0])
+        state |= {f"{part}.{name.removeprefix(part + '.')}": value for name, value in own.items()}
+    if not state:
+        raise AvpipeError(f"{path} has no frame_best.pth, sound_best.pth or ssl_head_best.pth; give SSPL's checkpoints")
+    return state
+
+
+def _fill(network: nn.Module, names: dict[str, str], state: dict[str, Tensor], misfit: str) -> list[str]:
+    """Load `state` into `network` and return the published names that are missing without harm."""
+    own_state = network.state_dict()
+    wrong, missing = [], []
+    for own, value in own_state.items():
+        theirs = state.get(names[own])
+        if theirs is None and own.endswith(".num_batches_tracked"):
+            missing.append(names[own])
+        elif theirs is None:
+            wrong.append(f"{names[own]} is missing")
+        elif theirs.shape != value.shape:
+            wrong.append(f"{names[own]} has shape {tuple(theirs.shape)}, not {tuple(value.shape)}")
+        else:
+            own_state[own] = theirs
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise AvpipeError(
+            f"{misfit}: of {len(names)} tensors {len(wrong)} are missing or of another shape ({', '.join(wrong[:3])}"
+            f"{more}); check --format and the file"
+        )
+    try:
+        network.load_state_dict(own_state)
+    except RuntimeError as error:
+        raise AvpipeError(f"{misfit}: {str(error).strip().splitlines()[-1].strip()}") from None
+    return missing
+
+
+def _some(names: list[str]) -> str:
+    """A count, with the first three of its names."""
+    if not names:
+        return "0"
+    return f"{len(names)} ({', '.join(map(_plain, names[:3]))}{', …' if len(names) > 3 else ''})"
+
+
+def _plain(name: Any) -> str:
+    """A stranger's name for the terminal: short, and nothing in it that moves the cursor."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(name)[:60])
