@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,10 +17,11 @@ from pipeline.layout import Root
 from pipeline.manifest_build import build_manifest
 from train import evaluate as ev
 from train import metrics
+from train.eval_table import table
 from train.fit import fit
 from train.predict import network_maps
 from train.recipes import get_recipe
-from train.results import run_eval, table
+from train.results import Request, run_eval
 from train.shards import open_shards
 
 FIELDS = {"split", "protocol", "clips_listed", "clips_scored", "ciou", "auc", "pointing", "floor", "ceiling"}
@@ -157,7 +159,7 @@ def trained(done_root, tmp_path_factory):
 
 
 def test_a_run_is_scored_and_its_files_say_the_same(trained):
-    result = run_eval(trained, "synth_test", "small", None, "all", workers=1)
+    result = run_eval(trained, Request(split="synth_test", checkpoint="small", protocol="all", workers=1))
     assert result.keys() >= FIELDS and result["clips_listed"] == result["clips_scored"] == 4
     folder = trained.runs / "small" / "eval" / "synth_test"
     assert json.loads((folder / "metrics.json").read_text()) == json.loads(json.dumps(result))
@@ -197,40 +199,75 @@ def test_a_map_depends_on_its_own_clip_alone(trained):
 
 
 def test_random_init_is_a_baseline_and_repeats_itself(trained):
-    first = run_eval(trained, "synth_test", None, "random-init", "avpipe", workers=0)
+    first = run_eval(trained, Request(split="synth_test", baseline="random-init", workers=0))
     assert first["model"] == "baseline-random-init" and first["clips_scored"] == 4
-    assert run_eval(trained, "synth_test", None, "random-init", "avpipe", workers=0) == first
+    assert run_eval(trained, Request(split="synth_test", baseline="random-init", workers=0)) == first
 
 
 def test_the_baseline_object_needs_the_imagenet_weights_and_no_sound(trained, tmp_path):
     torch.manual_seed(0)
     torch.save(resnet18(weights=None).state_dict(), tmp_path / "resnet18-f37072fd.pth")
-    result = run_eval(trained, "synth_test", None, "object", "avpipe", workers=0, weights=tmp_path)
+    result = run_eval(trained, Request(split="synth_test", baseline="object", workers=0, weights=tmp_path))
     assert (result["model"], result["clips_scored"]) == ("baseline-object", 4)
     assert (trained.runs / "baseline-object/eval/synth_test/metrics.json").exists()
     with pytest.raises(AvpipeError, match="the ImageNet weights of ResNet-18 are missing"):
-        run_eval(trained, "synth_test", None, "object", "avpipe", workers=0, weights=tmp_path / "nowhere")
+        run_eval(trained, Request(split="synth_test", baseline="object", workers=0, weights=tmp_path / "nowhere"))
 
 
 def test_without_a_name_the_newest_run_is_scored_or_a_fresh_network(trained, done_root, tmp_path, capsys):
-    assert run_eval(trained, "synth_test", None, None, "avpipe", workers=0)["model"] == "small"
+    assert run_eval(trained, Request(split="synth_test", workers=0))["model"] == "small"
     untrained = Root(tmp_path)
     (untrained.path / "shards").symlink_to(done_root.shards)
-    assert run_eval(untrained, "synth_test", None, None, "avpipe", workers=0)["model"] == "baseline-random-init"
+    assert run_eval(untrained, Request(split="synth_test", workers=0))["model"] == "baseline-random-init"
     assert "no trained run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("asked", "sentence"),
     [
-        (("small", "centre"), "either --checkpoint RUN or --baseline"),
-        (("nobody", None), "no run 'nobody'"),
-        ((None, "best"), "no baseline 'best'; there are: centre, object, random-init"),
+        ({"checkpoint": "small", "baseline": "centre"}, "either --checkpoint RUN or --baseline"),
+        ({"checkpoint": "nobody"}, "no run 'nobody'"),
+        ({"baseline": "best"}, "no baseline 'best'; there are: centre, object, random-init"),
+        ({"baseline": "centre", "object_guided": True}, "a baseline is scored as it is"),
+        ({"format_name": "lvs"}, "give that file, too"),
+        ({"weights": Path("x")}, "--baseline object or --object-guided"),
     ],
 )
-def test_wrong_requests_are_sentences(trained, arguments, sentence):
+def test_wrong_requests_are_sentences(trained, asked, sentence):
     with pytest.raises(AvpipeError, match=sentence):
-        run_eval(trained, "synth_test", *arguments, "avpipe", workers=0)
+        run_eval(trained, Request(split="synth_test", workers=0, **asked))
+
+
+def test_other_sounds_and_what_was_trained_on_stand_beside_the_score(trained):
+    result = run_eval(trained, Request(split="synth_test", checkpoint="small", workers=0))
+    for name in ("wrong_audio", "silence"):
+        other = result[name]
+        assert other["drop"] == pytest.approx(result["ciou"] - other["ciou"])
+        assert other["interval"][0] <= other["drop"] <= other["interval"][1]
+    assert result["trained_on"]["split"] == "synth_train"
+    assert result["trained_on"]["leak"] == {"clips": 0, "videos": 0}
+    text = table(result)
+    assert "with the sound of another class: cIoU@0.5" in text and "trained on synth_train (16 clips)" in text
+    assert "LEAK" not in text
+
+
+def test_a_leak_is_shouted_and_can_be_forbidden(trained):
+    with pytest.raises(AvpipeError, match=r"shares clips or videos with synth_train \(16 clips, 16 videos\)"):
+        run_eval(trained, Request(split="synth_train", checkpoint="small", workers=0, forbid_leak=True))
+    result = run_eval(trained, Request(split="synth_test", checkpoint="small", workers=0))
+    result["trained_on"] |= {"leak": {"clips": 3, "videos": 4}, "select_on": "synth_test"}
+    assert "LEAK: trained on 3 of the scored clips, on 4 of their videos" in table(result)
+    assert "its epoch was chosen by the score on synth_test" in table(result)
+
+
+def test_object_guided_maps_are_a_blend(trained, tmp_path):
+    torch.save(resnet18().state_dict(), tmp_path / "resnet18-f37072fd.pth")
+    plain = run_eval(trained, Request(split="synth_test", checkpoint="small", workers=0))
+    request = Request(split="synth_test", checkpoint="small", workers=0, object_guided=True, weights=tmp_path)
+    guided = run_eval(trained, request)
+    assert guided["model"] == "small + object-guided" and guided["per_clip"] != plain["per_clip"]
+    ours, theirs = (ev.read_per_clip(Path(result["per_clip"]))[0].rows for result in (plain, guided))
+    assert [row["ciou"] for row in ours] != [row["ciou"] for row in theirs]
 
 
 def test_a_checkpoint_of_another_feature_is_refused(trained, tmp_path):
@@ -238,7 +275,7 @@ def test_a_checkpoint_of_another_feature_is_refused(trained, tmp_path):
     state["data"]["feature_digest"] = "00000000"
     torch.save(state, tmp_path / "other.pt")
     with pytest.raises(AvpipeError, match="trained on logspec 00000000"):
-        run_eval(trained, "synth_test", str(tmp_path / "other.pt"), None, "avpipe", workers=0)
+        run_eval(trained, Request(split="synth_test", checkpoint=str(tmp_path / "other.pt"), workers=0))
 
 
 def without_weights(state):

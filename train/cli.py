@@ -31,6 +31,9 @@ def train(
         str | None,
         typer.Option(help="Shards with boxes; the best epoch is the one with the highest cIoU on them, and says so."),
     ] = None,
+    forbid_leak: Annotated[
+        bool, typer.Option("--forbid-leak", help="Refuse to train on clips or videos of a test split.")
+    ] = False,
     wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Log to Weights & Biases, too.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that load data.  [default: cores - 1]")] = None,
     as_json: Json = False,
@@ -45,6 +48,7 @@ def train(
 
     require_training()
     from train.fit import fit
+    from train.leaks import leaks_into_tests, warn_or_refuse
     from train.ranks import is_first
     from train.recipes import get_recipe, summary
     from train.shards import open_shards
@@ -58,8 +62,9 @@ def train(
     run = root.runs / (name or f"{recipe}-{data.split}")
     loaders = max(1, default_workers() - 1) if workers is None else workers
     chooser = open_shards(select_on) if select_on else None
+    found = warn_or_refuse(data.split, leaks_into_tests(root.manifest, data.clip_ids), forbid_leak)
     if is_first():
-        print(f"avpipe: {summary(chosen)}", file=sys.stderr)
+        print(f"avpipe: {summary(chosen)}" + (f"\navpipe: {found}" if found else ""), file=sys.stderr)
     trained = fit(chosen, data, run, loaders, weights, chooser, wandb)
     if is_first():
         say(asdict(trained) | {"recipe": chosen.record()}, _ending(trained), as_json)
@@ -94,19 +99,61 @@ def evaluate(
     baseline: Annotated[
         str | None, typer.Option(help="Instead of a checkpoint: `centre`, `object` or `random-init`.")
     ] = None,
+    object_guided: Annotated[
+        bool, typer.Option("--object-guided", help="Blend the maps with those of an ImageNet network (EZ-VSL's OGL).")
+    ] = False,
     weights: Annotated[
-        Path | None, typer.Option(help="File or folder with the ImageNet weights for the baseline `object`.")
+        Path | None, typer.Option(help="File or folder with the ImageNet weights, for `object` and --object-guided.")
     ] = None,
-    protocol: Annotated[str, typer.Option(help="avpipe, lvs, ez-vsl, several with commas, or all.")] = "avpipe",
+    protocol: Annotated[
+        str, typer.Option(help="avpipe, lvs, ssl-tie, ez-vsl, ez-vsl-train, sspl, slavc, slavc-median, or all.")
+    ] = "avpipe",
+    forbid_leak: Annotated[
+        bool, typer.Option("--forbid-leak", help="Refuse a checkpoint that was trained on clips of the split.")
+    ] = False,
     workers: Workers = None,
     as_json: Json = False,
 ):
     """Score a model or a baseline on a split's boxes, beside floor, ceiling and coverage."""
     require_training()
-    from train.results import run_eval, table
+    from train.eval_table import table
+    from train.results import Request, run_eval
 
     root: Root = context.obj
-    result = run_eval(root, split, checkpoint, baseline, protocol, workers, format_name, weights)
+    request = Request(
+        split=split,
+        checkpoint=checkpoint,
+        format_name=format_name,
+        baseline=baseline,
+        object_guided=object_guided,
+        weights=weights,
+        protocol=protocol,
+        forbid_leak=forbid_leak,
+        workers=workers,
+    )
+    result = run_eval(root, request)
+    say(result, "" if as_json else table(result), as_json)
+
+
+@app.command(epilog="Example: avpipe retrieve --split retrieval --checkpoint ssl-tie-ssltie_seen_144k")
+def retrieve(
+    context: typer.Context,
+    split: Split,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="A run's name or folder, or a file.  [default: the newest run]")
+    ] = None,
+    format_name: Annotated[
+        str | None, typer.Option("--format", help="Whose published checkpoint it is: lvs, ez-vsl, ssl-tie or sspl.")
+    ] = None,
+    baseline: Annotated[str | None, typer.Option(help="Instead of a checkpoint: `random-init`.")] = None,
+    workers: Workers = None,
+    as_json: Json = False,
+):
+    """Search a split's sounds and pictures by sound: how often the category is right, beside chance."""
+    require_training()
+    from train.retrieval import run_retrieval, table
+
+    result = run_retrieval(context.obj, split, checkpoint, baseline, format_name, workers)
     say(result, "" if as_json else table(result), as_json)
 
 

@@ -3,6 +3,8 @@
 Shapes: N clips.
 """
 
+from functools import cache
+
 import numpy as np
 
 from pipeline.features import SPECS
@@ -24,6 +26,7 @@ def sounds_of_other_classes(labels: list[str | None], seed: int = 0) -> np.ndarr
     return given
 
 
+@cache
 def silence(name: str) -> np.ndarray:
     """(1, …) float16: the feature of a digital silence."""
     spec = SPECS[name]

@@ -18,6 +18,21 @@ from train.shards import Shards
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainedOn:
+    """What a checkpoint of avpipe's own says of its training."""
+
+    split: str
+    clip_ids: list[str]
+    step: int
+    select_on: str | None
+    """Split by whose scores its epoch was chosen."""
+
+    def record(self) -> dict[str, Any]:
+        """Plain values, the clips only counted."""
+        return {"split": self.split, "samples": len(self.clip_ids), "step": self.step, "select_on": self.select_on}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """A network with what it reads."""
 
@@ -29,6 +44,8 @@ class Model:
     feature_digest: str
     checkpoint: dict[str, Any] | None = None
     """How a published checkpoint fitted the network: format, matched, unused, never_read, missing."""
+    trained_on: TrainedOn | None = None
+    """None where it is not known, or nothing."""
 
     def check_feature(self, shards: Shards) -> None:
         """Raise AvpipeError unless the shards hold the very feature that the network reads."""
@@ -48,35 +65,52 @@ def choose_model(
     format_name: str | None = None,
     weights: Path | None = None,
 ) -> Model:
-    """The model that a checkpoint or baseline names; with neither the newest run, or a fresh network if there is none.
+    """The model that a checkpoint or baseline names, see `named_model`, for these shards.
 
-    `format_name` says whose published checkpoint it is, for avpipe's own it is None. `weights` is the file or folder
-    of the ImageNet weights for the baseline `object`. Raises AvpipeError for an unknown name, an unreadable checkpoint,
-    and where the shards do not hold the feature that the network reads.
+    Raises AvpipeError as `named_model` does, and where the shards do not hold the feature that the network reads.
     """
-    check_baseline(baseline)
     held = shards.metadata["extract"]["features"]
-    if checkpoint is not None and format_name is not None:
-        model = published_model(root, Path(checkpoint), format_name, held)
-    elif checkpoint is not None:
-        model = trained_model(find_run(root, checkpoint))
-    elif baseline == "object":
-        model = object_model(root, held, weights)
-    elif baseline is None and (newest := newest_run(root)) is not None:
-        model = trained_model(newest)
-    else:
-        if baseline is None:
-            print(f"avpipe: no trained run in {root.runs}; scoring the baseline random-init", file=sys.stderr)
-        model = fresh_model(root)
+    model = named_model(root, held, checkpoint, baseline, format_name, weights)
     model.check_feature(shards)
     return model
+
+
+def named_model(
+    root: Root,
+    held: dict[str, str],
+    checkpoint: str | None = None,
+    baseline: str | None = None,
+    format_name: str | None = None,
+    weights: Path | None = None,
+) -> Model:
+    """The model that a checkpoint or baseline names; with neither the newest run, or a fresh network if there is none.
+
+    `held` are the features at hand with their digests. `format_name` says whose published checkpoint it is, for
+    avpipe's own it is None. `weights` is the file or folder of the ImageNet weights for the baseline `object`. Raises
+    AvpipeError for an unknown name and an unreadable checkpoint.
+    """
+    check_baseline(baseline)
+    if checkpoint is not None and format_name is not None:
+        return published_model(root, Path(checkpoint), format_name, held)
+    if checkpoint is not None:
+        return trained_model(find_run(root, checkpoint))
+    if baseline == "object":
+        return object_model(root, held, weights)
+    if baseline is None and (newest := newest_run(root)) is not None:
+        return trained_model(newest)
+    if baseline is None:
+        print(f"avpipe: no trained run in {root.runs}; taking the baseline random-init", file=sys.stderr)
+    return fresh_model(root)
 
 
 def trained_model(path: Path) -> Model:
     """The network of a run's folder or of a checkpoint file. Raises AvpipeError for one that is damaged or foreign."""
     state = load_checkpoint(path)
     try:
-        recipe, network, digest = recipe_of(state), network_of(state), state["data"]["feature_digest"]
+        recipe, network, data = recipe_of(state), network_of(state), state["data"]
+        seen = TrainedOn(
+            split=data["split"], clip_ids=data["clip_ids"], step=state["step"], select_on=state["select_on"]
+        )
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise AvpipeError(f"{path} is not a whole checkpoint of this avpipe ({reason}); train it again") from None
@@ -85,7 +119,8 @@ def trained_model(path: Path) -> Model:
         network=network,
         image_px=recipe.image_px,
         feature=recipe.feature,
-        feature_digest=digest,
+        feature_digest=data["feature_digest"],
+        trained_on=seen,
     )
 
 

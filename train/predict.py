@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.errors import AvpipeError
 from train.evaluate import TestClips
 from train.frames import TEST_VIEWS, normalise
+from train.listening import silence
 from train.loader import collate, read_feature, read_frame
 from train.shards import Shards
 
@@ -22,6 +23,7 @@ BATCH = 32
 class _Samples(Dataset):
     shards: Shards
     numbers: np.ndarray
+    sounds: np.ndarray
     frame: str
     feature: str
     px: int
@@ -30,27 +32,29 @@ class _Samples(Dataset):
         return len(self.numbers)
 
     def __getitem__(self, place: int) -> tuple[np.ndarray, np.ndarray] | AvpipeError:
-        number = int(self.numbers[place])
+        number, sound = int(self.numbers[place]), int(self.sounds[place])
         try:
             view = TEST_VIEWS[self.frame](read_frame(self.shards, number), self.px)
-            return view, read_feature(self.shards, number, self.feature)
+            return view, silence(self.feature) if sound < 0 else read_feature(self.shards, sound, self.feature)
         except AvpipeError as error:  # as in training: raised in the main process, without a worker's traceback
             return error
 
 
 def network_maps(
     network: nn.Module, shards: Shards, clips: TestClips, feature: str, px: int, workers: int
-) -> Callable[[str], Iterator[np.ndarray]]:
+) -> Callable[..., Iterator[np.ndarray]]:
     """A function from a kind of frame to the maps (H, W) of all `clips` in their order.
 
-    A map comes from one frame and its own audio, in evaluation mode. Raises AvpipeError for a sample that cannot be
-    read: a score over other clips than announced would be no score.
+    As its second argument it takes (N,) whose sound each clip is given instead of its own, by place among the clips, -1
+    for silence. A map comes from one frame and one sound, in evaluation mode. Raises AvpipeError for a sample that
+    cannot be read: a score over other clips than announced would be no score.
     """
     fabric = Fabric(accelerator="auto", devices=1)
     network = network.to(fabric.device, memory_format=torch.channels_last)
 
-    def maps(frame: str) -> Iterator[np.ndarray]:
-        samples = _Samples(shards=shards, numbers=clips.numbers, frame=frame, feature=feature, px=px)
+    def maps(frame: str, given: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        sounds = clips.numbers if given is None else np.where(given < 0, -1, clips.numbers[given])
+        samples = _Samples(shards=shards, numbers=clips.numbers, sounds=sounds, frame=frame, feature=feature, px=px)
         for batch in DataLoader(samples, batch_size=BATCH, num_workers=workers, collate_fn=collate):
             if isinstance(batch, AvpipeError):
                 raise batch

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,81 +11,154 @@ from pipeline.errors import AvpipeError
 from pipeline.layout import Root, check_split_name, published
 from pipeline.parts import default_workers
 from train import evaluate as ev
+from train import intervals, leaks, metrics
+from train.listening import sounds_of_other_classes
 from train.shards import Shards, open_shards
 
+Maps = Callable[..., Iterator[np.ndarray]]
 
-def run_eval(
-    root: Root,
-    split: str,
-    checkpoint: str | None,
-    baseline: str | None,
-    protocol: str,
-    workers: int | None,
-    format_name: str | None = None,
-    weights: Path | None = None,
-) -> dict:
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What is to be scored, and how."""
+
+    split: str
+    checkpoint: str | None = None
+    """A run or file; with neither this nor a baseline the newest run."""
+    format_name: str | None = None
+    """Whose published checkpoint it is; None for avpipe's own."""
+    baseline: str | None = None
+    """`centre`, `object` or `random-init`."""
+    object_guided: bool = False
+    """Whether the maps are blended with those of an ImageNet network (OGL)."""
+    weights: Path | None = None
+    """File or folder with the ImageNet weights for `object` and `object_guided`."""
+    protocol: str = ev.DEFAULT
+    """Names with commas, or `all`."""
+    forbid_leak: bool = False
+    """Whether a checkpoint that was trained on scored clips is refused."""
+    workers: int | None = None
+
+    def check(self) -> None:
+        """Raise AvpipeError for a wrong combination."""
+        check_split_name(self.split)
+        if self.checkpoint is not None and self.baseline is not None:
+            raise AvpipeError("give either --checkpoint RUN or --baseline centre|object|random-init")
+        if self.format_name is not None and self.checkpoint is None:
+            raise AvpipeError("--format says whose checkpoint --checkpoint is; give that file, too")
+        if self.object_guided and self.baseline is not None:
+            raise AvpipeError("--object-guided blends a model's maps; a baseline is scored as it is")
+        if self.weights is not None and not (self.object_guided or self.baseline == "object"):
+            raise AvpipeError("--weights names the ImageNet weights of --baseline object or --object-guided; add one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Predictor:
+    """Who predicts, on what."""
+
+    name: str
+    run: Path
+    clips: ev.TestClips
+    maps: Maps
+    shards: Shards | None = None
+    objects: Maps | None = None
+    facts: dict = field(default_factory=dict)
+    """What is known of the checkpoint: `checkpoint`, `trained_on`."""
+
+
+def run_eval(root: Root, request: Request) -> dict:
     """Score and write `<run>/eval/<split>/`: metrics.json, per_clip.parquet and, with frames, sheet.png.
 
-    With neither checkpoint nor baseline the newest run is scored. `format_name` says whose published checkpoint it is,
-    `weights` where the baseline `object` has its ImageNet weights from. Returns what metrics.json holds: the first
-    protocol's figures at the top, all protocols' under `protocols`, for a published checkpoint how it fitted under
-    `checkpoint`. The baseline `centre` needs the manifest alone. Raises AvpipeError for a wrong combination or missing
-    input.
+    Returns what metrics.json holds: the first protocol's figures at the top, all protocols' under `protocols`; for a
+    network the same clips with other sounds under `wrong_audio` and `silence`, what it was trained on and what of that
+    is scored under `trained_on`. The baseline `centre` needs the manifest alone. Raises AvpipeError for a wrong
+    combination, missing input, and a leak that is forbidden.
     """
-    if checkpoint is not None and baseline is not None:
-        raise AvpipeError("give either --checkpoint RUN or --baseline centre|object|random-init")
-    if format_name is not None and checkpoint is None:
-        raise AvpipeError("--format says whose checkpoint --checkpoint is; give that file, too")
-    if weights is not None and baseline != "object":
-        raise AvpipeError("--weights names the ImageNet weights of --baseline object; nothing else here reads them")
-    names = ev.choose_protocols(protocol)
-    check_split_name(split)
-    if baseline == "centre":
-        clips, shards = ev.clips_of_manifest(root.manifest, split), None
-        maps, run, match = ev.centre_maps(clips), root.runs / "baseline-centre", None
-    else:
-        shards = open_shards(root.shards / split)
-        clips = ev.clips_of_shards(shards)
-        maps, run, match = _network_maps(root, shards, clips, workers, checkpoint, baseline, format_name, weights)
+    request.check()
+    names = ev.choose_protocols(request.protocol)
+    who = _centre(root, request) if request.baseline == "centre" else _network(root, request)
     kept: dict[str, list[np.ndarray]] = {}
-    scores = ev.evaluate(clips, _keeping(maps, kept), names)
+    scores = ev.evaluate(who.clips, _keeping(who.maps, kept), names, who.objects)
     summaries = [score.summary() for score in scores]
-    folder = run / "eval" / split
+    folder = who.run / "eval" / (f"{request.split}-object-guided" if request.object_guided else request.split)
     result = {
-        "split": split,
-        "model": run.name,
-        **({"checkpoint": match} if match else {}),
-        "clips_listed": clips.listed,
-        "listed_sha256": clips.listed_sha256,
+        "split": request.split,
+        "model": who.name,
+        **who.facts,
+        "clips_listed": who.clips.listed,
+        "listed_sha256": who.clips.listed_sha256,
         **summaries[0],
+        **(_listening(who, scores[0]) if who.shards and request.baseline != "object" else {}),
         "protocols": {summary["protocol"]: summary for summary in summaries},
         "per_clip": str(folder / "per_clip.parquet"),
-        "sheet": str(folder / "sheet.png") if shards else None,
+        "sheet": str(folder / "sheet.png") if who.shards else None,
     }
     ev.write_per_clip(scores, folder / "per_clip.parquet")
-    if shards:
+    if who.shards:
         from train.sheet import write_sheet
 
-        title = f"{run.name} on {split}: cIoU@0.5 {result['ciou']:.3f} ({scores[0].protocol}), best to worst"
+        title = f"{who.name} on {request.split}: cIoU@0.5 {result['ciou']:.3f} ({scores[0].protocol}), best to worst"
         frame = ev.PROTOCOLS[scores[0].protocol].frame
-        write_sheet(scores[0], kept[frame], clips, shards, title, folder / "sheet.png")
+        write_sheet(scores[0], kept[frame], who.clips, who.shards, title, folder / "sheet.png")
     with published(folder / "metrics.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 
-def _network_maps(root: Root, shards: Shards, clips: ev.TestClips, workers: int | None, *choice):
-    """Maps of a trained or a fresh network, the folder of its run, and how a published checkpoint fitted."""
-    from train.models import choose_model
+def _centre(root: Root, request: Request) -> _Predictor:
+    clips = ev.clips_of_manifest(root.manifest, request.split)
+    run = root.runs / "baseline-centre"
+    return _Predictor(name=run.name, run=run, clips=clips, maps=ev.centre_maps(clips))
+
+
+def _network(root: Root, request: Request) -> _Predictor:
+    """A trained, published, fresh or merely seeing network over the split's shards."""
+    from train.models import choose_model, object_model
     from train.predict import network_maps
 
-    model = choose_model(root, shards, *choice)
-    loaders = default_workers() - 1 if workers is None else workers
-    maps = network_maps(model.network, shards, clips, model.feature, model.image_px, loaders)
-    return maps, model.run, model.checkpoint
+    shards = open_shards(root.shards / request.split)
+    clips = ev.clips_of_shards(shards)
+    weights = request.weights if request.baseline == "object" else None
+    model = choose_model(root, shards, request.checkpoint, request.baseline, request.format_name, weights)
+    workers = default_workers() - 1 if request.workers is None else request.workers
+    maps = network_maps(model.network, shards, clips, model.feature, model.image_px, workers)
+    objects, name = None, model.run.name
+    if request.object_guided:
+        sees = object_model(root, shards.metadata["extract"]["features"], request.weights)
+        objects = network_maps(sees.network, shards, clips, sees.feature, sees.image_px, workers)
+        name += " + object-guided"
+    facts = {"checkpoint": model.checkpoint} if model.checkpoint else {}
+    if model.trained_on:
+        found = leaks.leak(model.trained_on.clip_ids, clips.clip_ids)
+        leaks.warn_or_refuse(name, {clips.split: found} if any(found.values()) else {}, request.forbid_leak)
+        facts["trained_on"] = model.trained_on.record() | {"leak": found}
+    return _Predictor(name=name, run=model.run, clips=clips, maps=maps, shards=shards, objects=objects, facts=facts)
 
 
-def _keeping(maps: Callable[[str], Iterator[np.ndarray]], kept: dict[str, list[np.ndarray]]):
+def _listening(who: _Predictor, own: ev.Score) -> dict:
+    """The first protocol again with the sound of another class, and with silence: {"wrong_audio": …, "silence": …}.
+
+    Each holds `ciou`, `pointing`, and by how much cIoU@0.5 falls: `drop` with its paired `interval`.
+    """
+    found = {}
+    quiet = np.full(len(who.clips.clip_ids), -1)
+    sounds_of = {"wrong_audio": sounds_of_other_classes(who.clips.labels), "silence": quiet}
+    for name, sounds in sounds_of.items():
+        (score,) = ev.evaluate(
+            who.clips, lambda frame, sounds=sounds: who.maps(frame, sounds), [own.protocol], who.objects
+        )
+        fall = intervals.compare(own.scored(), score.scored())
+        peaks = [row["peak_inside"] for row in score.scored() if row["box_area"] > 0]
+        found[name] = {
+            "ciou": metrics.success([row["ciou"] for row in score.scored()]),
+            "pointing": float(np.mean(peaks)),
+            "drop": fall["difference"],
+            "interval": fall["interval"],
+        }
+    return found
+
+
+def _keeping(maps: Maps, kept: dict[str, list[np.ndarray]]) -> Maps:
     """The same maps, remembered for the pictures."""
 
     def keep(frame: str) -> Iterator[np.ndarray]:
@@ -94,36 +168,3 @@ def _keeping(maps: Callable[[str], Iterator[np.ndarray]], kept: dict[str, list[n
             yield map_HW
 
     return keep
-
-
-def table(result: dict) -> str:
-    """A result as text: each number between its floor and its ceiling."""
-    lines = [
-        f"{result['model']} on {result['split']}: {result['clips_scored']:,} of {result['clips_listed']:,} listed "
-        f"clips scored, {result['clips_without_box']} without a usable box (list {result['listed_sha256'][:12]})",
-        f"{'protocol':13} {'cIoU@0.5':>8}  {'95 % interval':13} {'floor':>6} {'ceiling':>8} "
-        f"{'AUC':>8} {'floor':>6} {'ceiling':>8} {'pointing':>9}",
-    ]
-    for name, score in result["protocols"].items():
-        floor, ceiling, (low, high) = score["floor"], score["ceiling"], score["interval"]["ciou"]
-        lines.append(
-            f"{name:13} {score['ciou']:8.3f}  {f'{low:.3f}–{high:.3f}':13} {floor['ciou']:6.3f} {ceiling['ciou']:8.3f} "
-            f"{score['auc']:8.3f} {floor['auc']:6.3f} {ceiling['auc']:8.3f} {score['pointing']:9.3f}"
-        )
-    lines.append("floor: a disc in the middle of the frame; ceiling: the best that any map can reach on these boxes")
-    lines += _detection_table(result["protocols"])
-    if result["sheet"]:
-        lines.append(f"picture: {result['sheet']}")
-    return "\n".join(lines)
-
-
-def _detection_table(protocols: dict[str, dict]) -> list[str]:
-    """Lines on how well negatives are told from the rest, where there are any."""
-    rows = [(name, score["negatives"], score["slavc"]) for name, score in protocols.items() if "slavc" in score]
-    lines = [f"{'with negatives':14} {'AP':>7} {'max-F1':>7} {'LocAcc':>7}"] if rows else []
-    for name, negatives, found in rows:
-        for way, values in found.items():
-            shown = [values[key] for key in ("ap", "max_f1", "loc_acc")]
-            numbers = " ".join(f"{float('nan') if value is None else value:7.3f}" for value in shown)
-            lines.append(f"{name:14} {numbers}  {way}, {negatives:,} negatives")
-    return lines
