@@ -73,6 +73,13 @@ def test_a_warp_without_anything_changes_nothing_and_a_flip_is_a_flip():
     assert Warp(torch.zeros(2), 0.5, False)(image).shape == (2, 3, 112, 112)
 
 
+def test_a_warp_is_the_same_under_autocast():
+    image, warp = torch.rand(2, 3, 224, 224), Warp(torch.tensor([7.0, -23.0]), 0.5, True)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = warp(image)
+    assert torch.equal(cast, warp(image))
+
+
 def test_drawn_warps_have_whole_degrees_and_both_scales_and_flips():
     torch.manual_seed(0)
     drawn = [draw_warp(4, 30, torch.device("cpu")) for _ in range(60)]

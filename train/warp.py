@@ -32,11 +32,12 @@ class Warp:
         At scale .5 the content shrinks twice, as in the released code: within the canvas, and with it. Differentiable.
         """
         size = list(size or [int(side * self.scale) for side in image_BCHW.shape[-2:]])
-        at_least_single = image_BCHW.to(torch.promote_types(image_BCHW.dtype, torch.float32))
-        canvas = _resize(at_least_single, [CANVAS_PX, CANVAS_PX])
-        grid = F.affine_grid(self._inverse().to(canvas), list(canvas.shape), align_corners=True)
-        turned = F.grid_sample(canvas, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
-        result = _resize(turned, size)
+        with torch.autocast(image_BCHW.device.type, enabled=False):  # in bfloat16 a turn is off by pixels
+            at_least_single = image_BCHW.to(torch.promote_types(image_BCHW.dtype, torch.float32))
+            canvas = _resize(at_least_single, [CANVAS_PX, CANVAS_PX])
+            grid = F.affine_grid(self._inverse().to(canvas), list(canvas.shape), align_corners=True)
+            turned = F.grid_sample(canvas, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+            result = _resize(turned, size)
         return result.flip(-1) if self.flip else result
 
     def part(self, number: int, parts: int) -> "Warp":
@@ -58,7 +59,7 @@ class Warp:
             torch.stack([zero_B, zero_B, one_B], dim=1),
         ]
         pixel = 2 / (CANVAS_PX - 1)
-        to_unit = torch.tensor([[pixel, 0, -1], [0, pixel, -1], [0, 0, 1]], device=angle_B.device)[None]
+        to_unit = torch.tensor([[pixel, 0, -1], [0, pixel, -1], [0, 0, 1]]).to(angle_B)[None]
         return torch.inverse(to_unit @ (torch.stack(rows, dim=1) @ torch.inverse(to_unit)))[:, :2]
 
 
