@@ -149,5 +149,5 @@ def _audio_vectors(fabric: Fabric, network: nn.Module, shards: Shards, numbers: 
         if isinstance(batch, AvpipeError):
             raise batch
         with fabric.autocast():
-            vectors.append(network.embed_audio(fabric.to_device(batch[0]).to(dtype)).float())
+            vectors.append(network.embed_audio(fabric.to_device(batch[0]).to(dtype)))
     return torch.cat(vectors)

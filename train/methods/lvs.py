@@ -207,9 +207,10 @@ def lvs_loss(
     loss = F.cross_entropy(logits_BK, torch.zeros(len(logits_BK), dtype=torch.long, device=logits_BK.device))
     cosine_BK = logits_BK.detach() * config.logit_temperature
     easy_BB = cosine_BK[:, 1 : 1 + len(sim_BBHW)]
+    own_BB = torch.eye(len(easy_BB), dtype=torch.bool, device=easy_BB.device)
     parts = {
         "positive": cosine_BK[:, 0].mean(),
-        "easy": easy_BB.fill_diagonal_(0).sum() / (len(easy_BB) * others),
+        "easy": easy_BB.masked_fill(own_BB, 0).sum() / (len(easy_BB) * others),
         "hard": cosine_BK[:, -1].mean() if config.hard_negatives else cosine_BK.new_zeros(()),
     }
     return loss, parts
