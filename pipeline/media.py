@@ -85,12 +85,13 @@ def read_clip(path: Path, clip_s: float, audio_s: float, sample_rate_hz: int) ->
         raise MediaError("corrupt", f"not decodable: {error.strerror}") from error
 
 
-def _open(path: Path) -> av.container.InputContainer:
+def open_media(path: Path) -> av.container.InputContainer:
+    """Open a stranger's file: no format that names other files, no network, no boundless pictures."""
     options = {"max_pixels": str(MAX_PIXELS)}  # of the decoders that look into the streams while the file is opened
     return av.open(f"file:{path}", metadata_errors="replace", container_options=CONTAINER_OPTIONS, options=options)
 
 
-def _streams(container: av.container.InputContainer) -> tuple[av.VideoStream, av.AudioStream]:
+def shown_streams(container: av.container.InputContainer) -> tuple[av.VideoStream, av.AudioStream]:
     """The streams that a player shows: the default ones, of these the largest picture and the most channels."""
     if len(container.streams) > MAX_STREAMS:
         raise MediaError("corrupt", f"{len(container.streams)} streams are no clip's")
@@ -120,28 +121,28 @@ def _declared_s(container: av.container.InputContainer, video: av.VideoStream) -
 
 def _measured_s(path: Path) -> float:
     """Seconds from the container's start to the end of its last packet: live recordings declare no duration."""
-    with _open(path) as container:
-        video, audio = _streams(container)
-        end = _start(container)
+    with open_media(path) as container:
+        video, audio = shown_streams(container)
+        end = start_of(container)
         for packet in _packets(container, video, audio):
             if packet.pts is not None:
                 end = max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
-        if end == _start(container):
+        if end == start_of(container):
             raise MediaError("corrupt", "the file has no duration")
-        return float(end - _start(container))
+        return float(end - start_of(container))
 
 
-def _start(container: av.container.InputContainer) -> Fraction:
+def start_of(container: av.container.InputContainer) -> Fraction:
     """Time stamp of the first picture or sound shown, seconds in the file's own time."""
     return Fraction(container.start_time or 0, av.time_base)
 
 
 def _read(path: Path, clip_s: float, audio_s: float, rate: int, whole: bool) -> ClipMedia:
-    with _open(path) as container:
-        video, audio = _streams(container)
+    with open_media(path) as container:
+        video, audio = shown_streams(container)
         duration_s = _declared_s(container, video) or _measured_s(path)
         centre_s = min(duration_s, clip_s) / 2
-        start = _start(container)
+        start = start_of(container)
         # The last tick that is not after the centre. Durations are whole microseconds; as a float 4.8 s is a little
         # less, and a start that was rounded to microseconds may be half of one too early.
         centre = start + Fraction(centre_s).limit_denominator(2_000_000) + Fraction(1, 2_000_000)

@@ -147,6 +147,7 @@ def test_a_run_is_scored_and_its_files_say_the_same(trained):
         assert {name: result[task][name] for name in expected} == pytest.approx(expected)
     text = retrieve(trained, "--checkpoint", "small")
     assert "audio → audio" in text and "audio → image" in text and "chance" in text
+    assert "LEAK: trained on 16 of the scored clips" in text  # these are its training clips
     assert all(len(line) <= 120 for line in text.splitlines())
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
@@ -220,3 +221,33 @@ def test_what_no_training_can_be():
     }.items():
         with pytest.raises(AvpipeError, match=said):
             get_recipe("lvs-small", [change])
+
+
+FAKE_WANDB = """
+calls = []
+
+class Run:
+    def log(self, values, step):
+        calls.append((step, values))
+
+    def finish(self):
+        calls.append("finished")
+
+def init(**settings):
+    calls.append(settings)
+    return Run()
+"""
+
+
+def test_weights_and_biases_hears_of_it_where_asked_for(shards, tmp_path, monkeypatch):
+    recipe = get_recipe("lvs-small", [*SMALL, "epochs=3"])
+    if find_spec("wandb") is None:
+        with pytest.raises(AvpipeError, match="--wandb needs the package wandb"):
+            fit(recipe, shards, tmp_path / "without", workers=0, wandb_project="mine")
+    (tmp_path / "wandb.py").write_text(FAKE_WANDB)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    fit(recipe, shards, tmp_path / "run", workers=0, wandb_project="mine")
+    begun, *points, end = sys.modules["wandb"].calls
+    assert (begun["project"], begun["id"], begun["config"]["method"]) == ("mine", "run", "lvs") and end == "finished"
+    assert [step for step, _ in points] == [10] and points[0][1]["loss"] == float(dict(rows(tmp_path / "run"))["10"])

@@ -20,6 +20,7 @@ from pipeline.layout import Root, check_split_name, published
 from pipeline.parts import default_workers
 from pipeline.progress import ProgressLine
 from train.frames import TEST_VIEWS, normalise
+from train.leaks import leak
 from train.loader import collate, read_feature, read_frame
 from train.models import Model, choose_model
 from train.shards import Shards, open_shards
@@ -73,13 +74,15 @@ def _highest(cosine_BM: Tensor, places: int) -> Tensor:
     value_BK, column_BK = cosine_BM.topk(more, dim=1)
     last_B1 = value_BK[:, places - 1 : places]
     tied = (value_BK[:, places:] == last_B1).any(dim=1)  # some of the equal ones are left out: which, is to be decided
-    column_BK = column_BK[:, :places]
+    value_BK, column_BK = value_BK[:, :places], column_BK[:, :places]
     if tied.any():
-        some_BM, last_B1 = cosine_BM[tied], last_B1[tied]
-        above, equal = some_BM > last_B1, some_BM == last_B1
-        room_B1 = places - above.sum(dim=1, keepdim=True)
-        chosen = above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= room_B1))
-        column_BK[tied] = chosen.nonzero()[:, 1].view(-1, places)
+        minus_M = -torch.arange(cosine_BM.shape[1], dtype=torch.float32)
+        equal_BM = torch.where(cosine_BM[tied] == last_B1[tied], minus_M, -torch.inf)
+        lowest_BK = -equal_BM.topk(places, dim=1).values
+        above_B1 = (value_BK[tied] > last_B1[tied]).sum(dim=1, keepdim=True)
+        place_BK = torch.arange(places) - above_B1
+        equal_BK = lowest_BK.gather(1, place_BK.clamp(min=0)).long()
+        column_BK[tied] = torch.where(place_BK < 0, column_BK[tied], equal_BK)
     column_BK = column_BK.sort(dim=1).values
     order_BK = cosine_BM.gather(1, column_BK).sort(dim=1, descending=True, stable=True).indices
     return column_BK.gather(1, order_BK)
@@ -219,6 +222,7 @@ def run_retrieval(
         "clips_scored": len(labels),
         "clips_without_label": len(shards) - len(labels),
         "categories": len(set(labels)),
+        **_training(model, shards, numbers),
         "frame": FRAME,
         **score(audio_NC, visual_NC, labels),
         "embeddings": str(folder / "embeddings.npz"),
@@ -229,6 +233,14 @@ def run_retrieval(
     with published(folder / "metrics.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
     return result
+
+
+def _training(model: Model, shards: Shards, numbers: np.ndarray) -> dict:
+    """What the network was trained on, with how many of these samples it has seen, where that is known."""
+    if model.trained_on is None:
+        return {}
+    found = leak(model.trained_on.clip_ids, [shards.clip_ids[n] for n in numbers])
+    return {"trained_on": model.trained_on.record() | {"leak": found}}
 
 
 def table(result: dict) -> str:
@@ -248,4 +260,7 @@ def table(result: dict) -> str:
     lines.append("A@K: one of the first K is of the category; P@K: share of the first K; chance: clips in random order")
     if "cross_modal_retrieval" not in result:
         lines.append("the method sees nothing, so there is no search for pictures")
+    found = result.get("trained_on", {}).get("leak", {})
+    if any(found.values()):
+        lines.append(f"LEAK: trained on {found['clips']:,} of the scored clips, on {found['videos']:,} of their videos")
     return "\n".join(lines)
