@@ -1,0 +1,479 @@
+"""The report: what it says, that it is one safe file, and that Chromium shows, filters and plays it."""
+
+import io
+import json
+import re
+import shutil
+from base64 import b64decode
+from html.parser import HTMLParser
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models import resnet18
+from typer.testing import CliRunner
+
+from pipeline.errors import AvpipeError
+from pipeline.layout import Root
+from train import report
+from train.cli import app
+from train.evaluate import Score, read_per_clip
+from train.fit import fit
+from train.recipes import get_recipe
+from train.report import write_report
+from train.report_gallery import Shown, choose_clips
+from train.results import Request, run_eval
+from train.shards import open_shards
+
+HOSTILE = "</script><img src=x onerror=alert(1)>'\"&amp;$title"
+
+
+@pytest.fixture(scope="session")
+def two_runs(once, done_root):
+    """A root with the runs `first` and `second`, and the baseline `centre`, scored on synth_test. Do not change it."""
+
+    def make(folder):
+        root = Root(folder)
+        folder.mkdir()
+        (folder / "shards").symlink_to(done_root.shards)
+        (folder / "manifest").symlink_to(done_root.manifest)
+        for name, seed in (("first", 0), ("second", 1)):
+            changes = ["image_px=32", "batch_size=4", "epochs=2", "spec_pool=8", f"seed={seed}"]
+            fit(get_recipe("lvs-small", changes), open_shards(root.shards / "synth_train"), root.runs / name, workers=0)
+            run_eval(root, Request(split="synth_test", checkpoint=name, protocol="avpipe,lvs", workers=0))
+        run_eval(root, Request(split="synth_test", baseline="centre"))
+
+    return Root(once("two_runs", make))
+
+
+@pytest.fixture(scope="session")
+def page_of_two(once, two_runs):
+    """The report of both runs."""
+
+    def make(folder):
+        write_report(two_runs, ["first", "second"], folder / "report.html")
+
+    return once("page_of_two", make) / "report.html"
+
+
+@pytest.fixture
+def own_root(two_runs, tmp_path):
+    """A copy of the runs that a test may change."""
+    shutil.copytree(two_runs.runs, tmp_path / "runs", ignore=shutil.ignore_patterns("tensorboard"))
+    for name in ("shards", "manifest"):
+        (tmp_path / name).symlink_to(two_runs.path / name)
+    return Root(tmp_path)
+
+
+def embedded(page):
+    return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL).group(1))
+
+
+class Elements(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+
+def test_the_page_holds_all_it_needs(page_of_two):
+    text = page_of_two.read_text()
+    elements = Elements(text).found
+    for tag, attributes in elements:
+        for name in ("src", "href", "xlink:href", "srcset", "action"):
+            assert attributes.get(name, "#").startswith(("#", "data:")), (tag, attributes)
+    assert "default-src 'none'" in text and "@import" not in text and "url(http" not in text
+    ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    drawings = [attributes for tag, attributes in elements if tag == "svg"]
+    assert len(drawings) == 4 and all(some["role"] == "img" and some["aria-label"] for some in drawings)
+    assert "$" not in re.sub(r"<script.*", "", text, flags=re.DOTALL)
+
+
+def test_the_tables_say_what_the_evaluation_says(two_runs, page_of_two):
+    text = page_of_two.read_text()
+    for name in ("first", "second"):
+        result = json.loads((two_runs.runs / name / "eval/synth_test/metrics.json").read_text())
+        for score in (result["floor"], result, result["ceiling"]):
+            assert f"{score['ciou']:.3f}" in text and f"{score['auc']:.3f}" in text
+        assert f"{result['protocols']['lvs']['ciou']:.3f}" in text
+        assert f"drop {result['wrong_audio']['drop']:.3f}".replace("-", "−") in text
+        assert f"{name}: trained on synth_train (16 clips), step 8" in text
+        assert all(label in text for label in result["by_class"])
+    assert "4 of 4 listed clips scored" in text
+    assert all(words in text for words in ("Training loss, from", "Share of clips that reach a threshold", "By class"))
+
+
+def test_the_gallery_holds_picture_map_boxes_and_sound(two_runs, page_of_two):
+    data = embedded(page_of_two)
+    assert data["runs"] == ["first", "second"] and data["groups"][-1] == "Random" and len(data["clips"]) == 4
+    assert "Most improved: second against first" in data["groups"]
+    shards = open_shards(two_runs.shards / "synth_test")
+    for clip in data["clips"]:
+        number = shards.clip_ids.index(clip["id"])
+        assert clip["label"] == shards.labels[number] and len(clip["boxes"]) == len(shards.boxes[number])
+        frame = Image.open(io.BytesIO(b64decode(clip["frame"].split(",")[1])))
+        assert list(frame.size) == clip["size"] and max(frame.size) == 320
+        for place, name in enumerate(data["runs"]):
+            (score, _) = read_per_clip(two_runs.runs / name / "eval/synth_test/per_clip.parquet")
+            row = next(row for row in score.rows if row["clip_id"] == clip["id"])
+            assert clip["runs"][place]["ciou"] == pytest.approx(row["ciou"], abs=1e-4)
+            heat = np.asarray(Image.open(io.BytesIO(b64decode(clip["runs"][place]["map"].split(",")[1]))))
+            assert heat.shape == (112, 112, 4) and heat[..., 3].min() < 10 and heat[..., 3].max() > 220
+            y, x = np.unravel_index(heat[..., 3].argmax(), (112, 112))
+            assert clip["runs"][place]["peak"] == pytest.approx([x / 112, y / 112], abs=0.05)
+        with av.open(io.BytesIO(b64decode(clip["sound"].split(",")[1]))) as container:
+            samples = sum(frame.samples for frame in container.decode(audio=0))
+        assert samples / 16_000 == pytest.approx(3, abs=0.15)
+
+
+def test_one_run_is_compared_with_nobody(two_runs, tmp_path):
+    done = write_report(two_runs, ["first"], tmp_path / "one.html", clips=2)
+    data = embedded(tmp_path / "one.html")
+    assert data["groups"] == ["Best of first", "Worst of first", "Random"] and done["notes"] == []
+    assert done["bytes"] == (tmp_path / "one.html").stat().st_size
+    assert '<p><span class="run-1' not in (tmp_path / "one.html").read_text()
+
+
+def test_without_single_clips_and_with_a_baseline(two_runs, tmp_path):
+    write_report(two_runs, ["baseline-centre", "first"], tmp_path / "a.html", clips=1)
+    assert all(clip["runs"][0]["map"] for clip in embedded(tmp_path / "a.html")["clips"])
+    assert "baseline-centre</span>: no training log" in (tmp_path / "a.html").read_text()
+    write_report(two_runs, ["first"], tmp_path / "b.html", clips=0)
+    assert embedded(tmp_path / "b.html")["clips"] == []
+
+
+def test_object_guided_maps_are_those_that_were_scored(own_root, tmp_path):
+    torch.manual_seed(0)
+    torch.save(resnet18().state_dict(), tmp_path / "resnet18-f37072fd.pth")
+    run_eval(own_root, Request(split="synth_test", checkpoint="first", object_guided=True, weights=tmp_path, workers=0))
+    runs = [str(own_root.runs / "first/eval" / name) for name in ("synth_test", "synth_test-object-guided")]
+    done = write_report(own_root, runs, tmp_path / "report.html", weights=tmp_path)
+    assert (done["runs"], done["notes"]) == (["first", "first + object-guided"], [])
+    assert all(clip["runs"][0]["map"] != clip["runs"][1]["map"] for clip in embedded(tmp_path / "report.html")["clips"])
+
+
+def test_the_same_runs_give_the_same_file(two_runs, page_of_two, tmp_path):
+    write_report(two_runs, ["first", "second"], tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_bytes() == page_of_two.read_bytes()
+
+
+def score_of(values):
+    rows = [
+        {"clip_id": f"{n}", "ciou": value, "box_area": 0.0 if value is None else 0.5, "negative": False}
+        for n, value in enumerate(values)
+    ]
+    return Score(protocol="avpipe", rows=rows)
+
+
+def test_groups_of_clips():
+    shown = [
+        Shown(name=name, path=None, score=score_of(values))
+        for name, values in (("a", [0.1, 0.9, 0.5, None, 0.4, 0.2]), ("b", [0.3, 0.2, 0.5, 0.9, float("nan"), 0.1]))
+    ]
+    groups = choose_clips(shown, {"0", "1", "2", "3", "4"}, 2)
+    assert groups["Best of a"] == ["1", "2"] and groups["Worst of a"] == ["0", "4"]
+    assert groups["Best of b"] == ["2", "0"] and groups["Worst of b"] == ["4", "1"]
+    assert groups["Most improved: b against a"] == ["0"]
+    assert groups["Most worsened: b against a"] == ["1", "4"]
+    assert len(groups["Random"]) == 2 and set(groups["Random"]) <= {"0", "1", "2", "4"}
+
+
+def make_hostile(root, monkeypatch):
+    """Labels and names that try to be HTML, wherever strangers could put them."""
+    folder = root.runs / "first/eval/synth_test"
+    result = json.loads((folder / "metrics.json").read_text())
+    result["model"] = HOSTILE
+    for some in (result, *result["protocols"].values()):
+        some["by_class"] = {HOSTILE: next(iter(some["by_class"].values()))}
+    (folder / "metrics.json").write_text(json.dumps(result))
+    real = report.open_shards
+
+    def opened(folder):
+        shards = real(folder)
+        shards.labels = [HOSTILE, *[None] * (len(shards) - 1)]
+        return shards
+
+    monkeypatch.setattr(report, "open_shards", opened)
+
+
+def test_what_strangers_wrote_stays_text(own_root, monkeypatch, tmp_path):
+    make_hostile(own_root, monkeypatch)
+    write_report(own_root, ["first"], tmp_path / "hostile.html")
+    text = (tmp_path / "hostile.html").read_text()
+    elements = Elements(text).found
+    assert not [tag for tag, attributes in elements if tag == "img" or "onerror" in attributes]
+    assert [tag for tag, _ in elements].count("script") == text.count("</script>") == 2
+    assert {clip["label"] for clip in embedded(tmp_path / "hostile.html")["clips"]} == {HOSTILE, None}
+
+
+def test_a_run_trained_further_is_told(own_root, tmp_path, capsys):
+    shutil.copy(own_root.runs / "second/last.pt", own_root.runs / "first/last.pt")
+    done = write_report(own_root, ["first"], tmp_path / "report.html")
+    assert re.search(r"maps of first do not give the cIoU that was stored", done["notes"][0])
+    assert "do not give the cIoU" in (tmp_path / "report.html").read_text()
+    assert "run `avpipe eval` again" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_told_and_the_rest_is_there(own_root, tmp_path):
+    (own_root.runs / "first/last.pt").write_bytes(b"no checkpoint")
+    (own_root.runs / "first/log.csv").write_text("step,epoch,loss,clips_per_s,data_wait\n1,1,0.5\n2,1")
+    done = write_report(own_root, ["first"], tmp_path / "a.html")
+    assert "No maps of first" in done["notes"][0]
+    clip = embedded(tmp_path / "a.html")["clips"][0]
+    assert clip["frame"] and clip["sound"] and clip["runs"][0]["map"] is None
+    assert "no training log" in (tmp_path / "a.html").read_text()
+    (own_root.path / "shards").unlink()
+    done = write_report(own_root, ["second"], tmp_path / "b.html")
+    assert "No pictures" in done["notes"][0] and done["clips"] == 0
+
+
+def forget_eval(root):
+    shutil.rmtree(root.runs / "first/eval")
+
+
+def change(**values):
+    def apply(root):
+        path = root.runs / "second/eval/synth_test/metrics.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return apply
+
+
+def cut(root):
+    path = root.runs / "second/eval/synth_test/metrics.json"
+    path.write_text(path.read_text()[:100])
+
+
+def lose_rows(root):
+    (root.runs / "second/eval/synth_test/per_clip.parquet").unlink()
+
+
+def another_split(root):
+    shutil.copytree(root.runs / "first/eval/synth_test", root.runs / "first/eval/other")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "runs", "split", "sentence"),
+    [
+        (forget_eval, ["first"], None, r"first is not evaluated; run: avpipe eval --split SPLIT --checkpoint "),
+        (None, ["first"], "vggss", r"not evaluated on vggss; run: avpipe eval --split vggss --checkpoint .*first"),
+        (None, ["baseline-centre"], "vggss", r"run: avpipe eval --split vggss --baseline centre"),
+        (None, ["nobody"], None, "there is no run 'nobody'"),
+        (None, ["first", "first"], None, "first is named twice"),
+        (None, ["first"], "../x", "not the name of a split"),
+        (another_split, ["first"], None, r"evaluated on other, synth_test; choose one with --split"),
+        (change(split="other"), ["first", "second"], None, "on different splits"),
+        (change(listed_sha256="00" * 32), ["first", "second"], None, "on different lists"),
+        (change(protocols={}), ["first", "second"], None, "different protocols; run `avpipe eval --protocol all`"),
+        (change(protocols={"x": {}}), ["second"], None, "not a whole evaluation"),
+        (cut, ["second"], None, "not a whole evaluation .* again"),
+        (lose_rows, ["second"], None, "not a whole evaluation"),
+        (None, [], None, "about 1 to 6 runs, not 0"),
+    ],
+)
+def test_what_cannot_be_reported_is_a_sentence(own_root, tmp_path, spoil, runs, split, sentence):
+    if spoil:
+        spoil(own_root)
+    with pytest.raises(AvpipeError, match=sentence):
+        write_report(own_root, runs, tmp_path / "report.html", split)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_runs_of_one_name_are_told_apart(own_root, two_runs, tmp_path):
+    done = write_report(own_root, ["first", str(two_runs.runs / "first")], tmp_path / "report.html", clips=1)
+    assert len(set(done["runs"])) == 2 and all(name.endswith("first") for name in done["runs"])
+
+
+def test_the_command(two_runs, tmp_path):
+    out = tmp_path / "report.html"
+    folder = two_runs.runs / "first/eval/synth_test"
+    asked = ["report", folder, "second", "--split", "synth_test", "--clips", "1", "-o", out]
+    done = CliRunner().invoke(app, ["--root", str(two_runs.path), *map(str, asked)])
+    assert done.exit_code == 0 and "first and second on synth_test" in done.output and out.exists()
+
+
+# --- in Chromium ------------------------------------------------------------------------------------------------------
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+MANY = 30
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium of this system; without it the test is skipped, and says so."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine (Debian: apt install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'avpipe[dev]'")
+    with playwright.sync_playwright() as driver:
+        yield (running := driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]))
+        running.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """`open_page(path, width)`: the page in a new tab; whatever it complains of or asks for fails the test."""
+    pages, faults = [], []
+
+    def open_it(path, width=1280, **options):
+        page = browser.new_page(viewport={"width": width, "height": 800}, **options)
+        page.on("console", lambda message: faults.append(message.text))
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("request", lambda request: faults.append(request.url) if request.url.startswith("http") else None)
+        page.goto(path.as_uri())
+        pages.append(page)
+        return page
+
+    yield open_it
+    for page in pages:
+        page.close()
+    assert faults == []
+
+
+@pytest.fixture
+def page_of_many(page_of_two, tmp_path):
+    """The same report with 30 clips made of its four, each with cIoU of its own."""
+    data = embedded(page_of_two)
+    four, data["clips"] = data["clips"], []
+    for n in range(MANY):
+        runs = [one | {"ciou": (n * 7 + 11 * k) % 30 / 30} for k, one in enumerate(four[n % 4]["runs"])]
+        own = {"id": f"{n:020}", "label": f"class {n % 4}" if n else None, "groups": [n % 3], "runs": runs}
+        data["clips"].append(four[n % 4] | own)
+    old = re.search(r'id="data">(.*?)</script>', page_of_two.read_text()).group(1)
+    (tmp_path / "many.html").write_text(page_of_two.read_text().replace(old, report._embedded(data)))
+    return tmp_path / "many.html"
+
+
+def cards(page):
+    return page.eval_on_selector_all(".card", "cards => cards.map((card) => card.dataset.clip)")
+
+
+def wait(page, condition):
+    """Until a condition holds; Playwright's own way needs `eval`, which the page forbids."""
+    for _ in range(100):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(100)
+    pytest.fail(f"never came true: {condition}")
+
+
+def overlap(a, b):
+    across = min(a["x"] + a["width"], b["x"] + b["width"]) - max(a["x"], b["x"])
+    down = min(a["y"] + a["height"], b["y"] + b["height"]) - max(a["y"], b["y"])
+    return across > 0.5 and down > 0.5
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_everything_is_shown_and_nothing_is_cut(open_page, page_of_two, width):
+    page = open_page(page_of_two, width)
+    wait(page, "[...document.querySelectorAll('audio')].every((player) => player.readyState >= 2)")
+    assert len(cards(page)) == 4
+    pictures = page.eval_on_selector_all("img", "all => all.map((one) => [one.naturalWidth, one.alt])")
+    assert len(pictures) == 16 and all(wide > 0 for wide, _ in pictures)
+    assert re.fullmatch(r"frame of \S+, .+, cIoU \d\.\d\d by first", pictures[0][1])
+    lengths = page.eval_on_selector_all("audio", "all => all.map((one) => one.duration)")
+    assert len(lengths) == 4 and all(length == pytest.approx(3, abs=0.15) for length in lengths)
+    wide = page.evaluate(
+        """() => [...document.querySelectorAll("body *:not(.skip)")].filter((one) => {
+             const box = one.getBoundingClientRect();
+             return !one.closest(".scroll table, svg") && box.width && (box.right > innerWidth + 1 || box.left < -1);
+           }).map((one) => one.outerHTML.slice(0, 100))"""
+    )
+    assert wide == [] and page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.locator("figure > svg").count() == 4
+    page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+    over = page.eval_on_selector_all(".scroll", "all => all.map((one) => one.scrollWidth - one.clientWidth)")
+    assert len(over) == 5 and max(over) <= 0
+    for kind in ("section", ".card", ".card:first-child > *", "#controls label"):
+        boxes = [box for one in page.locator(kind).all() if (box := one.bounding_box())]
+        assert len(boxes) > 2
+        assert not [(a, b) for n, a in enumerate(boxes) for b in boxes[:n] if overlap(a, b)]
+
+
+def test_a_sound_plays_and_another_one_stops_it(open_page, page_of_two):
+    page = open_page(page_of_two)
+    play = "(number) => document.querySelectorAll('audio')[number].play()"
+    page.evaluate(play, 0)
+    wait(page, "document.querySelectorAll('audio')[0].currentTime > 0.2")
+    page.evaluate(play, 1)
+    wait(page, "[...document.querySelectorAll('audio')].map((one) => one.paused).join() === 'true,false,true,true'")
+
+
+def test_filters_order_and_more(open_page, page_of_many):
+    page = open_page(page_of_many)
+    runs = {clip["id"]: [one["ciou"] for one in clip["runs"]] for clip in embedded(page_of_many)["clips"]}
+    status = page.locator("#count")
+    assert len(cards(page)) == 24 and status.inner_text() == "24 of 30 clips shown"
+    page.click("#more")
+    assert len(cards(page)) == MANY and page.locator("#more").is_hidden()
+    assert page.evaluate("document.activeElement.dataset.clip") == cards(page)[24]
+    for order, key in (
+        ("best-1", lambda name: -runs[name][1]),
+        ("worst-0", lambda name: runs[name][0]),
+        ("gain-1", lambda name: runs[name][0] - runs[name][1]),
+        ("clip", lambda name: name),
+    ):
+        page.select_option("#sort", order)
+        found = [key(name) for name in cards(page)]
+        assert found == sorted(found)
+    page.select_option("#class", label="class 1")
+    assert len(cards(page)) == 8 and status.inner_text() == "8 of 8 clips shown; 30 without filters"
+    page.select_option("#group", label="Worst of first")
+    assert all(int(name) % 12 == 1 for name in cards(page)) and len(cards(page)) == 3
+    page.fill("#search", "nothing like it")
+    assert cards(page) == [] and page.locator("#empty").is_visible()
+    page.click("#clear")
+    assert len(cards(page)) == 24 and page.locator("#empty").is_hidden()
+    page.fill("#search", "CLASS 2")
+    assert all(int(name) % 4 == 2 for name in cards(page)) and len(cards(page)) == 7
+
+
+def test_maps_and_boxes_can_be_hidden_and_tables_sorted(open_page, page_of_two):
+    page = open_page(page_of_two)
+    for control, part in (("#maps", ".map"), ("#boxes", ".view rect")):
+        assert page.locator(part).first.is_visible()
+        page.uncheck(control)
+        assert page.locator(part).first.is_hidden()
+        page.check(control)
+    page.fill("#opacity", "20")
+    assert page.eval_on_selector(".map", "map => getComputedStyle(map).opacity") == "0.2"
+    heads = page.locator(".sortable thead button")
+    for place, reverse in ((2, True), (2, False), (4, True)):
+        heads.nth(place).click()
+        column = f".sortable tbody tr > :nth-child({place + 1})"
+        values = page.eval_on_selector_all(column, "all => all.map((cell) => Number(cell.dataset.value))")
+        assert values == sorted(values, reverse=reverse) and len(values) == 4
+
+
+def test_the_keyboard_reaches_every_control(open_page, page_of_two):
+    page = open_page(page_of_two)
+    reached = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+    assert {"group", "class", "search", "sort", "maps", "boxes", "grey", "opacity", "undo", "AUDIO"} <= reached
+
+
+def test_the_dark_is_dark(open_page, page_of_two):
+    for scheme in ("light", "dark"):
+        page = open_page(page_of_two, color_scheme=scheme)
+        paper, ink = page.evaluate(
+            """() => ["backgroundColor", "color"].map((name) => getComputedStyle(document.body)[name].match(/\\d+/g))"""
+        )
+        assert (int(paper[0]) > 200 > 60 > int(ink[0])) == (scheme == "light")
+        text = page.eval_on_selector("figure > svg text", "text => getComputedStyle(text).fill")
+        assert text == f"rgb({', '.join(ink)})"
+
+
+def test_hostile_names_run_nothing(open_page, own_root, monkeypatch, tmp_path):
+    make_hostile(own_root, monkeypatch)
+    write_report(own_root, ["first"], tmp_path / "hostile.html")
+    page = open_page(tmp_path / "hostile.html", 390)
+    assert page.locator("img[src=x]").count() == 0
+    assert HOSTILE in page.locator("#cards").inner_text() and HOSTILE in page.locator("h1").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
