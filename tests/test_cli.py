@@ -10,7 +10,20 @@ from typer.testing import CliRunner
 
 from train.cli import app, main
 
-COMMANDS = ("synth", "manifest", "download", "extract", "shard", "verify", "train", "eval")
+COMMANDS = (
+    "synth",
+    "manifest",
+    "download",
+    "extract",
+    "shard",
+    "verify",
+    "train",
+    "eval",
+    "retrieve",
+    "localize",
+    "report",
+    "reproduce",
+)
 
 
 def run(*arguments):

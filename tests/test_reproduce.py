@@ -1,0 +1,237 @@
+"""The papers' tables: the figures are the papers', every row is something here, and nothing is filled in unrun."""
+
+import csv
+import json
+import os
+
+import pytest
+import torch
+from shared_files import SHARED
+from torchvision.models import resnet18
+from typer.testing import CliRunner
+
+from pipeline.catalogue import load_catalogue
+from pipeline.errors import AvpipeError
+from pipeline.layout import Root
+from train import reproduce, reproduce_rows
+from train.checkpoint import LAST
+from train.cli import app
+from train.protocols import PROTOCOLS
+from train.recipes import get_recipe
+from train.reproduce_rows import Row, Runnable, distinct, read_rows, runnable, select
+
+ABSENT = {"attention", "avobject", "cavl", "coarse-to-fine", "dmc", "dsol", "hardpos", "icl", "lcbm", "mssl"}
+TINY = ("image_px=32", "batch_size=4", "epochs=1", "spec_pool=8")
+
+
+@pytest.mark.skipif(SHARED is None, reason="no shared files")
+def test_the_figures_are_those_of_the_papers():
+    with open(SHARED / "papers" / "tables.csv", newline="") as file:
+        expected = [Row(**row | {"value": float(row["value"])}) for row in csv.DictReader(file)]
+    assert read_rows() == expected and len(expected) == 215
+
+
+def test_every_row_is_runnable_here_or_says_why_not():
+    _, splits = load_catalogue()
+    for row in read_rows():
+        what = runnable(row)
+        if row.method in ABSENT:
+            assert what == f"avpipe has no method {row.method}"
+            continue
+        assert isinstance(what, Runnable)
+        assert splits[what.eval_split].role == "test" and what.protocol in (None, *PROTOCOLS)
+        assert (what.protocol is None) == row.metric.startswith(("A@", "P@"))
+        if row.method != "random":
+            assert splits[what.train_split].role == "train"
+            assert what.settings == get_recipe(what.recipe, list(what.changes))
+            assert what.settings.method == row.method
+
+
+def test_rows_share_trainings_by_recipe_and_split_alone():
+    def run_of(method, variant, train_split="vggsound_144k", paper="marginnce"):
+        wanted = (paper, method, variant, train_split)
+        (name,) = {
+            runnable(row).run for row in read_rows() if (row.paper, row.method, row.variant, row.train_split) == wanted
+        }
+        return name
+
+    assert run_of("marginnce", "") == run_of("marginnce", "w/ OGL") == run_of("marginnce", "m=-0.2")
+    assert run_of("ez-vsl", "w/o OGL") == run_of("ez-vsl", "margin 0.0") != run_of("ez-vsl", "margin -0.2")
+    assert run_of("marginnce", "m=-0.2", "vggsound_heard_70k") != run_of("marginnce", "m=-0.2")
+    assert run_of("sspl", "T=5", "flickr_10k", "sspl") == run_of("sspl", "w/ PCM", "flickr_10k", "sspl")
+    assert run_of("sspl", "crop+horizontal-flip", "flickr_10k", "sspl") == run_of(
+        "sspl", "fusion=attention", "flickr_10k", "sspl"
+    )
+    full = run_of("ssl-tie", "F: + geometric consistency", paper="ssl-tie")
+    assert full == run_of("ssl-tie", "", paper="ssl-tie") != run_of("ssl-tie", "E: + audio mixing", paper="ssl-tie")
+
+
+def test_the_settings_of_single_rows():
+    def of(**wanted):
+        return [
+            runnable(row) for row in read_rows() if all(getattr(row, name) == value for name, value in wanted.items())
+        ]
+
+    guided = of(paper="marginnce", variant="m=-0.2 w/ OGL")
+    assert all(what.object_guided and what.settings.options.margin == -0.2 for what in guided) and guided
+    (flickr,) = {what.settings for what in of(variant="w/o PCM", train_split="flickr_144k")}
+    assert (flickr.learning_rate, flickr.learning_rate * flickr.options.rest_rate) == pytest.approx((2e-3, 5e-4))
+    (sound,) = {what.settings for what in of(variant="w/o PCM", train_split="vggsound_144k")}
+    assert (sound.learning_rate, sound.learning_rate * sound.options.rest_rate) == pytest.approx((1e-2, 5e-3))
+    assert {what.eval_split for what in of(paper="ssl-tie", method="ssl-tie", eval_split="vggss")} == {"vggss_ssltie"}
+    assert {what.eval_split for what in of(paper="ssl-tie", method="lvs", eval_split="vggss_heard")} == {"vggss_heard"}
+    assert {what.protocol for what in of(method="sspl")} == {"sspl"}
+
+
+def test_without_runs_nothing_is_filled_in(tmp_path):
+    done = CliRunner().invoke(app, ["--root", str(tmp_path), "reproduce", "--json"])
+    rows = json.loads(done.stdout)["rows"]
+    assert len(rows) == 215 and all(row["ours"] is row["difference"] is row["leak"] is None for row in rows)
+    assert {row["status"] for row in rows if row["runnable"]} == {"not run"}
+    text = reproduce_rows.table(rows)
+    assert "215 rows: 0 run, 184 not run, 31 not in avpipe" in text
+    assert all(len(line) <= 120 for line in text.splitlines())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_invents_no_speed_and_says_how_to_get_the_data(tmp_path):
+    planned = reproduce.plan(reproduce.Bench(Root(tmp_path)), select("ssl-tie", "ssl-tie"))
+    whole = next(one for one in planned["trainings"] if one["changes"] == [] and one["split"] == "ssltie_144k")
+    assert (whole["samples"], whole["samples_of"], whole["steps"]) == (144_000, "list", 450_000)
+    assert whole["hours"] is whole["clips_per_s"] is None and whole["missing"] == "ssltie_144k has no shards"
+    how = "--split vggss_ssltie --features tie-mel"
+    assert f"avpipe download --split vggss_ssltie && avpipe extract {how} && avpipe shard {how}" in planned["commands"]
+    assert any(command.startswith("avpipe import FOLDER") for command in planned["commands"])
+    assert "450,000" in reproduce.plan_table(planned)
+
+
+def test_wrong_wishes_are_sentences(tmp_path, monkeypatch):
+    with pytest.raises(AvpipeError, match=r"no row has the method 'lsv'; there are: attention"):
+        select(None, "lsv")
+    done = CliRunner().invoke(app, ["--root", str(tmp_path), "reproduce", "--plan", "--run"])
+    assert "give either --plan or --run" in str(done.exception)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(AvpipeError, match="is one process"):
+        reproduce.run(reproduce.Bench(Root(tmp_path)), select("lvs", "lvs"), None, 0)
+
+
+def row_of(method, eval_split, metric, value, variant=""):
+    return Row(
+        paper="lvs",
+        table="1",
+        method=method,
+        variant=variant,
+        train_split="" if method == "random" else "theirs",
+        eval_split=eval_split,
+        metric=metric,
+        value=value,
+    )
+
+
+@pytest.fixture
+def small(done_root, tmp_path, monkeypatch):
+    """Rows of a paper that trained on synth_train, and a root with the shards."""
+    rows = [
+        row_of("lvs", "vggss", "ciou@0.5", 0.25),
+        row_of("lvs", "vggss", "auc", 0.5),
+        row_of("lvs", "cross_modal_retrieval", "A@5", 0.75),
+        row_of("random", "audio_retrieval", "P@1", 0.125),
+        row_of("dmc", "vggss", "auc", 0.5),
+        row_of("ssl-tie", "vggss", "auc", 0.5),
+        row_of("lvs", "vggss", "auc", 0.5, "w/ OGL"),
+    ]
+    splits = {"vggss": "synth_test", "audio_retrieval": "synth_train", "cross_modal_retrieval": "synth_train"}
+    recipes = {"lvs": ("lvs-small", TINY), "ssl-tie": ("ssl-tie-small", ())}
+    monkeypatch.setattr(reproduce_rows, "read_rows", lambda: rows)
+    monkeypatch.setattr(reproduce_rows, "TRAINING", {"lvs": {"theirs": "synth_train"}})
+    monkeypatch.setattr(reproduce_rows, "EVALUATION", {"lvs": splits})
+    monkeypatch.setattr(reproduce_rows, "_recipe", lambda row: recipes[row.method])
+    (tmp_path / "shards").symlink_to(done_root.shards)
+    return Root(tmp_path)
+
+
+def compared(root):
+    return reproduce.compare(reproduce.Bench(root), select(None, None))
+
+
+def change_checkpoint(path, **changes):
+    torch.save(torch.load(path, weights_only=True) | changes, path)
+
+
+def test_rows_run_and_stand_beside_theirs(small):
+    torch.manual_seed(0)
+    torch.save(resnet18().state_dict(), weights := small.path / "resnet18.pth")
+    call = ["--root", str(small.path), "reproduce", "--workers", "0", "--weights", str(weights)]
+    done = CliRunner().invoke(app, [*call, "--run"])
+    assert done.exit_code == 0, done.output
+    lvs, _ = distinct(select(None, None))
+    assert f"{lvs.run}: training done" in done.stdout
+    assert "training skipped: the shards of synth_train hold no tie-mel" in done.stdout
+
+    ciou, auc, search, chance, absent, lacking, guided = compared(small)
+    own = json.loads((small.runs / lvs.run / "eval" / "synth_test" / "metrics.json").read_text())
+    assert ciou["ours"] == own["protocols"]["lvs"]["ciou"] and auc["ours"] == own["protocols"]["lvs"]["auc"]
+    assert ciou["difference"] == ciou["ours"] - 0.25
+    assert (ciou["clips_scored"], ciou["clips_listed"], ciou["trained_samples"]) == (4, 4, 16)
+    assert ciou["leak"] == {"clips": 0, "videos": 0} and search["leak"]["clips"] == 16
+    found = json.loads((small.runs / lvs.run / "retrieval" / "synth_train" / "metrics.json").read_text())
+    assert search["ours"] == found["cross_modal_retrieval"]["A@5"]
+    assert chance["ours"] is not None and chance["leak"] is None
+    folder = small.runs / lvs.run / "eval" / "synth_test-object-guided"
+    assert guided["ours"] == json.loads((folder / "metrics.json").read_text())["protocols"]["lvs"]["auc"]
+    assert absent["ours"] is lacking["ours"] is None and lacking["status"] == "not run"
+    line = next(line for line in done.stdout.splitlines() if "cross_modal" in line and "0.7500" in line)
+    assert f"{search['ours']:.4f}" in line and "16/16" in line
+    assert "7 rows: 5 run, 1 not run, 1 not in avpipe" in done.stdout
+
+    before = {path: os.stat(path).st_mtime_ns for path in small.runs.rglob("*.json")}
+    again = json.loads(CliRunner().invoke(app, [*call, "--run", "--json"]).stdout)
+    assert again["runs"][0]["training"] == "done before"
+    assert set(again["runs"][0]["scored"].values()) == {"done before"}
+    assert before == {path: os.stat(path).st_mtime_ns for path in small.runs.rglob("*.json")}
+
+    planned = reproduce.plan(reproduce.Bench(small), select(None, None))
+    one, other = planned["trainings"]
+    assert (one["samples"], one["samples_of"], one["steps"], one["status"]) == (16, "shards", 4, "trained")
+    assert one["hours"] == pytest.approx(16 / one["clips_per_s"] / 3600)
+    assert other["hours"] is None  # nothing like it was run
+    assert all("--features logspec,tie-mel" in command for command in planned["commands"])
+    assert not any("download" in command for command in planned["commands"])
+
+
+def test_only_the_very_training_counts(small):
+    bench, selected = reproduce.Bench(small), select(None, "lvs")
+    (first,) = reproduce.run(bench, selected, small.path / "missing.pth", 0)
+    (what,) = distinct(selected)
+    last = small.runs / what.run / LAST
+    whole = torch.load(last, weights_only=True)
+
+    def status():
+        rows = [row for row in compared(small) if row["method"] == "lvs" and not row["runnable"]["object_guided"]]
+        return {(row["status"], row["ours"]) for row in rows}
+
+    assert first["training"] == "done" and {kind for kind, _ in status()} == {"run"}
+    assert any("object-guided" in what and result.startswith("failed") for what, result in first["scored"].items())
+    change_checkpoint(last, step=3)
+    assert status() == {("at step 3 of 4", None)}
+    change_checkpoint(last, step=3, stopped_early=True)  # a whole training, but not the one that was scored
+    assert status() == {("scored before the training ended", None)}
+    for change in (
+        {"recipe": whole["recipe"] | {"seed": 1}},
+        {"data": whole["data"] | {"split": "other"}},
+        {"select_on": "synth_test"},
+    ):
+        torch.save(whole | change, last)
+        ((text, ours),) = status()
+        assert text.endswith("was trained with other settings") and ours is None
+    last.write_bytes(last.read_bytes()[:1000])
+    ((text, ours),) = status()
+    assert "damaged or not a checkpoint" in text and ours is None
+
+
+def test_a_training_that_fails_stops_no_other(small, monkeypatch):
+    monkeypatch.setattr(reproduce_rows, "_recipe", lambda row: ("lvs-small", (*TINY, "batch_size=17")))
+    done = CliRunner().invoke(app, ["--root", str(small.path), "reproduce", "--run", "--method", "lvs"])
+    assert done.exit_code == 1
+    assert "training failed: 16 samples do not fill one batch" in done.stdout
+    assert "skipped: no finished training" in done.stdout
