@@ -4,9 +4,22 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from train.frames import TEST_VIEWS, TRAINING_VIEWS, open_frame, training_view
+from pipeline.errors import AvpipeError
+from train import pixels
+from train.frames import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    TEST_VIEWS,
+    TRAINING_VIEWS,
+    decode_frame,
+    normalise,
+    open_frame,
+    stored_view,
+    training_view,
+)
 
 
 def picture(width, height, seed=0):
@@ -35,6 +48,58 @@ def test_a_training_view_is_a_crop_of_the_resized_frame_or_its_mirror_image():
         flips += len(mirrored)
         seen.add(tuple(np.concatenate([plain, mirrored])[0]))
     assert len(seen) > 4 and 0 < flips < 8
+
+
+@pytest.mark.parametrize("size", [(455, 256), (256, 341), (300, 260), (90, 64), (225, 224), (64, 47)])
+@pytest.mark.parametrize("px", [224, 112, 40])
+def test_a_resized_part_has_pillows_very_bytes(size, px):
+    frame = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    scale = int(px * 1.1) / min(size)
+    scaled = tuple(int(side * scale + 1e-9) for side in size)
+    resized = np.asarray(frame.resize(scaled, Image.Resampling.BICUBIC))
+    for top, left in ((0, 0), (scaled[1] - px, scaled[0] - px), ((scaled[1] - px) // 2, 1)):
+        part = resized[top : top + px, left : left + px]
+        for mirrored, expected in ((False, part), (True, part[:, ::-1])):
+            view = pixels.resized_crop(np.array(frame), scaled[::-1], (top, left), px, mirrored)
+            assert (view == expected).all()
+
+
+def test_a_stored_crop_is_a_crop_of_the_frame():
+    frame = np.array(picture(341, 256))
+    windows = np.lib.stride_tricks.sliding_window_view(frame, (224, 224, 3))[:, :, 0]
+    for seed in range(6):
+        view = stored_view(frame, 224, np.random.default_rng(seed))
+        matches = [(windows[:, :, ::37, ::37] == v[::37, ::37]).all(axis=(2, 3, 4)) for v in (view, view[:, ::-1])]
+        assert sum(int(match.sum()) for match in matches) == 1
+    with pytest.raises(AvpipeError, match="view=crop"):
+        stored_view(frame, 257, np.random.default_rng(0))
+
+
+def test_decoding_gives_pillows_pixels_and_sees_damage_that_pillow_lets_pass():
+    buffer = io.BytesIO()
+    picture(341, 256).save(buffer, "JPEG", quality=90)
+    data = buffer.getvalue()
+    assert (decode_frame(data) == np.asarray(Image.open(io.BytesIO(data)))).all()
+    spoilt = bytearray(data)
+    spoilt[len(data) // 2 : len(data) // 2 + 2] = b"\xff\xd9"  # the end of the picture, too early
+    Image.open(io.BytesIO(spoilt)).load()
+    for bad in (bytes(spoilt), data[:-300], b""):
+        with pytest.raises(OSError, match=r"."):
+            decode_frame(bad)
+
+
+def test_normalised_frames_are_those_of_the_formula():
+    image_BHW3 = torch.randint(0, 256, (2, 5, 6, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    image_BV3HW = normalise(image_BHW3[:, None])
+    expected = (image_BHW3.float() / 255 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)
+    assert torch.equal(normalise(image_BHW3), expected.permute(0, 3, 1, 2)) and image_BV3HW.shape == (2, 1, 3, 5, 6)
+    kept = normalise(image_BHW3)
+    normalise(255 - image_BHW3)
+    assert torch.equal(kept, expected.permute(0, 3, 1, 2))  # memory is used again only when nobody has it
+    part = kept[0, 0]
+    kept = None
+    normalise(255 - image_BHW3)
+    assert torch.equal(part, expected[0, :, :, 0])
 
 
 def test_crops_reach_every_edge():

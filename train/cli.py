@@ -35,7 +35,7 @@ def train(
         bool, typer.Option("--forbid-leak", help="Refuse to train on clips or videos of a test split.")
     ] = False,
     wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Log to Weights & Biases, too.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that load data.  [default: cores - 1]")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Threads that load data.  [default: cores - 1]")] = None,
     as_json: Json = False,
 ):
     """Train a model; the same command again goes on where a killed run stopped.
@@ -223,7 +223,7 @@ def reproduce(
     weights: Annotated[
         Path | None, typer.Option(help="File with the ImageNet weights, or folder with all published weights needed.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes that load data.  [default: cores - 1]")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Threads that load data.  [default: cores - 1]")] = None,
     as_json: Json = False,
 ):
     """Show the papers' tables with our figures beside theirs. Nothing is filled in that was not run."""

@@ -15,7 +15,7 @@ from pipeline.progress import ProgressLine
 from train import mixing
 from train.checkpoint import BEST, LAST, check_same, epoch_name, load_checkpoint, network_of, save_checkpoint
 from train.frames import normalise
-from train.loader import BatchPlan, TrainingSamples, batches
+from train.loader import BatchPlan, Skipped, TrainingSamples, batches
 from train.logs import Log, Meter, NoLog
 from train.methods import METHODS
 from train.ranks import any_rank, ranks_of, start_fabric
@@ -24,6 +24,7 @@ from train.shards import Shards
 from train.signals import StopSignals
 from train.validation import Validation, training_part
 
+SKIPPED = "skipped.csv"
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
@@ -45,6 +46,8 @@ class Trained:
     best: dict | None
     """`epoch`, `measure` and `value` of the best epoch; None without validation."""
     stopped_early: bool
+    skipped: int
+    """Damaged samples that were left out."""
 
 
 def fit(
@@ -59,7 +62,8 @@ def fit(
     """Train to the end of the recipe, from the run's last checkpoint if it has one.
 
     Writes `run/last.pt`, `run/log.csv`, TensorBoard's files, and `run/best.pt` where epochs are compared: by the loss
-    on the part that `recipe.validation` holds back, or by the cIoU on `select_on`. Under `torchrun` every rank calls
+    on the part that `recipe.validation` holds back, or by the cIoU on `select_on`. A damaged sample is left out of its
+    batch and named in `run/skipped.csv`; with more processes than one it stops them. Under `torchrun` every rank calls
     it. Raises AvpipeError when the run was made with other settings or data, when the shards do not fill a batch or
     lack the feature, when the loss stops being finite, and StoppedError after a signal.
     """
@@ -77,7 +81,7 @@ def fit(
             for _ in range(training.step, (epoch + 1) * plan.steps_per_epoch):
                 meter.finish_step(training.take_step(meter.wait_for(stream)))
                 log.step(training.step, epoch + 1, meter, training.parts)
-                line.advance(note=f"epoch {epoch + 1}/{plan.epochs} · {meter}")
+                line.advance(note=f"epoch {epoch + 1}/{plan.epochs} · {meter}{training.skipped}")
                 stopping = any_rank(fabric, signals.received)
                 if stopping or training.step % recipe.checkpoint_steps == 0:
                     training.save(log)
@@ -94,6 +98,7 @@ def fit(
         data_wait=meter.total_wait,
         best=training.best,
         stopped_early=training.stopped_early,
+        skipped=len(training.skipped),
     )
 
 
@@ -112,6 +117,7 @@ class _Training:
     ):
         self.fabric, self.recipe, self.shards, self.run = fabric, recipe, shards, run
         self.workers, self.select_on = workers, select_on
+        self.skipped = Skipped(run / SKIPPED)
         self.method = METHODS[recipe.method]
         self.parts: dict[str, Tensor] = {}
         """Of the last step's loss."""
@@ -128,7 +134,7 @@ class _Training:
         self.neighbours = state["neighbours"].numpy() if "neighbours" in state else None
         self.module, self.fabric_optimizer = fabric.setup(self.network, self.optimizer)
         self.validation = Validation(
-            fabric, self.network, self._samples(None), held_back, select_on, workers, self.classes
+            fabric, self.network, self._samples(None), held_back, select_on, workers, self.classes, self.skipped
         )
         if recipe.patience and not self.validation:
             raise AvpipeError("patience needs something to compare epochs by: --set validation=SHARE or --select-on")
@@ -136,7 +142,7 @@ class _Training:
     def batches_of(self, epoch: int) -> Iterator[tuple[Tensor, ...]]:
         """The batches of an epoch that are still to be done."""
         steps = range(self.step, (epoch + 1) * self.plan.steps_per_epoch)
-        return batches(self._samples(epoch), self.plan, self.fabric.global_rank, steps, self.workers)
+        return batches(self._samples(epoch), self.plan, self.fabric.global_rank, steps, self.workers, self.skipped)
 
     def take_step(self, batch: tuple[Tensor, ...]) -> float:
         """One optimiser step; returns the loss, the mean over its parts and over the ranks."""

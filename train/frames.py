@@ -1,42 +1,76 @@
 """Frames as the networks see them: the training view, the two test views, and the ImageNet scaling."""
 
-import io
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 
+from pipeline.errors import AvpipeError
+from train import pixels
+from train.memory import Memory
+
 # Training resizes the short side to 246 for a crop of 224 (all four repositories), other sizes in proportion.
 RESIZE_FOR_CROP = 1.1
-TrainingView = Callable[[Image.Image, int, np.random.Generator], np.ndarray]
+TrainingView = Callable[[np.ndarray | Image.Image, int, np.random.Generator], np.ndarray]
+# Of a frame in the shards; a damaged header could ask for gigabytes.
+MOST_PIXELS = 1 << 25
+# Of normalised batches: fresh pages for 77 MB would take longer than the scaling.
+_MEMORY = Memory()
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def open_frame(data: bytes) -> Image.Image:
-    """Decode frame.jpg to an RGB image. Raises OSError for what is none."""
-    return Image.open(io.BytesIO(data)).convert("RGB")
+def decode_frame(data: bytes | memoryview) -> np.ndarray:
+    """uint8 (H, W, 3) RGB of frame.jpg, the pixels that Pillow gives. Raises OSError for what is none or is damaged.
+
+    Pillow would let most damage pass, as grey or shifted blocks.
+    """
+    try:
+        height, width = simplejpeg.decode_jpeg_header(data)[:2]
+        if height * width > MOST_PIXELS:
+            raise OSError(f"{width}x{height} pixels")
+        return simplejpeg.decode_jpeg(data)
+    except ValueError as error:
+        raise OSError(str(error)) from None
 
 
-def training_view(frame: Image.Image, px: int, rng: np.random.Generator) -> np.ndarray:
+def open_frame(data: bytes | memoryview) -> Image.Image:
+    """Decode frame.jpg to an RGB image. Raises OSError for what is none or is damaged."""
+    return Image.fromarray(decode_frame(data))
+
+
+def training_view(frame: np.ndarray | Image.Image, px: int, rng: np.random.Generator) -> np.ndarray:
     """uint8 (px, px, 3): bicubic resize to 1.1 px, a random crop, a flip with probability ½.
 
-    Source: LVS, EZ-VSL and SSPL data loaders.
+    The bytes are those of Pillow's resize and crop. Source: LVS, EZ-VSL and SSPL data loaders.
     """
-    view = np.asarray(_random_crop(frame, px, rng))
-    return np.ascontiguousarray(view[:, ::-1] if rng.random() < 0.5 else view)
+    return _random_crop(frame, px, rng, flips=True)
 
 
-def appearance_view(frame: Image.Image, px: int, rng: np.random.Generator) -> np.ndarray:
+def stored_view(frame: np.ndarray | Image.Image, px: int, rng: np.random.Generator) -> np.ndarray:
+    """uint8 (px, px, 3): a random crop of the frame as it is stored, a flip with probability ½.
+
+    Half the work of `training_view`; a frame of 256 pixels is 1.14 times as large as the crop.
+    """
+    frame_HW3 = np.require(frame, np.uint8, "CW")
+    if min(frame_HW3.shape[:2]) < px:
+        raise AvpipeError(f"a stored frame is smaller than {px} pixels; use --set view=crop")
+    top, left, flipped = _draw_crop(frame_HW3.shape[:2], px, rng, flips=True)
+    return pixels.crop(frame_HW3, (top, left), px, flipped)
+
+
+def appearance_view(frame: np.ndarray | Image.Image, px: int, rng: np.random.Generator) -> np.ndarray:
     """uint8 (px, px, 3): SSL-TIE's appearance augmentation, MoCo v2's with its own numbers (paper, section 3.2).
 
     A resized crop of .3 to 1 of the area, colour jitter with probability .8, grey with .2, blur with ½, flip with ½.
     Source: SSL-TIE's released data loader.
     """
+    frame = Image.fromarray(np.asarray(frame))
     frame = frame.resize((px, px), Image.Resampling.BILINEAR, box=_resized_crop(frame.size, (0.3, 1.0), rng))
     if rng.random() < 0.8:
         frame = _jitter(frame, 0.4, 0.1, rng)
@@ -44,10 +78,18 @@ def appearance_view(frame: Image.Image, px: int, rng: np.random.Generator) -> np
     return np.ascontiguousarray(view[:, ::-1] if rng.random() < 0.5 else view)
 
 
-def _random_crop(frame: Image.Image, px: int, rng: np.random.Generator) -> Image.Image:
-    frame = _resize_short(frame, int(px * RESIZE_FOR_CROP))
-    left, top = (int(rng.integers(side - px + 1)) for side in frame.size)
-    return frame.crop((left, top, left + px, top + px))
+def _random_crop(frame: np.ndarray | Image.Image, px: int, rng: np.random.Generator, flips: bool) -> np.ndarray:
+    frame_HW3 = np.require(frame, np.uint8, "CW")  # one kind of array: another one would be compiled for anew
+    height, width = frame_HW3.shape[:2]
+    width, height = _short_side(width, height, int(px * RESIZE_FOR_CROP))
+    top, left, flipped = _draw_crop((height, width), px, rng, flips)
+    return pixels.resized_crop(frame_HW3, (height, width), (top, left), px, flipped)
+
+
+def _draw_crop(size: tuple[int, int], px: int, rng: np.random.Generator, flips: bool) -> tuple[int, int, bool]:
+    """(top, left, whether to flip)."""
+    left, top = (int(rng.integers(side - px + 1)) for side in reversed(size))
+    return top, left, flips and rng.random() < 0.5
 
 
 def _maybe_grey(frame: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -61,8 +103,8 @@ def _maybe_blurred(frame: Image.Image, rng: np.random.Generator) -> Image.Image:
 def _single(change: Callable[[Image.Image, np.random.Generator], Image.Image]) -> TrainingView:
     """The cropped view, not flipped, with one more augmentation of SSPL's table S2."""
 
-    def view(frame: Image.Image, px: int, rng: np.random.Generator) -> np.ndarray:
-        return np.asarray(change(_random_crop(frame, px, rng), rng))
+    def view(frame: np.ndarray | Image.Image, px: int, rng: np.random.Generator) -> np.ndarray:
+        return np.asarray(change(Image.fromarray(_random_crop(frame, px, rng, flips=False)), rng))
 
     return view
 
@@ -78,6 +120,7 @@ def _translate(frame: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 TRAINING_VIEWS: dict[str, TrainingView] = {
     "crop": training_view,
+    "stored-crop": stored_view,
     "appearance": appearance_view,
     # SSPL's supplement, table S2: each augmentation alone, behind the crop.
     "crop-only": _single(lambda frame, rng: frame),
@@ -110,9 +153,23 @@ def normalise(image_BHW3: Tensor) -> Tensor:
 
     Frames in several views, (B, V, H, W, 3), become image_BV3HW.
     """
-    mean_3, std_3 = (torch.tensor(v, device=image_BHW3.device) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    scaled = (image_BHW3.float() / 255 - mean_3) / std_3
+    if image_BHW3.device.type == "cpu":
+        scaled = _MEMORY.room(tuple(image_BHW3.shape), np.float32)
+        pixels.look_up(image_BHW3.contiguous().view(-1, 3).numpy(), _scaled_values(), scaled.view(-1, 3).numpy())
+    else:
+        scaled = _scaled(image_BHW3)
     return scaled.movedim(-1, -3)  # channels last in memory, which convolutions read fastest
+
+
+def _scaled(image_BHW3: Tensor) -> Tensor:
+    mean_3, std_3 = (torch.tensor(v, device=image_BHW3.device) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (image_BHW3.float() / 255 - mean_3) / std_3
+
+
+@cache
+def _scaled_values() -> np.ndarray:
+    """float32 (3, 256): what each byte of each channel becomes; twenty times as fast as to compute it each time."""
+    return _scaled(torch.arange(256, dtype=torch.uint8)[:, None].expand(-1, 3)).T.contiguous().numpy()
 
 
 def _resized_crop(size: tuple[int, int], area: tuple[float, float], rng: np.random.Generator) -> tuple:
@@ -146,9 +203,11 @@ def _jitter(frame: Image.Image, strength: float, hue: float, rng: np.random.Gene
 
 
 def _resize_short(frame: Image.Image, side: int) -> Image.Image:
-    width, height = frame.size
+    return frame.resize(_short_side(*frame.size, side), Image.Resampling.BICUBIC)
+
+
+def _short_side(width: int, height: int, side: int) -> tuple[int, int]:
+    """(width, height) after a resize of the short side to `side`."""
     if width <= height:
-        size = (side, int(side * height / width))
-    else:
-        size = (int(side * width / height), side)
-    return frame.resize(size, Image.Resampling.BICUBIC)
+        return side, int(side * height / width)
+    return int(side * width / height), side

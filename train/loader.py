@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import csv
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from pipeline.errors import AvpipeError
-from pipeline.samples import FRAME, decode_npy, feature_member
-from train.frames import TRAINING_VIEWS, open_frame
-from train.shards import Shards
+from pipeline.features import SPECS
+from pipeline.samples import FRAME, feature_member
+from train.frames import TRAINING_VIEWS, decode_frame
+from train.shards import DamagedError, Shards
 
 if TYPE_CHECKING:
     from train.mixing import Mixing
+
+# Batches that are being filled while one is in use: with that one they are all the memory a loader takes.
+AHEAD = 2
+# Samples that a thread takes at a time: few, so that all threads work on the batch that is wanted next.
+PART = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +79,7 @@ def _shuffled(samples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingSamples(Dataset):
+class TrainingSamples:
     """Decodes single samples; the augmentation of a sample depends on seed, epoch and sample, not on who loads it."""
 
     shards: Shards
@@ -83,25 +95,22 @@ class TrainingSamples(Dataset):
     mixing: Mixing | None = None
     """Which sounds are blended with another's (SSL-TIE)."""
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, int] | AvpipeError:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, int]:
         """(uint8 (px, px, 3) frame, or (V, px, px, 3); (1, F, T) feature; sample number) of (epoch, sample number).
 
-        An AvpipeError is returned, not raised: a raised one would reach the user as a worker's traceback.
+        Raises DamagedError, naming shard and clip.
         """
         epoch, number = key
         rng = np.random.default_rng([self.seed, epoch, number])
-        try:
-            frame = read_frame(self.shards, number)
-            made = [TRAINING_VIEWS[self.view](frame, self.image_px, rng) for _ in range(self.views)]
-            if self.mixing:
-                feature = self.mixing.feature(self.shards, number, self.feature, rng)
-            else:
-                feature = read_feature(self.shards, number, self.feature)
-            if self.masking:
-                feature = mask_feature(feature, rng)
-            return (made[0] if self.views == 1 else np.stack(made)), feature, number
-        except AvpipeError as error:
-            return error
+        frame_HW3 = read_pixels(self.shards, number)
+        made = [TRAINING_VIEWS[self.view](frame_HW3, self.image_px, rng) for _ in range(self.views)]
+        if self.mixing:
+            feature = self.mixing.feature(self.shards, number, self.feature, rng)
+        else:
+            feature = read_feature(self.shards, number, self.feature)
+        if self.masking:
+            feature = mask_feature(feature, rng)
+        return (made[0] if self.views == 1 else np.stack(made)), feature, number
 
 
 # SSL-TIE's masks: the longest in windows and in bands, and how often a clip gets both.
@@ -126,54 +135,166 @@ def mask_feature(feature_1FT: np.ndarray, rng: np.random.Generator) -> np.ndarra
     return masked
 
 
-def read_frame(shards: Shards, number: int):
-    """The frame of a sample as an RGB image. Raises AvpipeError naming shard and clip."""
+def read_pixels(shards: Shards, number: int) -> np.ndarray:
+    """The frame of a sample, uint8 (H, W, 3) RGB. Raises DamagedError naming shard and clip."""
     try:
-        return open_frame(shards.read(number, FRAME))
+        return decode_frame(shards.view(number, FRAME))
     except OSError as error:
         raise shards.damaged(number, FRAME, error) from None
 
 
+def read_frame(shards: Shards, number: int) -> Image.Image:
+    """The frame of a sample as an RGB image. Raises DamagedError naming shard and clip."""
+    return Image.fromarray(read_pixels(shards, number))
+
+
 def read_feature(shards: Shards, number: int, name: str) -> np.ndarray:
-    """A feature of a sample, (1, F, T) in the type it is stored in. Raises AvpipeError naming shard and clip."""
+    """A feature of a sample, (1, F, T) in the type it is stored in, read-only. Raises DamagedError naming the clip."""
     member = feature_member(name)
     try:
-        return decode_npy(shards.read(number, member))[None]
-    except (ValueError, EOFError) as error:
+        feature = shards.array(number, member)
+        if name in SPECS and feature.shape != SPECS[name].shape:
+            raise ValueError(f"its shape is {feature.shape}, not {SPECS[name].shape}")
+    except ValueError as error:
         raise shards.damaged(number, member, error) from None
+    return feature[None]
 
 
 def batches(
-    samples: TrainingSamples, plan: BatchPlan, rank: int, steps: range, workers: int
+    samples: TrainingSamples,
+    plan: BatchPlan,
+    rank: int,
+    steps: range,
+    workers: int,
+    on_damage: Callable[[DamagedError], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(uint8 (B, px, px, 3), (B, 1, F, T), sample numbers int64 (B,)) for each of the steps, counted from 0.
 
-    `workers` processes decode ahead (0: in this process). Raises AvpipeError for a sample that cannot be read.
+    `workers` threads decode ahead (0: in this thread). With `on_damage` a sample that cannot be read is reported to it
+    and left out: the batch is one shorter, as no other sample can take the place of one and be there only once. Without
+    it, and with more ranks than one, whose batches must have one size, DamagedError is raised.
     """
     keys = ([(plan.epoch(step), int(row)) for row in plan.rows(step, rank)] for step in steps)
-    loader = DataLoader(
-        samples,
-        batch_sampler=_Keys(keys),
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if workers else None,
-        generator=torch.Generator(),  # else it takes a number from the generator that losses draw from
-    )
-    for batch in loader:
-        if isinstance(batch, AvpipeError):
-            raise batch
-        yield batch
+    return stacked(keys, samples.__getitem__, workers, on_damage if plan.world_size == 1 else None)
 
 
-class _Keys:
-    """An iterable over prepared lists of keys; DataLoader asks for an object, not a generator."""
+def stacked(
+    batches_of_keys: Iterable[Sequence],
+    read: Callable[[Any], tuple],
+    workers: int,
+    on_damage: Callable[[DamagedError], None] | None = None,
+) -> Iterator[tuple[Tensor, ...]]:
+    """For each list of keys what `read` returns for them, stacked part by part, in order.
 
-    def __init__(self, keys: Iterator[list]):
-        self._keys = keys
+    Threads, not processes: decoding and copying release the interpreter's lock, and a batch of 32 MB need not travel.
+    The tensors are in pinned memory where there is a GPU, so that copies to it need not be waited for. Raises what
+    `read` raises; DamagedError only without `on_damage`, or where nothing of a batch is left.
+    """
+    room = _pinned if torch.cuda.is_available() else _paged
+    for batch in _filled((_Batch(keys, read, room) for keys in batches_of_keys), workers):
+        for _, error in sorted(batch.damaged.items()):
+            if on_damage is None:
+                raise error
+            on_damage(error)
+        yield batch.tensors()
 
-    def __iter__(self) -> Iterator[list]:
-        return self._keys
+
+def _filled(batches: Iterator[_Batch], workers: int) -> Iterator[_Batch]:
+    if not workers:
+        for batch in batches:
+            batch.fill(0, len(batch.keys))
+            yield batch
+        return
+    pool, pending = ThreadPoolExecutor(workers, "loader"), deque()
+    try:
+        for batch in batches:
+            firsts = range(0, len(batch.keys), PART)
+            pending.append((batch, [pool.submit(batch.fill, first, first + PART) for first in firsts]))
+            if len(pending) > AHEAD:
+                yield _finished(*pending.popleft())
+        while pending:
+            yield _finished(*pending.popleft())
+    finally:  # at the end, after an error, and when nobody asks for more
+        pool.shutdown(cancel_futures=True)
+
+
+def _finished(batch: _Batch, parts: list) -> _Batch:
+    for part in parts:
+        part.result()
+    return batch
+
+
+class _Batch:
+    """The memory of one batch, which threads fill side by side."""
+
+    def __init__(self, keys: Sequence, read: Callable[[Any], tuple], room: Callable[[tuple, np.dtype], Tensor]):
+        self.keys, self._read, self._room = keys, read, room
+        self._tensors: tuple[Tensor, ...] | None = None
+        self._lock = threading.Lock()
+        self.damaged: dict[int, DamagedError] = {}
+        """By the place in the batch."""
+
+    def fill(self, first: int, end: int) -> None:
+        """Read the samples from the `first` place to before `end`."""
+        for place, key in enumerate(self.keys[first:end], first):
+            try:
+                sample = self._read(key)
+            except DamagedError as error:
+                self.damaged[place] = error
+                continue
+            with self._lock:
+                if self._tensors is None:
+                    arrays = [np.asarray(part) for part in sample]
+                    self._tensors = tuple(self._room((len(self.keys), *a.shape), a.dtype) for a in arrays)
+            for tensor, part in zip(self._tensors, sample, strict=True):
+                tensor.numpy()[place] = part
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The stacked parts, without the places that are damaged."""
+        if not self.damaged:
+            return self._tensors
+        if self._tensors is None:
+            raise self.damaged[0]
+        kept = torch.tensor([place for place in range(len(self.keys)) if place not in self.damaged])
+        return tuple(tensor[kept] for tensor in self._tensors)
+
+
+def _pinned(shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
+    """An uninitialised tensor that a GPU can copy by itself; torch uses such memory again."""
+    return torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True)
+
+
+def _paged(shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
+    """An uninitialised tensor."""
+    return torch.from_numpy(np.empty(shape, dtype))
+
+
+class Skipped:
+    """The damaged samples that a run goes on without: each is named once, on standard error and in a file."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._seen: set[tuple[str, str]] = set()
+        if path.exists():  # of the same run, before it was stopped
+            with open(path, newline="") as file:
+                self._seen = {(row[0], row[1]) for row in list(csv.reader(file))[1:]}
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def __str__(self) -> str:
+        """What the progress line adds."""
+        return f" · {len(self)} damaged samples left out" if self._seen else ""
+
+    def __call__(self, error: DamagedError) -> None:
+        """Take note of one."""
+        if (error.clip_id, error.member) in self._seen:
+            return
+        with open(self._path, "a", newline="") as file:
+            header = [] if self._seen else [("clip_id", "member", "reason")]
+            csv.writer(file).writerows([*header, (error.clip_id, error.member, error)])
+        self._seen.add((error.clip_id, error.member))
+        print(f"avpipe: left out: {error}", file=sys.stderr, flush=True)
 
 
 def collate(items: list[tuple]) -> tuple[Tensor, ...] | AvpipeError:

@@ -14,7 +14,7 @@ from pipeline.layout import youtube_id
 from train.backbones import evaluating
 from train.frames import normalise
 from train.loader import BatchPlan, TrainingSamples, batches
-from train.shards import Shards
+from train.shards import DamagedError, Shards
 
 BATCH = 64
 # Of the views and transforms that the loss is measured under: the same in every epoch, and in no training.
@@ -50,6 +50,8 @@ class Validation:
     workers: int
     classes: torch.Tensor | None
     """(N,) class of each sample, for a loss that takes it."""
+    on_damage: Callable[[DamagedError], None] | None = None
+    """See `train.loader.batches`."""
 
     def __bool__(self) -> bool:
         return self.select_on is not None or len(self.held_back) > 0
@@ -80,7 +82,7 @@ class Validation:
             seed=SEED,
         )
         samples = replace(self.samples, seed=SEED)
-        stream = batches(samples, plan, self.fabric.global_rank, range(plan.steps), self.workers)
+        stream = batches(samples, plan, self.fabric.global_rank, range(plan.steps), self.workers, self.on_damage)
         total = torch.zeros((), device=self.fabric.device)
         with torch.random.fork_rng(devices=[]), evaluating(self.network), self.fabric.autocast():
             torch.manual_seed(SEED)

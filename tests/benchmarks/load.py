@@ -1,0 +1,281 @@
+"""Samples a second that reach the training step: this loader against other ways, on the same samples in the same run.
+
+    python tests/benchmarks/load.py [--samples 3072] [--rounds 5] [--width 256] [--json FILE]
+
+The samples are made up: frames of 256 pixels in height whose JPEG has about 22 kB, and spectrograms of 257x200 float16
+(103 kB) as `avpipe extract` stores them. Every way shuffles, decodes, crops 224 pixels out of the stored frame, flips
+half of them and makes batches of 128. "float" ways end in normalised float32 images and float32 spectrograms, "uint8"
+ways in bytes and float16, the rest left to the accelerator. The row "training view" does more than the others: it
+resizes to 246 pixels before the crop, as the papers do, and counts for no ratio.
+
+Every way gets two workers and the same two cores, each round in a process of its own, the ways in turn. The clock runs
+over one whole pass after a short first one. Memory is the largest sum over a way's processes, without the page cache.
+"""
+
+import argparse
+import io
+import json
+import os
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # two cores are compared, and two workers use them
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.features import SPECS
+from pipeline.samples import META, TarWriter, encode_jpeg, encode_json, encode_npy, index_schema
+from pipeline.settings import ExtractSettings
+from pipeline.shard import EXTRA, INDEX, METADATA_KEY
+
+BATCH, PX, FEATURE, KINDS, PER_SHARD, CORES, WORKERS = 128, 224, "logspec", 64, 512, 2, 2
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BASE = "webdataset + PIL, float"
+OURS = {"float": "avpipe, float", "uint8": "avpipe, uint8"}
+
+
+def make_frame(seed: int, width: int) -> np.ndarray:
+    """uint8 (256, width, 3): noise with the spectrum of photographs, so that the JPEG is as large as theirs."""
+    draw = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(256)[:, None], np.fft.fftfreq(width))
+    frequency[0, 0] = np.inf
+    smoothness = 1.5 + (width - 256) / 560  # tried out
+    planes = np.fft.ifft2(np.fft.fft2(draw.standard_normal((3, 256, width))) / frequency**smoothness).real
+    planes[1:] = 0.35 * planes[1:] + planes[0]  # the channels of a photograph go together
+    planes = 120 + 55 * planes / planes.std()
+    return planes.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
+
+
+def make_data(folder: Path, count: int, width: int) -> dict:
+    """Write the same samples as shards, as loose files and as HDF5; returns the sizes of a frame and a feature."""
+    import h5py
+
+    jpegs = [encode_jpeg(make_frame(seed, width), ExtractSettings().jpeg_quality) for seed in range(KINDS)]
+    draw, sounds = np.random.default_rng(0), []
+    for _ in range(KINDS):
+        sounds.append(SPECS[FEATURE].compute(draw.uniform(-1, 1, 48_000).astype(np.float32)).astype(np.float16))
+    samples = [{"frame.jpg": jpegs[n % KINDS], f"{FEATURE}.npy": encode_npy(sounds[n % KINDS])} for n in range(count)]
+    write_shards(folder / "shards", samples)
+    (folder / "loose").mkdir()
+    for number, sample in enumerate(samples):
+        for member, data in sample.items():
+            (folder / "loose" / f"{number}.{member}").write_bytes(data)
+    with h5py.File(folder / "data.h5", "w") as file:
+        frames = file.create_dataset("frame", count, h5py.vlen_dtype(np.uint8))
+        features = file.create_dataset("feature", (count, *sounds[0].shape), np.float16, chunks=(1, *sounds[0].shape))
+        for n in range(count):
+            frames[n], features[n] = np.frombuffer(jpegs[n % KINDS], np.uint8), sounds[n % KINDS]
+    return {"jpeg_kB": round(np.mean([len(j) for j in jpegs]) / 1000, 1), "feature_kB": round(sounds[0].nbytes / 1000)}
+
+
+def write_shards(folder: Path, samples: list[dict[str, bytes]]) -> None:
+    """Tars and index, as `avpipe shard` writes them."""
+    folder.mkdir()
+    rows, shards = [], []
+    for first in range(0, len(samples), PER_SHARD):
+        tar = folder / f"bench-{first // PER_SHARD:06d}.tar"
+        with TarWriter(tar) as writer:
+            for number, sample in enumerate(samples[first : first + PER_SHARD], first):
+                row = writer.add(f"{number:011d}_000000", sample | {META: encode_json({})})
+                rows.append(row | {"shard": tar.name, "label": "noise", "boxes": []})
+        shards.append({"name": tar.name, "samples": len(writer.rows), "bytes": tar.stat().st_size, "sha256": ""})
+    metadata = {"format": 1, "split": "bench", "listed": len(rows), "listed_sha256": "", "plan": "", "shards": shards}
+    metadata |= {"extract": ExtractSettings().record(), "shard": {}}
+    table = pa.Table.from_pylist(rows, index_schema([*samples[0], META], EXTRA))
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata)}), folder / INDEX)
+
+
+def avpipe(data: Path, count: int, view: str, as_float: bool) -> Iterator[int]:
+    """This loader; yields the size of each batch, as all ways do."""
+    from train.frames import normalise
+    from train.loader import BatchPlan, TrainingSamples, batches
+    from train.shards import open_shards
+
+    shards = open_shards(data / "shards")
+    samples = TrainingSamples(shards=shards, feature=FEATURE, image_px=PX, seed=0, view=view)
+    plan = BatchPlan(numbers=np.arange(count), batch_size=BATCH, world_size=1, epochs=1, seed=0)
+    for image, feature, _ in batches(samples, plan, 0, range(plan.steps), WORKERS):
+        if as_float:
+            image, feature = normalise(image), feature.float()
+        yield len(image)
+
+
+def pil_transform() -> Callable:
+    """What the papers' repositories put behind PIL, without the resize."""
+    from torchvision import transforms as t
+
+    return t.Compose([t.RandomCrop(PX), t.RandomHorizontalFlip(), t.ToTensor(), t.Normalize(MEAN, STD)])
+
+
+def float_feature(array: np.ndarray):
+    """(1, F, T) float32 tensor."""
+    import torch
+
+    return torch.from_numpy(array).float()[None]
+
+
+def fast_crop(jpeg: bytes) -> np.ndarray:
+    """Decode with the decoder that avpipe has, crop, flip."""
+    import simplejpeg
+
+    frame = simplejpeg.decode_jpeg(jpeg)
+    top, left = (np.random.randint(side - PX + 1) for side in frame.shape[:2])
+    view = frame[top : top + PX, left : left + PX]
+    return np.ascontiguousarray(view[:, ::-1] if np.random.rand() < 0.5 else view)
+
+
+def web_dataset(data: Path, count: int, as_float: bool) -> Iterator[int]:
+    """webdataset as its own documentation has it."""
+    import webdataset as wds
+
+    tars = sorted(str(path) for path in (data / "shards").glob("*.tar"))
+    stream = wds.WebDataset(tars[: count // PER_SHARD], shardshuffle=100, empty_check=False).shuffle(1000)
+    if as_float:
+        stream = stream.decode("pil").to_tuple("frame.jpg", f"{FEATURE}.npy").map_tuple(pil_transform(), float_feature)
+    else:
+        stream = stream.to_tuple("frame.jpg", f"{FEATURE}.npy").map_tuple(fast_crop, lambda d: np.load(io.BytesIO(d)))
+    for image, _ in wds.WebLoader(stream.batched(BATCH), batch_size=None, num_workers=WORKERS):
+        yield len(image)
+
+
+class Loose:
+    """A file for every member, opened by name."""
+
+    def __init__(self, data: Path):
+        self.folder, self.transform = data / "loose", pil_transform()
+
+    def __getitem__(self, number: int):
+        image = Image.open(self.folder / f"{number}.frame.jpg").convert("RGB")
+        return self.transform(image), float_feature(np.load(self.folder / f"{number}.{FEATURE}.npy"))
+
+
+class Hdf5(Loose):
+    """One file for all, opened by every worker."""
+
+    def __init__(self, data: Path):
+        self.path, self.file, self.transform = data / "data.h5", None, pil_transform()
+
+    def __getitem__(self, number: int):
+        import h5py
+
+        self.file = self.file or h5py.File(self.path)
+        image = Image.open(io.BytesIO(self.file["frame"][number].tobytes())).convert("RGB")
+        return self.transform(image), float_feature(self.file["feature"][number])
+
+
+def map_style(data: Path, count: int, kind: type) -> Iterator[int]:
+    """torch's DataLoader over single samples."""
+    from torch.utils.data import DataLoader, Subset
+
+    loader = DataLoader(Subset(kind(data), range(count)), BATCH, shuffle=True, num_workers=WORKERS, drop_last=True)
+    for image, _ in loader:
+        yield len(image)
+
+
+WAYS: dict[str, Callable[[Path, int], Iterator[int]]] = {
+    BASE: lambda data, count: web_dataset(data, count, as_float=True),
+    "loose files + PIL, float": lambda data, count: map_style(data, count, Loose),
+    "HDF5 + PIL, float": lambda data, count: map_style(data, count, Hdf5),
+    OURS["float"]: lambda data, count: avpipe(data, count, "stored-crop", as_float=True),
+    "webdataset + simplejpeg, uint8": lambda data, count: web_dataset(data, count, as_float=False),
+    OURS["uint8"]: lambda data, count: avpipe(data, count, "stored-crop", as_float=False),
+    "avpipe, uint8, training view": lambda data, count: avpipe(data, count, "crop", as_float=False),
+}
+
+
+def cpu_seconds() -> float:
+    """Of this process and the workers that it has joined."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def run_way(name: str, data: Path, count: int) -> None:
+    """In a process of its own: warm up, load everything once, print seconds."""
+    sum(WAYS[name](data, 2 * PER_SHARD))
+    cpu, start = cpu_seconds(), time.perf_counter()
+    loaded = sum(WAYS[name](data, count))
+    print(json.dumps({"samples": loaded, "s": time.perf_counter() - start, "cpu_s": cpu_seconds() - cpu}))
+
+
+def private_kb(pid: int) -> int:
+    """Memory of a process and its children that is no file's: anonymous and shared between them."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # gone
+        return 0
+    own = sum(int(kb) for kb in re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+)", status, re.M))
+    return own + sum(private_kb(int(child)) for child in children)
+
+
+def measure(name: str, data: Path, count: int, cores: list[int]) -> dict:
+    """Run one way on the cores: its seconds, CPU seconds and the most memory it had."""
+    command = [sys.executable, __file__, "--way", name, "--data", data, "--samples", str(count)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=lambda: os.sched_setaffinity(0, cores))
+    most = 0
+    while process.poll() is None:
+        most = max(most, private_kb(process.pid))
+        time.sleep(0.1)
+    if process.returncode:
+        raise SystemExit(f"{name} failed")
+    return json.loads(process.stdout.read()) | {"MB": most // 1024}
+
+
+def summary(found: dict[str, list[dict]], cores: int) -> dict[str, dict]:
+    """Medians over the rounds; ratios to webdataset + PIL round by round."""
+    base = [run["samples"] / run["s"] for run in found[BASE]]
+    ways = {}
+    for name, runs in found.items():
+        rate = [run["samples"] / run["s"] for run in runs]
+        ways[name] = {
+            "per_s_core": round(statistics.median(rate) / cores),
+            "ratio": round(statistics.median(own / other for own, other in zip(rate, base, strict=True)), 2),
+            "cpu_us": round(statistics.median(1e6 * run["cpu_s"] / run["samples"] for run in runs)),
+            "MB": max(run["MB"] for run in runs),
+        }
+    return ways
+
+
+def main() -> None:
+    """Make the samples, let the ways take turns, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=3072)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--way", help=argparse.SUPPRESS)
+    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        return run_way(options.way, options.data, options.samples)
+    cores = sorted(os.sched_getaffinity(0))[:CORES]
+    found: dict[str, list[dict]] = {name: [] for name in WAYS}
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = make_data(Path(folder), options.samples, options.width)
+        for _ in range(options.rounds):
+            for name in WAYS:
+                found[name].append(measure(name, Path(folder), options.samples, cores))
+    ways = summary(found, len(cores))
+    table = Table("way", "samples/s/core", f"ratio to {BASE}", "CPU µs a sample", "peak MB")
+    for name, row in ways.items():
+        table.add_row(name, *(str(value) for value in row.values()))
+    Console().print(table, f"frames 256x{options.width}, JPEG {sizes['jpeg_kB']} kB, feature {sizes['feature_kB']} kB")
+    if options.json:
+        result = {"ratio_float": ways[OURS["float"]]["ratio"], "uint8_per_core": ways[OURS["uint8"]]["per_s_core"]}
+        options.json.write_text(json.dumps(result | {"cores": len(cores), "ways": ways} | sizes, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

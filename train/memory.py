@@ -1,0 +1,26 @@
+"""Memory of large arrays that is used again once nobody refers to it: fresh pages cost more than what is put there."""
+
+import weakref
+from collections import defaultdict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Memory:
+    """Gives room for tensors, of late arrays where it can. As much is kept as was in use at one time."""
+
+    def __init__(self):
+        self._free: defaultdict[int, list[np.ndarray]] = defaultdict(list)
+        """By size in bytes."""
+
+    def room(self, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
+        """An uninitialised tensor. Its memory comes back when the tensor and all views of it are gone."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        free = self._free[size]
+        block = free.pop() if free else np.empty(size, np.uint8)
+        array = block.view(dtype).reshape(shape)
+        # A tensor's storage, which its views share, holds on to the very array that it was made from.
+        weakref.finalize(array, free.append, block).atexit = False
+        return torch.from_numpy(array)

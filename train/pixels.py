@@ -1,0 +1,156 @@
+"""Compiled loops over pixels: crop, mirror, Pillow's bicubic resize of only the part that is kept, and scaling.
+
+They release the interpreter's lock, so threads run them side by side. Shapes: H, W of the stored frame; S the side of a
+square view; K taps of a filter.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+from numba import njit
+
+# Pillow rounds its weights to so many bits behind the point, and rounds to bytes after each of the two passes.
+BITS = 22
+_HALF, _BITS, _LOWEST, _HIGHEST = np.int32(1 << (BITS - 1)), np.int32(BITS), np.int32(0), np.int32(255)
+_ONE, _TWO, _THREE = np.uint64(1), np.uint64(2), np.uint64(3)
+# The compiled code is kept on the disk: compiling takes seconds.
+_compiled = njit(nogil=True, cache=True, error_model="numpy")
+
+
+def resized_crop(
+    frame_HW3: np.ndarray, size: tuple[int, int], top_left: tuple[int, int], side: int, mirrored: bool
+) -> np.ndarray:
+    """uint8 (S, S, 3): the part at `top_left` of the frame resized to `size` (height, width), bicubic; maybe mirrored.
+
+    The bytes are those of Pillow's `resize(size, BICUBIC)` and `crop`; only what the part needs is computed. Each
+    row is resized first, as Pillow did before 13, which begins with the columns of frames twice as high as wide.
+    """
+    height, width = frame_HW3.shape[:2]
+    (first_row, row_weights), (first_column, column_weights) = taps(height, size[0]), taps(width, size[1])
+    top, left = top_left
+    view_SS3 = np.empty((side, side, 3), np.uint8)
+    _resize(
+        frame_HW3.reshape(height, width * 3),
+        first_row[top : top + side],
+        np.ascontiguousarray(row_weights[:, top : top + side]),
+        first_column[left : left + side],
+        np.repeat(column_weights[:, left : left + side], 3, axis=1),
+        mirrored,
+        view_SS3.reshape(side, side * 3),
+    )
+    return view_SS3
+
+
+def crop(frame_HW3: np.ndarray, top_left: tuple[int, int], side: int, mirrored: bool) -> np.ndarray:
+    """uint8 (S, S, 3): the part of the frame at `top_left`; maybe mirrored."""
+    top, left = top_left
+    if not mirrored:
+        return np.ascontiguousarray(frame_HW3[top : top + side, left : left + side])
+    view_SS3 = np.empty((side, side, 3), np.uint8)
+    _mirror_rows(frame_HW3[top : top + side].reshape(side, -1), 3 * left, view_SS3.reshape(side, side * 3))
+    return view_SS3
+
+
+def look_up(image_N3: np.ndarray, table_3V: np.ndarray, out_N3: np.ndarray) -> None:
+    """Write to `out_N3` the value that `table_3V`, (3, 256) float32, has for each uint8 of each channel."""
+    _look_up(image_N3, table_3V, out_N3)
+
+
+@lru_cache(maxsize=256)
+def taps(size: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+    """(first source pixel of each new one (new,), weights of it and those behind it int32 (K, new)) as Pillow has them.
+
+    Source: Pillow's Resample.c, `precompute_coeffs` and `normalize_coeffs_8bpc`, with the cubic of a = -0.5.
+    """
+    scale = size / new
+    stretch = max(scale, 1.0)
+    centre = (np.arange(new) + 0.5) * scale
+    low = np.maximum((centre - 2 * stretch + 0.5).astype(np.int64), 0)
+    end = np.minimum((centre + 2 * stretch + 0.5).astype(np.int64), size)
+    count = (end - low).max()
+    first = np.minimum(low, size - count)
+    place = first[:, None] + np.arange(count)
+    weights = _cubic((place - centre[:, None] + 0.5) * (1 / stretch))
+    weights[(place < low[:, None]) | (place >= end[:, None])] = 0
+    weights *= 1 / np.add.accumulate(weights, axis=1)[:, -1:]
+    fixed = np.trunc(weights * (1 << BITS) + np.copysign(0.5, weights)).astype(np.int32)
+    return first, np.ascontiguousarray(fixed.T)
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    x, a = np.abs(x), -0.5
+    near, far = ((a + 2) * x - (a + 3)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+
+
+@_compiled
+def _resize(frame, first_row, row_weights, first_column, column_weights, mirrored, out):
+    """Rows of interleaved RGB. The loops that count run over neighbours in memory: then they become vector code."""
+    side, length = len(first_row), out.shape[1]
+    start = first_row[0]
+    between = np.empty((first_row[-1] + len(row_weights) - start, length), np.uint8)
+    sums, line = np.empty(length, np.int32), np.empty(length, np.uint8)
+    for y in range(len(between)):
+        row = frame[start + y]
+        sums[:] = _HALF
+        x = 0
+        while x < side:  # a run of new pixels whose sources lie side by side, too
+            end = x + 1
+            while end < side and first_column[end] == first_column[end - 1] + 1:
+                end += 1
+            at, size = 3 * first_column[x], 3 * (end - x)
+            for k in range(len(column_weights)):
+                pixels = row[at + 3 * k : at + 3 * k + size]
+                _add_products(sums[3 * x : 3 * end], column_weights[k, 3 * x : 3 * end], pixels)
+            x = end
+        if mirrored:
+            _to_bytes(sums, line)
+            _mirror(line, between[y])
+        else:
+            _to_bytes(sums, between[y])
+    for y in range(side):
+        sums[:] = _HALF
+        for k in range(len(row_weights)):
+            _add_multiple(sums, row_weights[k, y], between[first_row[y] - start + k])
+        _to_bytes(sums, out[y])
+
+
+@_compiled
+def _add_products(sums, weights, pixels):
+    for i in range(len(sums)):
+        sums[i] += weights[i] * np.int32(pixels[i])
+
+
+@_compiled
+def _add_multiple(sums, weight, pixels):
+    for i in range(len(sums)):
+        sums[i] += weight * np.int32(pixels[i])
+
+
+@_compiled
+def _to_bytes(sums, out):
+    for i in range(len(sums)):
+        out[i] = np.uint8(min(max(sums[i] >> _BITS, _LOWEST), _HIGHEST))
+
+
+@_compiled
+def _mirror(line, out):
+    width = np.uint64(len(line) // 3)
+    for x in range(width):  # unsigned, so that no index can count from the end: four times as fast
+        here, there = _THREE * x, _THREE * (width - _ONE - x)
+        out[there] = line[here]
+        out[there + _ONE] = line[here + _ONE]
+        out[there + _TWO] = line[here + _TWO]
+
+
+@_compiled
+def _mirror_rows(rows, start, out):
+    for y in range(len(out)):
+        _mirror(rows[y, start : start + out.shape[1]], out[y])
+
+
+@_compiled
+def _look_up(image, table, out):
+    for i in range(len(image)):
+        for channel in range(3):
+            out[i, channel] = table[channel, image[i, channel]]
