@@ -295,11 +295,3 @@ class Skipped:
             csv.writer(file).writerows([*header, (error.clip_id, error.member, error)])
         self._seen.add((error.clip_id, error.member))
         print(f"avpipe: left out: {error}", file=sys.stderr, flush=True)
-
-
-def collate(items: list[tuple]) -> tuple[Tensor, ...] | AvpipeError:
-    """Stack samples, part by part; the first error among them stands for the batch."""
-    for item in items:
-        if isinstance(item, AvpipeError):
-            return item
-    return tuple(torch.from_numpy(np.stack(part)) for part in zip(*items, strict=True))

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from pipeline.errors import AvpipeError
 from pipeline.features import SPECS, pcm_to_float
 from pipeline.samples import AUDIO, META, decode_flac
 from pipeline.settings import ExtractSettings
 from pipeline.window import kept_sound, window_around
-from train.loader import collate, read_feature
+from train.loader import read_feature, stacked
 from train.shards import Shards
 
 # Weight that the paper reaches at the end (section 3.2.1), and among how many others the released code looks.
@@ -125,29 +124,11 @@ def _of_all_ranks(fabric: Fabric, values: Tensor) -> Tensor:
     return values if fabric.world_size == 1 else fabric.all_gather(values).flatten(0, 1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Sounds(Dataset):
-    shards: Shards
-    numbers: np.ndarray
-    feature: str
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, place: int) -> tuple[np.ndarray] | AvpipeError:
-        try:
-            return (read_feature(self.shards, int(self.numbers[place]), self.feature),)
-        except AvpipeError as error:
-            return error
-
-
 def _audio_vectors(fabric: Fabric, network: nn.Module, shards: Shards, numbers: np.ndarray, feature: str) -> Tensor:
     """(B, C) of unit length, in evaluation mode, of the features as they are in the shards."""
     vectors, dtype = [], next(network.parameters()).dtype
-    data = _Sounds(shards=shards, numbers=numbers, feature=feature)
-    for batch in DataLoader(data, batch_size=EMBED_BATCH, collate_fn=collate, generator=torch.Generator()):
-        if isinstance(batch, AvpipeError):
-            raise batch
+    parts = np.split(numbers, range(EMBED_BATCH, len(numbers), EMBED_BATCH))
+    for (spec_B1FT,) in stacked(parts, lambda number: (read_feature(shards, int(number), feature),), workers=1):
         with fabric.autocast():
-            vectors.append(network.embed_audio(fabric.to_device(batch[0]).to(dtype)))
+            vectors.append(network.embed_audio(fabric.to_device(spec_B1FT).to(dtype)))
     return torch.cat(vectors)

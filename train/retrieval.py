@@ -6,14 +6,12 @@ Shapes: N queries, M items to find, C channels, K places of a ranking, B queries
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import comb
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root, check_split_name, published
@@ -21,7 +19,7 @@ from pipeline.parts import default_workers
 from pipeline.progress import ProgressLine
 from train.frames import TEST_VIEWS, normalise
 from train.leaks import leak
-from train.loader import collate, read_feature, read_frame
+from train.loader import read_feature, read_frame, stacked
 from train.models import Model, choose_model
 from train.shards import Shards, open_shards
 
@@ -133,26 +131,6 @@ def score(audio_NC: np.ndarray, visual_NC: np.ndarray | None, labels: list[str])
     return scores
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Pairs(Dataset):
-    shards: Shards
-    numbers: np.ndarray
-    feature: str
-    px: int
-    seeing: bool
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, place: int) -> tuple[np.ndarray, ...] | AvpipeError:
-        number = int(self.numbers[place])
-        try:
-            views = (TEST_VIEWS[FRAME](read_frame(self.shards, number), self.px),) if self.seeing else ()
-            return (*views, read_feature(self.shards, number, self.feature))
-        except AvpipeError as error:  # as in training: raised in the main process, without a worker's traceback
-            return error
-
-
 def embeddings(model: Model, shards: Shards, numbers: np.ndarray, workers: int) -> tuple[np.ndarray, np.ndarray | None]:
     """(audio_NC, visual_NC), float32 of unit length, of the samples with these numbers; None of a method that is blind.
 
@@ -169,11 +147,14 @@ def _batches(model: Model, shards: Shards, numbers: np.ndarray, workers: int) ->
     fabric = Fabric(accelerator="auto", devices=1)
     network: nn.Module = model.network.to(fabric.device, memory_format=torch.channels_last)
     seeing = hasattr(network, "embed")
-    pairs = _Pairs(shards=shards, numbers=numbers, feature=model.feature, px=model.image_px, seeing=seeing)
+
+    def read(number: int) -> tuple[np.ndarray, ...]:
+        views = (TEST_VIEWS[FRAME](read_frame(shards, int(number)), model.image_px),) if seeing else ()
+        return (*views, read_feature(shards, int(number), model.feature))
+
+    parts = np.split(numbers, range(BATCH, len(numbers), BATCH))
     with ProgressLine("embed", len(numbers)) as line:
-        for batch in DataLoader(pairs, batch_size=BATCH, num_workers=workers, collate_fn=collate):
-            if isinstance(batch, AvpipeError):
-                raise batch
+        for batch in stacked(parts, read, workers):
             *image_BHW3, spec_B1FT = (fabric.to_device(tensor) for tensor in batch)
             spec_B1FT = spec_B1FT.float()
             if seeing:
