@@ -292,7 +292,7 @@ def test_a_checkpoint_that_is_not_whole_is_a_sentence(trained, tmp_path, change)
     change(state)
     torch.save(state, tmp_path / "part.pt")
     with pytest.raises(AvpipeError, match="not a whole checkpoint of this avpipe"):
-        run_eval(trained, "synth_test", str(tmp_path / "part.pt"), None, "avpipe", workers=0)
+        run_eval(trained, Request(split="synth_test", checkpoint=str(tmp_path / "part.pt"), workers=0))
 
 
 def test_the_centre_of_vggss_needs_no_clips(once, tmp_path):
