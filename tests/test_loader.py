@@ -206,7 +206,7 @@ next(stream)
 {end}
 for batch in stream: pass
 """
-    done = subprocess.run([sys.executable, "-c", program], timeout=60, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], timeout=180, capture_output=True, text=True)
     assert done.returncode in (3, 1, 130, -2) and "Fatal" not in done.stderr
 
 
