@@ -113,6 +113,7 @@ class _SoundWriter:
         self._next: int | None = None
 
     def encode(self, frame: av.AudioFrame, start_s: float) -> list[av.Packet]:
+        """Packets that one frame of sound completes; `start_s`, seconds, is where the first frame of all belongs."""
         if self._next is None:
             self._next = round(start_s * self._rate)
         frame.pts = None  # samples are counted instead: strangers' time stamps jump

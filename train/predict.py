@@ -29,6 +29,7 @@ def network_maps(
     network = network.to(fabric.device, memory_format=torch.channels_last)
 
     def maps(frame: str, given: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """(H, W) of each clip; `frame` is a key of TEST_VIEWS, `given` the places of the sounds heard instead."""
         sounds = clips.numbers if given is None else np.where(given < 0, -1, clips.numbers[given])
 
         def read(place: int) -> tuple[np.ndarray, np.ndarray]:
