@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from pipeline.catalogue import ids_sha256, load_catalogue
 from pipeline.errors import AvpipeError
-from pipeline.layout import check_split_name, published, youtube_id
+from pipeline.layout import check_split_name, published, video_of
 from pipeline.manifest import SPLITS, Manifest, write_table
 from pipeline.parts import stage_lock
 
@@ -74,24 +74,21 @@ def derive_all(manifest: Manifest) -> dict[str, str]:
 
 
 def _without(manifest: Manifest, rows: pa.Table, without: tuple[str, ...]) -> pa.Table:
-    videos = {_video(clip_id) for split in without for clip_id in manifest.split_ids(split)}
-    return rows.filter(pa.array([_video(clip_id) not in videos for clip_id in rows["clip_id"].to_pylist()]))
-
-
-def _video(clip_id: str) -> str:
-    return youtube_id(clip_id) or clip_id
+    videos = {video_of(clip_id) for split in without for clip_id in manifest.split_ids(split)}
+    return rows.filter(pa.array([video_of(clip_id) not in videos for clip_id in rows["clip_id"].to_pylist()]))
 
 
 def _subset(rows: pa.Table, clips: int, whole_videos: bool, seed: int, base: str) -> pa.Table:
     if not 0 < clips <= len(rows):
         raise AvpipeError(f"{clips} clips were asked for, and {len(rows)} of {base} are there; ask for fewer")
     ids = rows["clip_id"].to_pylist()
-    keys = [_hash(seed, _video(clip_id) if whole_videos else clip_id) for clip_id in ids]
+    keys = [seeded_hash(seed, video_of(clip_id) if whole_videos else clip_id) for clip_id in ids]
     last = sorted(keys)[clips - 1]  # clips of one video share a key: those of the last one come in together
     return rows.filter(pa.array([key <= last for key in keys]))
 
 
-def _hash(seed: int, text: str) -> bytes:
+def seeded_hash(seed: int, text: str) -> bytes:
+    """What puts ids into an order that depends on nothing but a seed."""
     return hashlib.sha256(f"{seed} {text}".encode()).digest()
 
 

@@ -78,6 +78,11 @@ def youtube_id(clip_id: str) -> str | None:
     return None if clip_id.isdigit() else clip_id[:-7]
 
 
+def video_of(clip_id: str) -> str:
+    """What clips of one source share: the video's id, of a Flickr clip its own."""
+    return youtube_id(clip_id) or clip_id
+
+
 def check_split_name(text: str) -> str:
     """Return `text` if it may name a split, and so a folder; else raise AvpipeError."""
     if SPLIT_NAME.fullmatch(text):

@@ -301,7 +301,7 @@ def test_the_centre_of_vggss_needs_no_clips(once, tmp_path):
     manifest = once("official-manifest", lambda folder: build_manifest(SHARED / "metadata", folder))
     root = Root(tmp_path)
     root.manifest.symlink_to(manifest)
-    result = run_eval(root, "vggss", None, "centre", "avpipe", workers=0)
+    result = run_eval(root, Request(split="vggss", baseline="centre", workers=0))
     assert (result["clips_listed"], result["clips_scored"], result["clips_without_box"]) == (5158, 5156, 2)
     assert (result["ciou"], result["auc"]) == pytest.approx((0.340, 0.374), abs=0.002)
     assert result["ceiling"] == pytest.approx({"ciou": 0.505, "auc": 0.495}, abs=0.002)

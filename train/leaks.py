@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pipeline.errors import AvpipeError
-from pipeline.layout import youtube_id
+from pipeline.layout import video_of
 from pipeline.manifest import Manifest
 
 
@@ -35,4 +35,4 @@ def warn_or_refuse(what: str, leaks: dict[str, dict[str, int]], forbid: bool) ->
 
 
 def _videos(clip_ids: Collection[str]) -> set[str]:
-    return {youtube_id(clip_id) or clip_id for clip_id in clip_ids}
+    return set(map(video_of, clip_ids))

@@ -1,6 +1,5 @@
 """Which epoch was the best: by the loss on a part held back from the training list, or by cIoU on a list with boxes."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -9,8 +8,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from pipeline.derive import seeded_hash
 from pipeline.errors import AvpipeError
-from pipeline.layout import youtube_id
+from pipeline.layout import video_of
 from train.backbones import evaluating
 from train.frames import normalise
 from train.loader import BatchPlan, TrainingSamples, batches
@@ -29,8 +29,8 @@ def training_part(shards: Shards, share: float, seed: int) -> tuple[np.ndarray, 
     numbers = np.arange(len(shards))
     if not share:
         return numbers, numbers[:0]
-    videos = [youtube_id(clip_id) or clip_id for clip_id in shards.clip_ids]
-    order = sorted(set(videos), key=lambda video: hashlib.sha256(f"{seed} {video}".encode()).digest())
+    videos = [video_of(clip_id) for clip_id in shards.clip_ids]
+    order = sorted(set(videos), key=lambda video: seeded_hash(seed, video))
     held_back = set(order[: round(share * len(order))])
     out = np.array([video in held_back for video in videos])
     if out.all() or not out.any():
