@@ -1,7 +1,7 @@
 # make demo        the whole main job on a made-up corpus, in minutes, with no account, GPU or network beyond PyPI
 # make test        the tests
 # make download extract shard SPLIT=vggss [LISTS=DIR] [FROM=DIR|URL]    the stages on a real split
-# make bench CLIPS=DIR                                                 speed against other ways, on clips of yours
+# make bench CLIPS=DIR                                                 speed against other ways, on clips of yours: bench/
 # make verify train eval SPLIT=… RUN=…                                  what follows them
 # make setup       .venv with everything, pinned by .ci/constraints.txt (the others call it when needed)
 # make lint clean help
@@ -18,6 +18,7 @@ CLIPS ?= $(ROOT)/clips
 VENV := .venv
 AVPIPE := $(VENV)/bin/avpipe --root $(ROOT)
 READY := $(VENV)/.ready
+BENCHMARK := $(VENV)/bin/python tests/benchmarks
 
 .PHONY: help setup demo test lint bench clean manifest download extract shard verify train eval
 
@@ -37,10 +38,18 @@ demo: $(READY)
 	@$(VENV)/bin/python -m train.demo $(DEMO)
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest --numprocesses auto
+	$(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
 
+# One after the other, each alone on the machine.
 bench: $(READY)
-	$(VENV)/bin/python tests/benchmarks/extract.py $(CLIPS)
+	@mkdir -p bench
+	@if [ -d '$(CLIPS)' ]; then $(BENCHMARK)/extract.py '$(CLIPS)' --rounds 3 --json bench/extract.json; \
+	else echo "There are no clips in $(CLIPS), so extraction is not measured; name a folder with CLIPS=DIR."; fi
+	$(BENCHMARK)/load.py --rounds 3 --json bench/load.json
+	$(BENCHMARK)/step.py --json bench/step.json
+	$(BENCHMARK)/evaluate.py --json bench/evaluate.json
+	$(BENCHMARK)/shard_write.py --json bench/shard-write.json
+	$(BENCHMARK)/plot.py bench
 
 lint: $(READY)
 	$(VENV)/bin/ruff check
@@ -72,4 +81,4 @@ eval: $(READY)
 	$(AVPIPE) eval --split $(SPLIT) --checkpoint $(RUN) --protocol all
 
 clean:
-	rm -rf $(DEMO) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(DEMO) bench build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -57,6 +57,11 @@ class Root:
         """Trained models and their evaluations, one folder per run."""
         return self.path / "runs"
 
+    @property
+    def remote(self) -> Path:
+        """Copies of shards that lie at an address, one folder per address and plan; may be removed at any time."""
+        return self.path / "remote"
+
     def clip_file(self, clip_id: str) -> Path:
         """Path of a downloaded clip; raises AvpipeError for an id that is none."""
         return self.clips / f"{check_clip_id(clip_id)}.mp4"

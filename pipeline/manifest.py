@@ -129,6 +129,13 @@ class Manifest:
         audio = rows["audio_clip_id"].drop_null()
         return list(dict.fromkeys(rows["clip_id"].to_pylist() + audio.to_pylist()))
 
+    def pairs(self, split: str) -> list[list[str]]:
+        """[frame's clip, sound's clip] of a list of negatives, where nothing in the frame makes the sound."""
+        rows = self.rows(split).to_pylist()
+        if not any(row["audio_clip_id"] for row in rows):
+            return []
+        return [[row["clip_id"], row["audio_clip_id"] or row["clip_id"]] for row in rows]
+
     def ids(self, split: str | None) -> list[str]:
         """Clip ids of a split, or of the whole manifest."""
         if split is not None:

@@ -48,9 +48,9 @@ def decode_flac(data: bytes) -> np.ndarray:
 
 
 def encode_npy(array: np.ndarray) -> bytes:
-    """An array as .npy, version 1.0."""
+    """An array as .npy, version 1.0, in C order: what a loader copies at full speed."""
     buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
     return buffer.getvalue()
 
 

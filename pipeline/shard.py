@@ -84,7 +84,8 @@ def shard(
     Raises AvpipeError when the split is unknown, nothing of it is extracted, or another process shards it.
     """
     check_split_name(split)
-    listed = Manifest.open(root.manifest).split_ids(split)
+    manifest = Manifest.open(root.manifest)
+    listed, pairs = manifest.split_ids(split), manifest.pairs(split)
     rows = _plan_rows(root, split, listed, extract_settings, settings.seed)
     metadata = {
         "format": 1,
@@ -93,6 +94,7 @@ def shard(
         "listed_sha256": ids_sha256(listed),
         "extract": extract_settings.record(),
         "shard": asdict(settings),
+        **({"pairs": pairs} if pairs else {}),
     }
     plan_name = digest(metadata | {"samples": [(r["clip_id"], r["sha256"], r["label"], r["boxes"]) for r in rows]})
     final, work = root.shards / split, root.shards / f".{split}-{plan_name}"

@@ -6,8 +6,10 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import fcntl
+from importlib.util import find_spec
 from pathlib import Path
 
+import fsspec
 import pytest
 from parity import table
 
@@ -88,3 +90,22 @@ def downloaded(root: Root, corpus: Path) -> Root:
 def fresh_root(tmp_path, corpus) -> Root:
     """A root of the test's own with the corpus's manifest and clips; nothing is extracted yet."""
     return downloaded(Root(tmp_path / "root"), corpus)
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """A real S3 server on 127.0.0.1, with one bucket."""
+    if not (find_spec("moto") and find_spec("flask") and find_spec("s3fs")):
+        pytest.skip("moto's server or s3fs is not installed; pip install 'avpipe[s3,dev]'")
+    from moto.server import ThreadedMotoServer
+
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # each would go on asking the server before
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    access = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in ({"AWS_ENDPOINT_URL": f"http://{host}:{port}"} | access).items():
+        monkeypatch.setenv(name, value)
+    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
+    yield
+    server.stop()

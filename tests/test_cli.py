@@ -23,6 +23,7 @@ COMMANDS = (
     "localize",
     "report",
     "reproduce",
+    "bench",
 )
 
 

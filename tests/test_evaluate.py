@@ -17,6 +17,7 @@ from pipeline.layout import Root
 from pipeline.manifest_build import build_manifest
 from train import evaluate as ev
 from train import metrics
+from train.clips_to_score import TestClips, clips_of_shards
 from train.eval_table import table
 from train.fit import fit
 from train.predict import network_maps
@@ -33,7 +34,7 @@ def clips_with(boxes):
     named = [
         [{"annotator": 0, "xmin": b["a"], "ymin": b["b"], "xmax": b["c"], "ymax": b["d"]} for b in c] for c in boxes
     ]
-    return ev.TestClips(
+    return TestClips(
         split="t", listed=9, listed_sha256="", clip_ids=ids, labels=[None] * len(ids), boxes=named, voted=False
     )
 
@@ -181,7 +182,7 @@ def test_a_run_is_scored_and_its_files_say_the_same(trained):
 
 def test_a_map_depends_on_its_own_clip_alone(trained):
     shards = open_shards(trained.shards / "synth_test")
-    clips = ev.clips_of_shards(shards)
+    clips = clips_of_shards(shards)
     torch.manual_seed(0)
     recipe = get_recipe("lvs-small", ["image_px=32"])
     from train.methods import METHODS
@@ -189,12 +190,7 @@ def test_a_map_depends_on_its_own_clip_alone(trained):
     network = METHODS["lvs"].network(recipe.options)
     together = list(network_maps(network, shards, clips, "logspec", 32, workers=0)("squash"))
     for place in range(4):
-        one = ev.TestClips(
-            **{name: getattr(clips, name) for name in ("split", "listed", "listed_sha256", "boxes", "labels", "voted")},
-            clip_ids=[clips.clip_ids[place]],
-            numbers=clips.numbers[place : place + 1],
-        )
-        (alone,) = network_maps(network, shards, one, "logspec", 32, workers=0)("squash")
+        (alone,) = network_maps(network, shards, clips.at([place]), "logspec", 32, workers=0)("squash")
         np.testing.assert_allclose(alone, together[place], atol=1e-5)
 
 

@@ -8,7 +8,9 @@ import sys
 import time
 
 import pytest
+import thin
 import torch
+from thin import thin_networks  # noqa: F401
 
 from pipeline.errors import AvpipeError
 from train.checkpoint import LAST, load_checkpoint, network_of, recipe_of
@@ -17,8 +19,8 @@ from train.logs import LOG
 from train.recipes import get_recipe
 from train.shards import open_shards
 
-CHANGES = ["image_px=32", "batch_size=4", "epochs=3", "checkpoint_steps=3", "spec_pool=8"]
-STEPS = 12
+CHANGES = ["image_px=32", "batch_size=4", "epochs=25", "checkpoint_steps=3", "spec_pool=8"]
+STEPS = 100
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +49,7 @@ def test_training_learns_and_logs_every_step(undisturbed):
 
 
 def test_a_killed_training_goes_on_with_the_same_losses(undisturbed, shards, done_root, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "train.cli",
-        "--root",
-        str(tmp_path),
-        "train",
-        "--name",
-        "killed",
-        "--workers",
-        "1",
-    ]
+    command = [sys.executable, thin.__file__, "--root", str(tmp_path), "train", "--name", "killed", "--workers", "1"]
     command += ["--shards", str(done_root.shards / "synth_train"), "--recipe", "lvs-small"]
     command += [word for change in CHANGES for word in ("--set", change)]
     run = tmp_path / "runs" / "killed"

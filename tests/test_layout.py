@@ -96,7 +96,7 @@ def test_the_hash_of_a_file_is_its_sha256(tmp_path):
 
 def test_all_of_a_root_lies_below_it(tmp_path):
     root = Root(tmp_path)
-    parts = ("lists", "manifest", "clips", "cache", "shards", "ledger", "runs")
+    parts = ("lists", "manifest", "clips", "cache", "shards", "ledger", "runs", "remote")
     assert [getattr(root, part) for part in parts] == [tmp_path / part for part in parts]
     assert root.clip_file(GOOD[0]) == tmp_path / "clips" / f"{GOOD[0]}.mp4"
 

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning_fabric import Fabric
+from thin import thin_networks  # noqa: F401
 
 from pipeline.features import SPECS
 from train.checkpoint import LAST, load_checkpoint

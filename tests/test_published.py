@@ -342,18 +342,18 @@ def test_what_a_user_can_mend_is_one_sentence(avpipe, arguments, sentence):
 @pytest.mark.parametrize(
     ("path", "name"),
     [
-        ("runs/lvs_vggss.pth.tar", "published-lvs-lvs_vggss"),
-        ("a/best.pth", "published-lvs-best"),
-        ("a/..", "published-lvs-main"),
-        ("a/.pth", "published-lvs-checkpoint"),
-        ("a/....tar", "published-lvs-checkpoint"),
-        ("a/\x1b[31m Modèle\n.pth", "published-lvs-31m-Mod-le"),
-        ("a/" + "x" * 200, "published-lvs-" + "x" * 64),
+        ("runs/lvs_vggss.pth.tar", "published-lvs-runs-lvs_vggss"),
+        ("a/best.pth", "published-lvs-a-best"),
+        ("a/..", "published-lvs-up-main"),
+        ("a/.pth", "published-lvs-a-checkpoint"),
+        ("a/....tar", "published-lvs-a"),
+        ("a/\x1b[31m Modèle\n.pth", "published-lvs-a-31m-Mod-le"),
+        ("a/" + "x" * 200, "published-lvs-a-" + "x" * 64),
     ],
 )
 def test_a_strangers_file_name_stays_in_the_folder_of_runs(path, name, monkeypatch, tmp_path):
-    (tmp_path / "main").mkdir()
-    monkeypatch.chdir(tmp_path / "main")
+    (tmp_path / "up/main").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "up/main")
     assert folder_name(Path(path), "lvs") == name
     assert (Path("runs") / folder_name(Path(path), "lvs")).resolve().parent == Path("runs").resolve()
 

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import uuid
-from importlib.util import find_spec
 from pathlib import Path
 
 import fsspec
@@ -21,10 +20,6 @@ from pipeline.shard import shard
 from pipeline.verify import verify
 
 NAMES = ["index.parquet", *(f"synth_train-{number:06d}.tar" for number in range(4))]
-needs_s3 = pytest.mark.skipif(
-    not (find_spec("moto") and find_spec("flask") and find_spec("s3fs")),
-    reason="moto's server or s3fs is not installed; pip install 'avpipe[s3,dev]'",
-)
 
 
 @pytest.fixture
@@ -153,28 +148,11 @@ def test_a_missing_package_is_named(folder, monkeypatch):
         send_shards(folder, "s3://bucket/x")
 
 
-@pytest.fixture
-def s3(monkeypatch):
-    """A real S3 server on 127.0.0.1, with one bucket."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    access = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in ({"AWS_ENDPOINT_URL": f"http://{host}:{port}"} | access).items():
-        monkeypatch.setenv(name, value)
-    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
-    yield
-    server.stop()
-
-
 def avpipe(*arguments: object) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "train.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-@needs_s3
 def test_the_commands_against_a_real_s3_server(s3, done_root, tmp_path, monkeypatch):
     root = shutil.copytree(done_root.path, tmp_path / "root")
     command = ("--root", root, "shard", "--split", "synth_test", "--workers", 1, "--json", "--to")

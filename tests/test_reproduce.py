@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from pipeline.catalogue import load_catalogue
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root
-from train import reproduce, reproduce_rows
+from train import reproduce, reproduce_rows, reproduce_tables
 from train.checkpoint import LAST
 from train.cli import app
 from train.protocols import PROTOCOLS
@@ -88,7 +88,7 @@ def test_without_runs_nothing_is_filled_in(tmp_path):
     rows = json.loads(done.stdout)["rows"]
     assert len(rows) == 215 and all(row["ours"] is row["difference"] is row["leak"] is None for row in rows)
     assert {row["status"] for row in rows if row["runnable"]} == {"not run"}
-    text = reproduce_rows.table(rows)
+    text = reproduce_tables.comparison_table(rows)
     assert "215 rows: 0 run, 184 not run, 31 not in avpipe" in text
     assert all(len(line) <= 120 for line in text.splitlines())
     assert not list(tmp_path.iterdir())
@@ -102,7 +102,7 @@ def test_a_plan_invents_no_speed_and_says_how_to_get_the_data(tmp_path):
     how = "--split vggss_ssltie --features tie-mel"
     assert f"avpipe download --split vggss_ssltie && avpipe extract {how} && avpipe shard {how}" in planned["commands"]
     assert any(command.startswith("avpipe import FOLDER") for command in planned["commands"])
-    assert "450,000" in reproduce.plan_table(planned)
+    assert "450,000" in reproduce_tables.plan_table(planned)
 
 
 def test_wrong_wishes_are_sentences(tmp_path, monkeypatch):

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import thin
 import torch
+from thin import thin_networks  # noqa: F401
 
 from pipeline.errors import AvpipeError
 from pipeline.extract import extract
@@ -21,7 +23,7 @@ from pipeline.settings import ExtractSettings, ShardSettings
 from pipeline.shard import shard
 from train.checkpoint import BEST, LAST, load_checkpoint
 from train.fit import fit
-from train.logs import LOG
+from train.logs import LOG, VALIDATION
 from train.recipes import get_recipe
 from train.shards import open_shards
 from train.signals import StopSignals
@@ -84,7 +86,7 @@ def test_every_method_goes_on_with_the_same_losses(all_features, tmp_path, recip
 
 
 def test_a_signal_saves_and_ends_with_its_own_code(done_root, tmp_path):
-    command = [sys.executable, "-m", "train.cli", "--root", str(tmp_path), "train", "--recipe", "lvs-small"]
+    command = [sys.executable, thin.__file__, "--root", str(tmp_path), "train", "--recipe", "lvs-small"]
     command += ["--shards", str(done_root.shards / "synth_train"), "--name", "run", "--workers", "1"]
     command += [word for change in [*SMALL, "epochs=1000", "checkpoint_steps=100000"] for word in ("--set", change)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -208,6 +210,9 @@ def test_curves_are_there_for_tensorboard(shards, tmp_path):
     run = fit(get_recipe("lvs-small", [*SMALL, "epochs=3", "validation=0.25"]), shards, tmp_path / "run", workers=0).run
     curves = events.EventAccumulator(str(run / "tensorboard"))
     curves.Reload()
+    with open(run / VALIDATION, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["epoch"], row["measure"]) for row in rows] == [(str(n), "validation_loss") for n in (1, 2, 3)]
     assert {"train/validation_loss"} <= set(curves.Tags()["scalars"])
     assert [point.step for point in curves.Scalars("train/validation_loss")] == [3, 6, 9]
 

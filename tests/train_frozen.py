@@ -1,25 +1,37 @@
-"""Run by tests, alone or under torchrun: some steps with frozen batch norm, then the parameters as a file.
+"""Trainings of thin networks with frozen batch norm, in one process or, as a program under torchrun, in several.
 
-    python train_frozen.py SHARDS OUT STEPS RECIPE [key=value …]
+    torchrun --nproc_per_node 2 train_frozen.py SHARDS OUT
 
 Batch norm takes its statistics from a rank's own part of a batch: frozen, two ranks compute what one does.
 """
 
 import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import pytest
 import torch
+from thin import patch_networks
 
 from train import fit as trainer
-from train.checkpoint import LAST, load_checkpoint
 from train.methods import METHODS
-from train.ranks import is_first
 from train.recipes import get_recipe
 from train.shards import open_shards
 
+CHANGES = ["image_px=32", "batch_size=4", "epochs=5", "precision=64-true", "mixing=none", "validation=0", "patience=0"]
+# EZ-VSL gathers as MarginNCE does, whose network it is.
+CASES = {
+    "lvs-small": ["spec_pool=8"],
+    "marginnce-small": ["anchor=both", "stride14=false"],
+    "ssl-tie-small": ["spec_pool=8", "feature=logspec", "mixing=released"],
+}
 
-def frozen(network: torch.nn.Module) -> torch.nn.Module:
+
+def _frozen(build: Callable[..., torch.nn.Module], *args, **kwargs) -> torch.nn.Module:
     """The network with batch norm in evaluation mode, whatever mode the rest is in."""
+    network = build(*args, **kwargs)
     for module in network.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.train = lambda mode=True, module=module: module
@@ -27,16 +39,17 @@ def frozen(network: torch.nn.Module) -> torch.nn.Module:
     return network
 
 
-def main() -> None:
-    shards, out, recipe, *changes = sys.argv[1:]
-    chosen = get_recipe(recipe, changes)
-    torch.set_num_threads(1)
-    build = METHODS[chosen.method].network
-    object.__setattr__(METHODS[chosen.method], "network", lambda *args, **kwargs: frozen(build(*args, **kwargs)))
-    trainer.fit(chosen, open_shards(shards), Path(out), workers=0)
-    if is_first():
-        print(load_checkpoint(Path(out) / LAST)["step"])
+def train_all(shards: Path, out: Path) -> None:
+    """A run for each case in the folder `out`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch_networks(patch)
+        for recipe, changes in CASES.items():
+            chosen = get_recipe(recipe, [*CHANGES, *changes])
+            method = METHODS[chosen.method]
+            patch.setitem(METHODS, chosen.method, replace(method, network=partial(_frozen, method.network)))
+            trainer.fit(chosen, open_shards(shards), out / recipe, workers=0)
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    train_all(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -10,18 +10,33 @@ from pipeline.cli import Json, Split, Workers, app, say
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root
 
+ShardsOption = Annotated[
+    str, typer.Option("--shards", help="Folder of shards, or some of its tars: 'DIR/x-{000000..000143}.tar'.")
+]
+MethodOption = Annotated[
+    str | None,
+    typer.Option("--method", help="lvs, ez-vsl, marginnce, ssl-tie or sspl.  [default: the recipe's, or lvs]"),
+]
+RecipeOption = Annotated[
+    str | None, typer.Option("--recipe", help="A named set-up.  [default: the method's published one]")
+]
+Checkpoint = Annotated[
+    str | None, typer.Option("--checkpoint", help="A run's name or folder, or a file.  [default: the newest run]")
+]
+FormatName = Annotated[
+    str | None,
+    typer.Option("--format", help="Whose published checkpoint it is: lvs, ez-vsl, ssl-tie or sspl (a folder, too)."),
+]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="Change a setting of the recipe: key=value.")]
+
 
 @app.command(epilog="Example: avpipe train --shards data/shards/ssltie_144k --method lvs --set batch_size=128")
 def train(
     context: typer.Context,
-    shards: Annotated[str, typer.Option(help="Folder of shards, or some of its tars: 'DIR/x-{000000..000143}.tar'.")],
-    method: Annotated[
-        str | None, typer.Option(help="lvs, ez-vsl, marginnce, ssl-tie or sspl.  [default: the recipe's, or lvs]")
-    ] = None,
-    recipe: Annotated[str | None, typer.Option(help="A named set-up.  [default: the method's published one]")] = None,
-    changes: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting of the recipe: key=value.")
-    ] = None,
+    shards: ShardsOption,
+    method: MethodOption = None,
+    recipe: RecipeOption = None,
+    changes: Changes = None,
     init: Annotated[str | None, typer.Option(help="Start from `imagenet` or `random` weights.")] = None,
     weights: Annotated[
         Path | None, typer.Option(help="File with the ImageNet weights, or folder with all published weights needed.")
@@ -36,6 +51,14 @@ def train(
     ] = False,
     wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Log to Weights & Biases, too.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Threads that load data.  [default: cores - 1]")] = None,
+    cache_gb: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Of shards at an address like s3://…: so many gigabytes are kept on this machine.  "
+            "[default: half of the free disk]",
+        ),
+    ] = None,
     as_json: Json = False,
 ):
     """Train a model; the same command again goes on where a killed run stopped.
@@ -50,18 +73,16 @@ def train(
     from train.fit import fit
     from train.leaks import leaks_into_tests, warn_or_refuse
     from train.ranks import is_first
-    from train.recipes import get_recipe, summary
-    from train.shards import open_shards
+    from train.recipes import choose_recipe, summary
+    from train.remote_shards import Room, open_anywhere
 
     root: Root = context.obj
-    recipe = recipe or method or "lvs"
-    chosen = get_recipe(recipe, [*(changes or []), *([f"init={init}"] if init else [])])
-    if method not in (None, chosen.method):
-        raise AvpipeError(f"recipe {recipe!r} trains {chosen.method}, not {method}; leave one of the two out")
-    data = open_shards(shards)
+    recipe, chosen = choose_recipe(recipe, method, [*(changes or []), *([f"init={init}"] if init else [])])
+    room = Room.below(root.remote, cache_gb)
+    data = open_anywhere(shards, room)
     run = root.runs / (name or f"{recipe}-{data.split}")
     loaders = max(1, default_workers() - 1) if workers is None else workers
-    chooser = open_shards(select_on) if select_on else None
+    chooser = open_anywhere(select_on, room) if select_on else None
     found = warn_or_refuse(data.split, leaks_into_tests(root.manifest, data.clip_ids), forbid_leak)
     if is_first():
         print(f"avpipe: {summary(chosen)}" + (f"\navpipe: {found}" if found else ""), file=sys.stderr)
@@ -87,15 +108,11 @@ def _ending(trained) -> str:
 def evaluate(
     context: typer.Context,
     split: Split,
-    checkpoint: Annotated[
-        str | None, typer.Option(help="A run's name or folder, or a file.  [default: the newest run]")
+    only: Annotated[
+        str | None, typer.Option(help="Score the clips of a list alone: a file with an id a line, or another split.")
     ] = None,
-    format_name: Annotated[
-        str | None,
-        typer.Option(
-            "--format", help="Whose published checkpoint it is: lvs, ez-vsl, ssl-tie or sspl (a folder, too)."
-        ),
-    ] = None,
+    checkpoint: Checkpoint = None,
+    format_name: FormatName = None,
     baseline: Annotated[
         str | None, typer.Option(help="Instead of a checkpoint: `centre`, `object` or `random-init`.")
     ] = None,
@@ -122,6 +139,7 @@ def evaluate(
     root: Root = context.obj
     request = Request(
         split=split,
+        only=only,
         checkpoint=checkpoint,
         format_name=format_name,
         baseline=baseline,
@@ -139,12 +157,8 @@ def evaluate(
 def retrieve(
     context: typer.Context,
     split: Split,
-    checkpoint: Annotated[
-        str | None, typer.Option(help="A run's name or folder, or a file.  [default: the newest run]")
-    ] = None,
-    format_name: Annotated[
-        str | None, typer.Option("--format", help="Whose published checkpoint it is: lvs, ez-vsl, ssl-tie or sspl.")
-    ] = None,
+    checkpoint: Checkpoint = None,
+    format_name: FormatName = None,
     baseline: Annotated[str | None, typer.Option(help="Instead of a checkpoint: `random-init`.")] = None,
     workers: Workers = None,
     as_json: Json = False,
@@ -164,12 +178,8 @@ def localize(
     context: typer.Context,
     video: Annotated[Path, typer.Argument(help="Any video with sound.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The mp4 to write: the video under its heat map.")],
-    checkpoint: Annotated[
-        str | None, typer.Option(help="A run's name or folder, or a file.  [default: the newest run]")
-    ] = None,
-    format_name: Annotated[
-        str | None, typer.Option("--format", help="Whose published checkpoint it is: lvs, ez-vsl, ssl-tie or sspl.")
-    ] = None,
+    checkpoint: Checkpoint = None,
+    format_name: FormatName = None,
     baseline: Annotated[str | None, typer.Option(help="Instead of a checkpoint: `object` or `random-init`.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Write eight moments as a PNG, too.")] = None,
     maps: Annotated[Path | None, typer.Option(help="Write the maps and their times as an .npz, too.")] = None,
@@ -230,22 +240,49 @@ def reproduce(
     require_training()
     from pipeline.parts import default_workers
     from train import reproduce as rows
-    from train.reproduce_rows import select, table
+    from train import reproduce_tables as tables
+    from train.reproduce_rows import select
 
     if plan and run:
         raise AvpipeError("give either --plan or --run")
     bench, selected = rows.Bench(context.obj), select(paper, method)
     if plan:
         planned = rows.plan(bench, selected)
-        say(planned, "" if as_json else rows.plan_table(planned), as_json)
+        say(planned, "" if as_json else tables.plan_table(planned), as_json)
         return
     loaders = max(1, default_workers() - 1) if workers is None else workers
     outcomes = rows.run(bench, selected, weights, loaders) if run else None
     compared = rows.compare(bench, selected)
-    text = "" if as_json else "\n".join([*([rows.outcome_table(outcomes)] if run else []), table(compared)])
+    text = (
+        ""
+        if as_json
+        else "\n".join([*([tables.outcome_table(outcomes)] if run else []), tables.comparison_table(compared)])
+    )
     say({"rows": compared} | ({"runs": outcomes} if run else {}), text, as_json)
     if run and rows.any_failed(outcomes):
         raise typer.Exit(1)
+
+
+@app.command(epilog="Example: avpipe bench --shards data/shards/ssltie_144k --method marginnce")
+def bench(
+    shards: ShardsOption,
+    method: MethodOption = None,
+    recipe: RecipeOption = None,
+    changes: Changes = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long each measurement takes.")] = 5.0,
+    as_json: Json = False,
+):
+    """Measure reading, loading and training steps on your shards: which of them limits a training here."""
+    require_training()
+    from train.bench import bench as run
+    from train.bench import record, table
+    from train.recipes import choose_recipe, summary
+    from train.shards import open_shards
+
+    chosen = choose_recipe(recipe, method, changes or [])[1]
+    print(f"avpipe: {summary(chosen)}", file=sys.stderr)
+    figures, verdict = run(chosen, open_shards(shards), seconds)
+    say(record(figures, verdict) | {"recipe": chosen.record()}, "" if as_json else table(figures, verdict), as_json)
 
 
 def require_training() -> None:

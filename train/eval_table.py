@@ -3,8 +3,9 @@
 
 def table(result: dict) -> str:
     """A result as text: each number between its floor and its ceiling."""
+    where = result["split"] + (f", only {result['only']}" if result["only"] else "")
     lines = [
-        f"{result['model']} on {result['split']}: {result['clips_scored']:,} of {result['clips_listed']:,} listed "
+        f"{result['model']} on {where}: {result['clips_scored']:,} of {result['clips_listed']:,} listed "
         f"clips scored, {result['clips_without_box']} without a usable box (list {result['listed_sha256'][:12]})",
         f"{'protocol':13} {'cIoU@0.5':>8}  {'95 % interval':13} {'floor':>6} {'ceiling':>8} "
         f"{'AUC':>8} {'floor':>6} {'ceiling':>8} {'pointing':>9}",

@@ -1,7 +1,7 @@
 """Scores: maps of a model or a baseline against the boxes, per clip and protocol, beside floor and ceiling."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.catalogue import ids_sha256
 from pipeline.errors import AvpipeError
 from pipeline.layout import published
-from pipeline.manifest import CORNERS, Manifest
+from pipeline.manifest import CORNERS
 from train import intervals, metrics, ogl, slavc
+from train.clips_to_score import TestClips
 from train.protocols import DEFAULT, PROTOCOLS, Protocol
 from train.resize import Grid, Weights, enlarge
-from train.shards import Shards
 
 PER_CLIP = pa.schema(
     [
@@ -34,26 +33,6 @@ PER_CLIP = pa.schema(
         ("ceiling_ciou", pa.float64()),
     ]
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TestClips:
-    """Clips to score, in the order of their ids."""
-
-    split: str
-    listed: int
-    """Clips that the split's list names."""
-    listed_sha256: str
-    clip_ids: list[str]
-    labels: list[str | None]
-    boxes: list[list[dict]]
-    """Usable boxes: annotator, xmin, ymin, xmax, ymax as fractions of the full frame."""
-    voted: bool = False
-    """Several annotators drew the boxes: two votes are all (Flickr-SoundNet). Else every box counts fully (VGG-SS)."""
-    negative: list[bool] = field(default_factory=list)
-    """Nothing in the frame makes the clip's sound (SLAVC's extended sets), whatever its boxes; empty: true of none."""
-    numbers: np.ndarray = field(default_factory=lambda: np.empty(0, int))
-    """(N,) number of each clip's sample in the shards; empty for clips out of the manifest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,43 +88,6 @@ class Score:
         clips = slavc.Detections(columns["ciou"], columns["confidence"], ~columns["negative"])
         sizes = np.array([row["gt_pixels"] for row in self.rows])
         return {"published": slavc.published(clips, sizes), "corrected": slavc.corrected(clips)}
-
-
-def clips_of_shards(shards: Shards) -> TestClips:
-    """The clips that the shards hold."""
-    numbers = np.argsort(np.array(shards.clip_ids))
-    boxes = [shards.boxes[n] for n in numbers]
-    return TestClips(
-        split=shards.split,
-        listed=shards.metadata["listed"],
-        listed_sha256=shards.metadata["listed_sha256"],
-        clip_ids=[shards.clip_ids[n] for n in numbers],
-        labels=[shards.labels[n] for n in numbers],
-        boxes=boxes,
-        voted=_voted(boxes),
-        numbers=numbers,
-    )
-
-
-def clips_of_manifest(folder: Path, split: str) -> TestClips:
-    """All clips that a split lists, whether downloaded or not: enough for a baseline that looks at nothing."""
-    manifest = Manifest.open(folder)
-    ids = sorted(manifest.split_ids(split))
-    labels, boxes_of = manifest.labels(ids), manifest.usable_boxes(ids)
-    boxes = [boxes_of.get(clip_id, []) for clip_id in ids]
-    return TestClips(
-        split=split,
-        listed=len(ids),
-        listed_sha256=ids_sha256(ids),
-        clip_ids=ids,
-        labels=[labels[clip_id] for clip_id in ids],
-        boxes=boxes,
-        voted=_voted(boxes),
-    )
-
-
-def _voted(boxes: list[list[dict]]) -> bool:
-    return any(box["annotator"] != clip[0]["annotator"] for clip in boxes for box in clip)
 
 
 def centre_maps(clips: TestClips) -> Callable[[str], Iterator[np.ndarray]]:

@@ -68,7 +68,7 @@ def fit(
     lack the feature, when the loss stops being finite, and StoppedError after a signal.
     """
     fabric = start_fabric(recipe.precision)
-    training = _Training(fabric, recipe, shards, run, workers, weights, select_on)
+    training = Training(fabric, recipe, shards, run, workers, weights, select_on)
     meter, plan = Meter(recipe.batch_size), training.plan
     first_step = training.step
     first = fabric.is_global_zero
@@ -102,7 +102,7 @@ def fit(
     )
 
 
-class _Training:
+class Training:
     """A run between two steps: what its checkpoints hold, and what follows from it."""
 
     def __init__(
@@ -134,7 +134,7 @@ class _Training:
         self.neighbours = state["neighbours"].numpy() if "neighbours" in state else None
         self.module, self.fabric_optimizer = fabric.setup(self.network, self.optimizer)
         self.validation = Validation(
-            fabric, self.network, self._samples(None), held_back, select_on, workers, self.classes, self.skipped
+            fabric, self.network, self.samples(None), held_back, select_on, workers, self.classes, self.skipped
         )
         if recipe.patience and not self.validation:
             raise AvpipeError("patience needs something to compare epochs by: --set validation=SHARE or --select-on")
@@ -142,7 +142,7 @@ class _Training:
     def batches_of(self, epoch: int) -> Iterator[tuple[Tensor, ...]]:
         """The batches of an epoch that are still to be done."""
         steps = range(self.step, (epoch + 1) * self.plan.steps_per_epoch)
-        return batches(self._samples(epoch), self.plan, self.fabric.global_rank, steps, self.workers, self.skipped)
+        return batches(self.samples(epoch), self.plan, self.fabric.global_rank, steps, self.workers, self.skipped)
 
     def take_step(self, batch: tuple[Tensor, ...]) -> float:
         """One optimiser step; returns the loss, the mean over its parts and over the ranks."""
@@ -173,7 +173,7 @@ class _Training:
         recipe, more = self.recipe, self.step < self.plan.steps
         if self.validation:
             value = self.validation.measure()
-            log.values(self.step, {self.validation.name: value})
+            log.epoch(self.step, epoch + 1, self.validation.name, value)
             improved = self.best is None or self.validation.better(value, self.best["value"])
             if improved:
                 self.best = {"epoch": epoch + 1, "measure": self.validation.name, "value": value}
@@ -224,7 +224,7 @@ class _Training:
             seed=recipe.seed,
         )
 
-    def _samples(self, epoch: int | None) -> TrainingSamples:
+    def samples(self, epoch: int | None) -> TrainingSamples:
         """The samples of an epoch; for validation (None) the same ones each time, nothing mixed."""
         recipe, blend = self.recipe, None
         if epoch is not None and self.neighbours is not None:

@@ -164,7 +164,7 @@ def batches(
     samples: TrainingSamples,
     plan: BatchPlan,
     rank: int,
-    steps: range,
+    steps: Iterable[int],
     workers: int,
     on_damage: Callable[[DamagedError], None] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -1,4 +1,4 @@
-"""What a training tells: `log.csv` with a row a step, TensorBoard, Weights & Biases, and the figures of its line."""
+"""What a training tells: tables with a row a step and an epoch, TensorBoard, Weights & Biases, its line's figures."""
 
 import csv
 import math
@@ -12,8 +12,11 @@ from torch import Tensor
 from pipeline.errors import AvpipeError
 from pipeline.layout import published
 
-LOG, TENSORBOARD = "log.csv", "tensorboard"
-COLUMNS = ("step", "epoch", "loss", "clips_per_s", "data_wait")
+LOG, VALIDATION, TENSORBOARD = "log.csv", "validation.csv", "tensorboard"
+COLUMNS = {
+    LOG: ("step", "epoch", "loss", "clips_per_s", "data_wait"),
+    VALIDATION: ("step", "epoch", "measure", "value"),
+}
 # Weight of the newest step in the figures of the progress line.
 SMOOTHING = 0.1
 # Steps from one point of a curve to the next, in TensorBoard and W&B.
@@ -73,38 +76,37 @@ class Log:
         self._curves = [_TensorBoard(run, first_step)] if find_spec("tensorboard") else []
         if wandb_project:
             self._curves.append(_WeightsAndBiases(wandb_project, run, settings))
-        path, rows = run / LOG, []
-        if first_step and path.exists():
-            with open(path, newline="") as file:
-                rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= first_step]
-        with published(path) as temporary, open(temporary, "w", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *rows])
-        self._file = open(path, "a", newline="")  # noqa: SIM115 - closed by __exit__
-        self._writer = csv.writer(self._file)
+        self._steps, self._epochs = (_Rows(run / name, first_step) for name in (LOG, VALIDATION))
 
     def __enter__(self) -> "Log":
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
+        self._steps.close()
+        self._epochs.close()
         for curves in self._curves:
             curves.close()
 
     def step(self, step: int, epoch: int, meter: Meter, parts: dict[str, Tensor]) -> None:
         """Append one step; the loss with all its digits, so that runs can be compared bit for bit."""
-        self._writer.writerow([step, epoch, repr(meter.loss), f"{meter.rate:.2f}", f"{meter.wait:.4f}"])
+        self._steps.append([step, epoch, repr(meter.loss), f"{meter.rate:.2f}", f"{meter.wait:.4f}"])
         if step % CURVE_STEPS == 0:
             figures = {"loss": meter.loss, "clips_per_s": meter.rate, "data_wait": meter.wait}
-            self.values(step, figures | {name: part.item() for name, part in parts.items()})
+            self._points(step, figures | {name: part.item() for name, part in parts.items()})
 
-    def values(self, step: int, values: dict[str, float]) -> None:
-        """Points of curves, named."""
+    def epoch(self, step: int, epoch: int, measure: str, value: float) -> None:
+        """Append what the validation after an epoch measured."""
+        self._epochs.append([step, epoch, measure, repr(value)])
+        self._points(step, {measure: value})
+
+    def _points(self, step: int, values: dict[str, float]) -> None:
         for curves in self._curves:
             curves.add(step, values)
 
     def flush(self) -> None:
         """Bring the rows to the disk; called before each checkpoint, which must not know more steps than the log."""
-        self._file.flush()
+        self._steps.flush()
+        self._epochs.flush()
 
 
 class NoLog(Log):
@@ -118,8 +120,26 @@ class NoLog(Log):
     def step(self, *_) -> None:
         """Nothing."""
 
+    def epoch(self, *_) -> None:
+        """Nothing."""
+
     def flush(self) -> None:
         """Nothing."""
+
+
+class _Rows:
+    """A table that rows are appended to; those behind `first_step` are dropped."""
+
+    def __init__(self, path: Path, first_step: int):
+        rows = []
+        if first_step and path.exists():
+            with open(path, newline="") as file:
+                rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= first_step]
+        with published(path) as temporary, open(temporary, "w", newline="") as file:
+            csv.writer(file).writerows([COLUMNS[path.name], *rows])
+        self._file = open(path, "a", newline="")  # noqa: SIM115 - closed by close()
+        self.append = csv.writer(self._file).writerow
+        self.flush, self.close = self._file.flush, self._file.close
 
 
 class _TensorBoard:

@@ -7,7 +7,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from train.evaluate import TestClips
+from train.clips_to_score import TestClips
 from train.frames import TEST_VIEWS, normalise
 from train.listening import silence
 from train.loader import read_feature, read_frame, stacked
@@ -30,7 +30,7 @@ def network_maps(
 
     def maps(frame: str, given: np.ndarray | None = None) -> Iterator[np.ndarray]:
         """(H, W) of each clip; `frame` is a key of TEST_VIEWS, `given` the places of the sounds heard instead."""
-        sounds = clips.numbers if given is None else np.where(given < 0, -1, clips.numbers[given])
+        sounds = clips.sounds if given is None else np.where(given < 0, -1, clips.numbers[given])
 
         def read(place: int) -> tuple[np.ndarray, np.ndarray]:
             view = TEST_VIEWS[frame](read_frame(shards, int(clips.numbers[place])), px)

@@ -142,12 +142,15 @@ def format_of(names: Collection[str]) -> str | None:
 
 
 def folder_name(path: Path, format_name: str) -> str:
-    """Name of the results' folder: `published-<format>-<stem>`, with nothing in it but letters, digits, `_`, `-`, `.`.
+    """Name of the results' folder: `published-<format>-<folder>-<stem>`, of letters, digits, `_`, `-` and `.` alone.
 
-    The stem comes from a stranger's file name and must not lead out of the folder of runs.
+    Both come from a stranger's file name and must not lead out of the folder of runs; the folder's name is there as
+    the repositories call all their files `best.pth`.
     """
-    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", SUFFIXES.sub("", Path(os.path.abspath(path)).name)).strip("-.")[:64]
-    return f"published-{format_name}-{stem or 'checkpoint'}"
+    whole = Path(os.path.abspath(path))
+    names = whole.parent.name, SUFFIXES.sub("", whole.name) or "checkpoint"
+    plain = [re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")[:64] for name in names]
+    return "-".join(["published", format_name, *filter(None, plain)])
 
 
 def read_saved(path: Path) -> dict:

@@ -195,6 +195,18 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }
 
 
+def choose_recipe(name: str | None, method: str | None, changes: list[str]) -> tuple[str, Recipe]:
+    """(name, recipe) of what a user asked for: by name, else the method's published one, else that of LVS.
+
+    Raises AvpipeError as `get_recipe` does, and where the named recipe trains another method.
+    """
+    name = name or method or "lvs"
+    recipe = get_recipe(name, changes)
+    if method not in (None, recipe.method):
+        raise AvpipeError(f"recipe {name!r} trains {recipe.method}, not {method}; leave one of the two out")
+    return name, recipe
+
+
 def get_recipe(name: str, changes: list[str]) -> Recipe:
     """A recipe by name with `key=value` changes to its own fields or to those of its method.
 

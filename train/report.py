@@ -21,8 +21,9 @@ from pipeline.layout import Root, published
 from train import metrics
 from train import report_charts as charts
 from train import report_tables as tables
-from train.evaluate import Score, clips_of_shards
-from train.logs import LOG
+from train.clips_to_score import clips_of_shards
+from train.evaluate import Score
+from train.logs import LOG, VALIDATION
 from train.report_gallery import Gallery, Shown, gallery
 from train.report_runs import Evaluated, common_protocol, distinct, read_run
 from train.shards import open_shards
@@ -75,12 +76,12 @@ def _gallery(root: Root, runs: list[Evaluated], protocol: str, count: int, weigh
             name=run.name,
             path=run.path,
             score=run.scores[protocol],
-            object_guided="-object-guided" in run.result["per_clip"],
+            object_guided=run.result.get("object_guided", False),
             published=run.result.get("checkpoint"),
         )
         for run in runs
     ]
-    return gallery(root, shown, clips_of_shards(shards), shards, count, weights)
+    return gallery(root, shown, clips_of_shards(shards).sounding(), shards, count, weights)
 
 
 def _page(runs: list[Evaluated], protocol: str, pictures: Gallery) -> str:
@@ -159,28 +160,29 @@ def _notes(runs: list[Evaluated], others: list[str]) -> str:
 def _training(runs: list[Evaluated]) -> str:
     parts = []
     for number, run in enumerate(runs):
-        rows = list(_log(run.folder / LOG))
+        rows = list(_log(run.folder / LOG, ("step", "epoch", "loss")))
         if len(rows) < 2:
             parts.append(f"<p>{tables.run_name(number, run.name)}: no training log.</p>")
             continue
         steps, epochs, losses = np.array(rows).T
-        svg = charts.training(steps.astype(int), losses, epochs, number)
+        measured = list(_log(run.folder / VALIDATION, ("step", "value")))
+        svg = charts.training(steps.astype(int), losses, epochs, number, measured)
         parts.append(f"<figure><figcaption>{tables.run_name(number, run.name)}</figcaption>{svg}</figure>")
     return f'<div class="charts">{"".join(parts)}</div>'
 
 
-def _log(path: Path) -> Iterator[tuple[int, int, float]]:
-    """Step, epoch and loss of each whole row; a run that was killed may have left half a one."""
+def _log(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[float, ...]]:
+    """The columns of each whole row; a run that was killed may have left half a one."""
     if not path.exists():
         return
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
         for row in csv.DictReader(file):
             try:
-                step, epoch, loss = int(row["step"]), int(row["epoch"]), float(row["loss"])
+                values = tuple(float(row[name]) for name in columns)
             except (KeyError, TypeError, ValueError):
                 continue
-            if np.isfinite(loss):
-                yield step, epoch, loss
+            if np.isfinite(values).all():
+                yield values
 
 
 def _thresholds(names: list[str], scores: list[Score]) -> str:

@@ -82,8 +82,13 @@ def by_size(groups: list[dict[str, dict]], floor: dict[str, dict], ceiling: dict
         return _svg(figure, "cIoU@0.5 by size of the boxes; the numbers are in the table below it")
 
 
-def training(steps: np.ndarray, losses: np.ndarray, epochs: np.ndarray, number: int) -> str:
-    """The loss of one run, step by step and smoothed; where an epoch ends is a line. `number` is the run's place."""
+def training(
+    steps: np.ndarray, losses: np.ndarray, epochs: np.ndarray, number: int, measured: list[tuple[float, float]]
+) -> str:
+    """The loss of one run, step by step and smoothed; where an epoch ends is a line. `number` is the run's place.
+
+    `measured` are step and value of what epochs were compared by: dots on a scale of their own, on the right.
+    """
     with matplotlib.rc_context(_STYLE):
         figure, axis = _axis("step", "loss")
         axis.grid(axis="x", visible=False)
@@ -93,6 +98,12 @@ def training(steps: np.ndarray, losses: np.ndarray, epochs: np.ndarray, number: 
         keep = np.unique(np.linspace(0, len(steps) - 1, min(_POINTS, len(steps))).astype(int))
         axis.plot(steps[keep], losses[keep], color=_RUNS[number], lw=0.8, alpha=0.45)
         axis.plot(steps[keep], _smoothed(losses)[keep], color=_RUNS[number], lw=1.8)
+        if measured:
+            scale = axis.twinx()
+            scale.plot(*zip(*measured, strict=True), color=_INK, marker=MARKERS[number], ms=4, lw=0.8, ls=":")
+            scale.grid(visible=False)
+            scale.spines["right"].set_visible(True)
+            scale.set_ylabel("validation (dotted)")
         words = f"from {losses[0]:.3f} to {losses[-1]:.3f} in {steps[-1]:,} steps"
         return _svg(figure, f"Training loss, {words}")
 

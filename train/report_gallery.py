@@ -6,7 +6,7 @@ Shapes: 224 × 224 grid of a protocol; N clips.
 import base64
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -20,7 +20,8 @@ from pipeline.layout import Root
 from pipeline.manifest import CORNERS
 from pipeline.samples import AUDIO
 from train import metrics, ogl
-from train.evaluate import Score, TestClips
+from train.clips_to_score import TestClips, only
+from train.evaluate import Score
 from train.loader import read_frame
 from train.models import Model, choose_model, object_model, trained_model
 from train.overlay import COLOURS
@@ -104,7 +105,7 @@ def gallery(
     wanted = sorted({clip_id for some in groups.values() for clip_id in some})
     if not wanted:
         return Gallery(groups=[], clips=[], notes=["The runs share no clip with a box that the shards hold."])
-    some = _only(clips, wanted)
+    some = only(clips, wanted)
     protocol = PROTOCOLS[shown[0].score.protocol]
     maps, notes = [], []
     for run in shown:
@@ -125,20 +126,6 @@ def gallery(
     if not all(record["sound"] for record in records):
         notes.append("The shards hold no sound of some clips; they have no player.")
     return Gallery(groups=list(groups), clips=records, notes=notes)
-
-
-def _only(clips: TestClips, wanted: list[str]) -> TestClips:
-    """The same clips without the others."""
-    place_of = {clip_id: place for place, clip_id in enumerate(clips.clip_ids)}
-    places = [place_of[clip_id] for clip_id in wanted]
-    return replace(
-        clips,
-        clip_ids=wanted,
-        labels=[clips.labels[place] for place in places],
-        boxes=[clips.boxes[place] for place in places],
-        negative=[],
-        numbers=clips.numbers[places],
-    )
 
 
 def _maps(

@@ -56,9 +56,10 @@ def _evaluation(path: Path, split: str | None) -> Path:
     """The folder of a run's evaluation."""
     run = path if path.is_dir() else path.parent
     if split is not None:
-        check_split_name(split.removesuffix("-object-guided"))
+        for name in split.removesuffix("-object-guided").split("-only-"):
+            check_split_name(name)
         if not (run / "eval" / split / METRICS).exists():
-            command = f"avpipe eval --split {split.removesuffix('-object-guided')} {_how(path)}"
+            command = f"avpipe eval --split {split.split('-')[0]} {_how(path)}"
             raise AvpipeError(f"{path} is not evaluated on {split}; run: {command}")
         return run / "eval" / split
     there = sorted(some.parent for some in run.glob(f"eval/*/{METRICS}"))

@@ -22,7 +22,7 @@ from train.fit import fit
 from train.loader import BatchPlan
 from train.logs import LOG
 from train.recipes import Recipe
-from train.reproduce_rows import Row, Runnable, Selected, aligned, distinct, evaluations, scored_on
+from train.reproduce_rows import Row, Runnable, Selected, distinct, evaluations, scored_on
 from train.results import Request, run_eval
 from train.retrieval import run_retrieval
 from train.shards import Shards, open_shards
@@ -336,36 +336,6 @@ def _score(bench: Bench, what: Runnable, weights: Path | None, workers: int) -> 
     return "done"
 
 
-def plan_table(planned: dict) -> str:
-    """What `plan` returns as text."""
-    cells, lines = [["run", "samples", "steps", "clips/s", "hours", "status"]], []
-    for one in planned["trainings"]:
-        forms = {"samples": ",", "steps": ",", "clips_per_s": ",.1f", "hours": ",.1f"}
-        numbers = ["–" if one[name] is None else format(one[name], form) for name, form in forms.items()]
-        cells.append([one["run"], *numbers, "; ".join(filter(None, (one["status"], one["missing"])))])
-    shown = aligned(cells, left=1)
-    lines.append(shown[0])
-    for one, text in zip(planned["trainings"], shown[1:], strict=True):
-        settings = " ".join([one["recipe"], *one["changes"]])
-        lines += [text, f"    {settings} on {one['split']}; scored on {', '.join(one['scored_on'])}"]
-    lines.append(
-        "samples and steps by the published list where there are no shards yet; hours at the speed of a finished"
-    )
-    lines.append("run here with the same network, view and batch, – where there is none")
-    if planned["commands"]:
-        lines += ["Shards that are missing:", *(f"  {command}" for command in planned["commands"])]
-    return "\n".join(lines)
-
-
 def any_failed(outcomes: list[dict]) -> bool:
     """Whether anything that had all its shards still came to nothing."""
     return any(text.startswith("failed") for one in outcomes for text in (one["training"], *one["scored"].values()))
-
-
-def outcome_table(outcomes: list[dict]) -> str:
-    """What `run` returns as text."""
-    lines = []
-    for one in outcomes:
-        lines.append(f"{one['run']}: training {one['training']}")
-        lines += [f"  {what}: {result}" for what, result in one["scored"].items()]
-    return "\n".join(lines)

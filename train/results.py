@@ -12,6 +12,7 @@ from pipeline.layout import Root, check_split_name, published
 from pipeline.parts import default_workers
 from train import evaluate as ev
 from train import intervals, leaks, metrics
+from train.clips_to_score import TestClips, clips_of_manifest, clips_of_shards, only, read_only
 from train.listening import sounds_of_other_classes
 from train.shards import Shards, open_shards
 
@@ -23,6 +24,8 @@ class Request:
     """What is to be scored, and how."""
 
     split: str
+    only: str | None = None
+    """A list of clips, or a split, that the score is confined to."""
     checkpoint: str | None = None
     """A run or file; with neither this nor a baseline the newest run."""
     format_name: str | None = None
@@ -42,6 +45,8 @@ class Request:
     def check(self) -> None:
         """Raise AvpipeError for a wrong combination."""
         check_split_name(self.split)
+        if self.only is not None:
+            check_split_name(self.only_name())
         if self.checkpoint is not None and self.baseline is not None:
             raise AvpipeError("give either --checkpoint RUN or --baseline centre|object|random-init")
         if self.format_name is not None and self.checkpoint is None:
@@ -51,6 +56,15 @@ class Request:
         if self.weights is not None and not (self.object_guided or self.baseline == "object"):
             raise AvpipeError("--weights names the ImageNet weights of --baseline object or --object-guided; add one")
 
+    def only_name(self) -> str | None:
+        """Name of the list that `only` means: a split, or a file without its ending."""
+        return None if self.only is None else Path(self.only).stem
+
+    def folder_name(self) -> str:
+        """Under what name the result is kept in a run's `eval` folder."""
+        only = "" if self.only is None else f"-only-{self.only_name()}"
+        return f"{self.split}{only}{'-object-guided' if self.object_guided else ''}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Predictor:
@@ -58,7 +72,7 @@ class _Predictor:
 
     name: str
     run: Path
-    clips: ev.TestClips
+    clips: TestClips
     maps: Maps
     shards: Shards | None = None
     objects: Maps | None = None
@@ -80,9 +94,11 @@ def run_eval(root: Root, request: Request) -> dict:
     kept: dict[str, list[np.ndarray]] = {}
     scores = ev.evaluate(who.clips, _keeping(who.maps, kept), names, who.objects)
     summaries = [score.summary() for score in scores]
-    folder = who.run / "eval" / (f"{request.split}-object-guided" if request.object_guided else request.split)
+    folder = who.run / "eval" / request.folder_name()
     result = {
         "split": request.split,
+        "only": request.only_name(),
+        "object_guided": request.object_guided,
         "model": who.name,
         **who.facts,
         "clips_listed": who.clips.listed,
@@ -105,8 +121,13 @@ def run_eval(root: Root, request: Request) -> dict:
     return result
 
 
+def _chosen(root: Root, request: Request, clips: TestClips) -> TestClips:
+    """The clips that `only` leaves."""
+    return clips if request.only is None else only(clips, read_only(root.manifest, request.only))
+
+
 def _centre(root: Root, request: Request) -> _Predictor:
-    clips = ev.clips_of_manifest(root.manifest, request.split)
+    clips = _chosen(root, request, clips_of_manifest(root.manifest, request.split))
     run = root.runs / "baseline-centre"
     return _Predictor(name=run.name, run=run, clips=clips, maps=ev.centre_maps(clips))
 
@@ -117,7 +138,7 @@ def _network(root: Root, request: Request) -> _Predictor:
     from train.predict import network_maps
 
     shards = open_shards(root.shards / request.split)
-    clips = ev.clips_of_shards(shards)
+    clips = _chosen(root, request, clips_of_shards(shards))
     weights = request.weights if request.baseline == "object" else None
     model = choose_model(root, shards, request.checkpoint, request.baseline, request.format_name, weights)
     workers = default_workers() - 1 if request.workers is None else request.workers

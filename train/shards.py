@@ -3,10 +3,11 @@
 import io
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,11 @@ from braceexpand import UnbalancedBracesError, braceexpand
 from pipeline import samples
 from pipeline.errors import AvpipeError
 from pipeline.layout import check_clip_id
+from pipeline.remote import is_url
 from pipeline.shard import EXTRA, INDEX, read_metadata
+
+if TYPE_CHECKING:
+    from train.remote_shards import RemoteTars
 
 
 class DamagedError(AvpipeError):
@@ -45,7 +50,8 @@ class Boxes(Sequence):
 class Shards:
     """The samples of one split, numbered from 0 in the order of their index. Threads may read side by side."""
 
-    folder: Path
+    folder: Path | str
+    """Where the tars lie: a folder, or an address that `store` reads."""
     metadata: dict
     """Of the index: split, listed, listed_sha256, extract settings with feature digests, plan."""
     clip_ids: list[str]
@@ -59,6 +65,8 @@ class Shards:
     """Member to (N,) byte offsets in the shard."""
     size: dict[str, np.ndarray]
     """Member to (N,) sizes in bytes."""
+    store: "RemoteTars | None" = None
+    """Reads what is at an address."""
     _maps: dict[int, memoryview] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -77,11 +85,26 @@ class Shards:
         if member not in self.offset:
             raise AvpipeError(f"{self.folder} holds no {member}; it has: {', '.join(self.offset)}")
         shard = int(self.shard_of[number])
+        whole = self._whole(shard)
+        if whole is None:
+            return self.store.view(self.shard_names[shard], member, partial(self._place, number))
+        start, end = self._place(number, member)
+        return whole[start:end]
+
+    def _whole(self, shard: int) -> memoryview | None:
+        """A tar, mapped; None for one that is not on this machine (yet)."""
         if shard not in self._maps:
-            with open(self.folder / self.shard_names[shard], "rb") as file:
-                self._maps[shard] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            name = self.shard_names[shard]
+            found = mapped(Path(self.folder) / name) if self.store is None else self.store.kept(name)
+            if found is None:
+                return None
+            self._maps[shard] = found
+        return self._maps[shard]
+
+    def _place(self, number: int, member: str) -> tuple[int, int]:
+        """(first byte, byte behind the last) of a member in its tar."""
         start = int(self.offset[member][number])
-        return self._maps[shard][start : start + int(self.size[member][number])]
+        return start, start + int(self.size[member][number])
 
     def read(self, number: int, member: str) -> bytes:
         """Bytes of one member of one sample. Raises AvpipeError if the shards do not have it."""
@@ -101,7 +124,7 @@ class Shards:
         """What to raise for a member that cannot be decoded: a sentence that names shard and clip."""
         shard, clip_id = self.shard_names[self.shard_of[number]], self.clip_ids[number]
         return DamagedError(
-            f"{self.folder / shard}: {member} of {clip_id} cannot be read ({error}); run `avpipe verify {self.folder}`",
+            f"{self.folder}/{shard}: {member} of {clip_id} cannot be read ({error}); run `avpipe verify {self.folder}`",
             clip_id,
             member,
         )
@@ -123,42 +146,70 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def open_shards(source: str | Path) -> Shards:
-    """Open a folder that `avpipe shard` wrote, or some of its tars by a pattern: 'DIR/vggss-{000000..000143}.tar'.
+    """Open a folder of shards, or some of its tars by a pattern: 'DIR/vggss-{000000..000143}.tar'.
 
-    Raises AvpipeError when there is no index, a named tar is not in it, or a tar is gone or too short for its samples.
+    Tars beside which no index lies are opened by their headers, see `train.plain_tars`; for what lies at an address see
+    `train.remote_shards.open_anywhere`. Raises AvpipeError when there is neither index nor tar, a named tar is not in
+    the index, or a tar is gone or too short for its samples.
     """
-    text = str(source)
-    if text.endswith(".tar"):
-        paths = [Path(path) for path in _expand(text)]
-        folder, wanted = paths[0].parent, {path.name for path in paths}
-    else:
-        folder, wanted = Path(text), None
-    index = folder / INDEX
-    if not index.exists():
-        raise AvpipeError(f"{folder} holds no {INDEX}; give the folder that `avpipe shard` wrote, or tars in it")
-    metadata, schema = read_metadata(index), pq.read_schema(index)
+    place, wanted = named_tars(str(source))
+    if is_url(place):
+        raise AvpipeError(f"{place}: here shards must lie in a folder, only `avpipe train` reads others; copy them")
+    folder = Path(place)
+    if not (folder / INDEX).exists():
+        from train.plain_tars import open_plain  # imported here: it makes Shards
+
+        return open_plain(folder, wanted)
+    shards = read_index(folder / INDEX, folder, wanted)
+    check_ends(shards, lambda name: (folder / name).stat().st_size if (folder / name).exists() else None)
+    return shards
+
+
+def named_tars(source: str) -> tuple[str, list[str] | None]:
+    """(folder or address, names of the tars that a pattern names or None for all). Raises AvpipeError for a bad one."""
+    if not source.endswith(".tar"):
+        return source, None
+    parts = [path.rpartition("/") for path in _expand(source)]
+    folders = {folder or slash or "." for folder, slash, _ in parts}
+    if len(folders) > 1:
+        raise AvpipeError(f"{source}: the tars must lie in one folder; give one of {', '.join(sorted(folders))}")
+    return folders.pop(), [name for _, _, name in parts]
+
+
+def read_index(index: Path, folder: Path | str, wanted: list[str] | None, store: "RemoteTars | None" = None) -> Shards:
+    """The samples that an index names, all or those of the `wanted` tars; the tars themselves are not looked at.
+
+    `folder` is where they lie, and what errors name. Raises AvpipeError for what is no index, or lacks a wanted tar.
+    """
+    place = f"{folder}/{INDEX}"
+    metadata, schema = read_metadata(index, place), pq.read_schema(index)
     names = [samples.check_tar_name(shard["name"]) for shard in metadata["shards"]]
     members = samples.index_members(schema)
     if not members or not {"clip_id", *(f.name for f in EXTRA)} <= set(schema.names):
-        raise AvpipeError(f"{index} lacks columns of an index; run `avpipe shard` again")
+        raise AvpipeError(f"{place} lacks columns of an index; run `avpipe shard` again")
     table = pq.read_table(index, columns=[name for name in schema.names if name != "sha256"])
     if wanted is not None:
-        if unknown := sorted(wanted - set(names)):
-            raise AvpipeError(f"{folder / unknown[0]} is not among the {len(names)} shards of {index}")
-        table = table.filter(pc.is_in(table["shard"], pa.array(sorted(wanted))))
-    shards = Shards(
+        if unknown := sorted(set(wanted) - set(names)):
+            raise AvpipeError(f"{folder}/{unknown[0]} is not among the {len(names)} shards of {place}")
+        table = table.filter(pc.is_in(table["shard"], pa.array(wanted)))
+    return Shards(
         folder=folder,
         metadata=metadata,
-        clip_ids=[check_clip_id(clip_id, str(index)) for clip_id in table["clip_id"].to_pylist()],
+        clip_ids=[check_clip_id(clip_id, place) for clip_id in table["clip_id"].to_pylist()],
         labels=_shared(table["label"].to_pylist()),
         boxes=Boxes(table["boxes"]),
         shard_names=names,
-        shard_of=_numbers(table["shard"], names, index),
+        shard_of=_numbers(table["shard"], names, place),
         offset={name: table[f"{name}.offset"].to_numpy() for name in members},
         size={name: table[f"{name}.size"].to_numpy() for name in members},
+        store=store,
     )
-    _check_sizes(shards)
-    return shards
+
+
+def mapped(path: Path) -> memoryview:
+    """A file as memory that is read from the disk when it is looked at. Raises OSError."""
+    with open(path, "rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _shared(texts: list[str | None]) -> list[str | None]:
@@ -167,7 +218,7 @@ def _shared(texts: list[str | None]) -> list[str | None]:
     return [one_of[text] for text in texts]
 
 
-def _numbers(column: pa.ChunkedArray, names: list[str], index: Path) -> np.ndarray:
+def _numbers(column: pa.ChunkedArray, names: list[str], index: str) -> np.ndarray:
     """int32 places in `names` of a column's texts."""
     found = pc.index_in(column, pa.array(names, pa.string()))
     if found.null_count:
@@ -183,15 +234,18 @@ def _expand(text: str) -> list[str]:
         raise AvpipeError(f"{text}: the braces do not match; write e.g. DIR/vggss-{{000000..000143}}.tar") from None
 
 
-def _check_sizes(shards: Shards) -> None:
-    """Every used tar is there and reaches as far as its samples do; else a sentence now instead of a crash later."""
+def check_ends(shards: Shards, size_of: Callable[[str], int | None]) -> None:
+    """Every used tar is there and reaches as far as its samples do; else a sentence now instead of a crash later.
+
+    `size_of` gives the bytes of the tar of a name, or None where there is none.
+    """
     if min(int(array.min()) for by_member in (shards.offset, shards.size) for array in by_member.values()) < 0:
-        raise AvpipeError(f"{shards.folder / INDEX} names negative offsets; it is not avpipe's")
+        raise AvpipeError(f"{shards.folder}/{INDEX} names negative offsets; it is not avpipe's")
     end = np.max([shards.offset[name] + shards.size[name] for name in shards.offset], axis=0)
     for number in np.unique(shards.shard_of):
-        path = shards.folder / shards.shard_names[number]
-        if not path.exists():
+        path, actual = f"{shards.folder}/{shards.shard_names[number]}", size_of(shards.shard_names[number])
+        if actual is None:
             raise AvpipeError(f"{path} is missing; copy it again, or run `avpipe shard` again")
-        needed, actual = int(end[shards.shard_of == number].max()), path.stat().st_size
+        needed = int(end[shards.shard_of == number].max())
         if actual < needed:
             raise AvpipeError(f"{path} has {actual} bytes where its samples need {needed}; copy or make it again")

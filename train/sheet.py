@@ -6,7 +6,8 @@ import matplotlib
 import numpy as np
 
 from pipeline.layout import published
-from train.evaluate import Score, TestClips
+from train.clips_to_score import TestClips
+from train.evaluate import Score
 from train.loader import read_frame
 from train.protocols import PROTOCOLS
 from train.shards import Shards
@@ -22,7 +23,7 @@ def write_sheet(score: Score, maps: list[np.ndarray], clips: TestClips, shards: 
 
     ranking = sorted(score.scored(), key=lambda row: (-row["ciou"], row["clip_id"]))
     places = np.unique(np.linspace(0, len(ranking) - 1, min(COLUMNS * ROWS, len(ranking))).round().astype(int))
-    place_of = {clip_id: place for place, clip_id in enumerate(clips.clip_ids)}
+    place_of = {clip_id: place for place, clip_id in enumerate(clips.sounding().clip_ids)}
     columns = min(COLUMNS, len(places))
     rows = -(-len(places) // columns)
     figure, axes = plt.subplots(

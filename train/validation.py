@@ -95,9 +95,10 @@ class Validation:
 
     def _ciou(self) -> float:
         from train import evaluate
+        from train.clips_to_score import clips_of_shards
         from train.predict import network_maps
 
-        clips = evaluate.clips_of_shards(self.select_on)
+        clips = clips_of_shards(self.select_on)
         maps = network_maps(
             self.network, self.select_on, clips, self.samples.feature, self.samples.image_px, self.workers
         )

@@ -57,8 +57,8 @@ def load_published(published: Published, weights: str | Path | None) -> dict[str
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, HTTPException) as error:
         raise AvpipeError(
             f"{published.what} are missing: {file} could not be read or fetched ({type(error).__name__}); download "
-            f"{published.url}, put it at {cached} or name it (or its folder) with --weights, or train without it with "
-            "--init random"
+            f"{published.url}, and put it at {cached} or name it (or its folder) with --weights; a training "
+            "can do without: --init random"
         ) from error
     if not isinstance(state, dict):
         raise foreign(published, file)

@@ -13,7 +13,6 @@ import importlib.util
 import io
 import json
 import os
-import resource
 import statistics
 import subprocess
 import tempfile
@@ -27,6 +26,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 import av
 import numpy as np
 import soundfile
+from common import cpu_seconds
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -105,22 +105,16 @@ def whole_sound(clip: Path) -> np.ndarray:
     return np.concatenate([block.to_ndarray().reshape(-1) for block in blocks])
 
 
-def cpu_s() -> float:
-    """CPU seconds of this process and of the child processes that have ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
-
-
 def measure(ways: dict[str, Callable], clips: list[Path], rounds: int, folder: Path) -> dict[str, list[float]]:
     """{way: CPU ms of each clip, median over the rounds}; the first round warms up and does not count."""
     taken = {name: [[] for _ in clips] for name in ways}
     for round_ in range(rounds + 1):
         for number, clip in enumerate(clips):
             for name, way in ways.items():
-                begin = cpu_s()
+                begin = cpu_seconds()
                 way(clip, folder)
                 if round_:
-                    taken[name][number].append(1000 * (cpu_s() - begin))
+                    taken[name][number].append(1000 * (cpu_seconds() - begin))
     return {name: [statistics.median(times) for times in of_clips] for name, of_clips in taken.items()}
 
 

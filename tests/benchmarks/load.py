@@ -16,10 +16,7 @@ import argparse
 import io
 import json
 import os
-import re
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,72 +26,38 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # two cores are compared, and two workers use them
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from common import PER_SHARD, cpu_seconds, make_samples, run_measured, write_shards
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.features import SPECS
-from pipeline.samples import META, TarWriter, encode_jpeg, encode_json, encode_npy, index_schema
-from pipeline.settings import ExtractSettings
-from pipeline.shard import EXTRA, INDEX, METADATA_KEY
+from pipeline.samples import FRAME, decode_npy, feature_member
 
-BATCH, PX, FEATURE, KINDS, PER_SHARD, CORES, WORKERS = 128, 224, "logspec", 64, 512, 2, 2
+BATCH, PX, FEATURE, CORES, WORKERS = 128, 224, "logspec", 2, 2
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BASE = "webdataset + PIL, float"
 OURS = {"float": "avpipe, float", "uint8": "avpipe, uint8"}
-
-
-def make_frame(seed: int, width: int) -> np.ndarray:
-    """uint8 (256, width, 3): noise with the spectrum of photographs, so that the JPEG is as large as theirs."""
-    draw = np.random.default_rng(seed)
-    frequency = np.hypot(np.fft.fftfreq(256)[:, None], np.fft.fftfreq(width))
-    frequency[0, 0] = np.inf
-    smoothness = 1.5 + (width - 256) / 560  # tried out
-    planes = np.fft.ifft2(np.fft.fft2(draw.standard_normal((3, 256, width))) / frequency**smoothness).real
-    planes[1:] = 0.35 * planes[1:] + planes[0]  # the channels of a photograph go together
-    planes = 120 + 55 * planes / planes.std()
-    return planes.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
 
 
 def make_data(folder: Path, count: int, width: int) -> dict:
     """Write the same samples as shards, as loose files and as HDF5; returns the sizes of a frame and a feature."""
     import h5py
 
-    jpegs = [encode_jpeg(make_frame(seed, width), ExtractSettings().jpeg_quality) for seed in range(KINDS)]
-    draw, sounds = np.random.default_rng(0), []
-    for _ in range(KINDS):
-        sounds.append(SPECS[FEATURE].compute(draw.uniform(-1, 1, 48_000).astype(np.float32)).astype(np.float16))
-    samples = [{"frame.jpg": jpegs[n % KINDS], f"{FEATURE}.npy": encode_npy(sounds[n % KINDS])} for n in range(count)]
+    samples = make_samples(count, width, (FEATURE,))
+    jpegs, sounds = ([sample[name] for sample in samples] for name in (FRAME, feature_member(FEATURE)))
     write_shards(folder / "shards", samples)
     (folder / "loose").mkdir()
     for number, sample in enumerate(samples):
         for member, data in sample.items():
             (folder / "loose" / f"{number}.{member}").write_bytes(data)
+    shape = SPECS[FEATURE].shape
     with h5py.File(folder / "data.h5", "w") as file:
         frames = file.create_dataset("frame", count, h5py.vlen_dtype(np.uint8))
-        features = file.create_dataset("feature", (count, *sounds[0].shape), np.float16, chunks=(1, *sounds[0].shape))
+        features = file.create_dataset("feature", (count, *shape), np.float16, chunks=(1, *shape))
         for n in range(count):
-            frames[n], features[n] = np.frombuffer(jpegs[n % KINDS], np.uint8), sounds[n % KINDS]
-    return {"jpeg_kB": round(np.mean([len(j) for j in jpegs]) / 1000, 1), "feature_kB": round(sounds[0].nbytes / 1000)}
-
-
-def write_shards(folder: Path, samples: list[dict[str, bytes]]) -> None:
-    """Tars and index, as `avpipe shard` writes them."""
-    folder.mkdir()
-    rows, shards = [], []
-    for first in range(0, len(samples), PER_SHARD):
-        tar = folder / f"bench-{first // PER_SHARD:06d}.tar"
-        with TarWriter(tar) as writer:
-            for number, sample in enumerate(samples[first : first + PER_SHARD], first):
-                row = writer.add(f"{number:011d}_000000", sample | {META: encode_json({})})
-                rows.append(row | {"shard": tar.name, "label": "noise", "boxes": []})
-        shards.append({"name": tar.name, "samples": len(writer.rows), "bytes": tar.stat().st_size, "sha256": ""})
-    metadata = {"format": 1, "split": "bench", "listed": len(rows), "listed_sha256": "", "plan": "", "shards": shards}
-    metadata |= {"extract": ExtractSettings().record(), "shard": {}}
-    table = pa.Table.from_pylist(rows, index_schema([*samples[0], META], EXTRA))
-    pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata)}), folder / INDEX)
+            frames[n], features[n] = np.frombuffer(jpegs[n], np.uint8), decode_npy(sounds[n])
+    return {"jpeg_kB": round(np.mean([len(j) for j in jpegs]) / 1000, 1), "feature_kB": round(len(sounds[0]) / 1000)}
 
 
 def avpipe(data: Path, count: int, view: str, as_float: bool) -> Iterator[int]:
@@ -195,12 +158,6 @@ WAYS: dict[str, Callable[[Path, int], Iterator[int]]] = {
 }
 
 
-def cpu_seconds() -> float:
-    """Of this process and the workers that it has joined."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
-
-
 def run_way(name: str, data: Path, count: int) -> None:
     """In a process of its own: warm up, load everything once, print seconds."""
     sum(WAYS[name](data, 2 * PER_SHARD))
@@ -209,28 +166,9 @@ def run_way(name: str, data: Path, count: int) -> None:
     print(json.dumps({"samples": loaded, "s": time.perf_counter() - start, "cpu_s": cpu_seconds() - cpu}))
 
 
-def private_kb(pid: int) -> int:
-    """Memory of a process and its children that is no file's: anonymous and shared between them."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:  # gone
-        return 0
-    own = sum(int(kb) for kb in re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+)", status, re.M))
-    return own + sum(private_kb(int(child)) for child in children)
-
-
 def measure(name: str, data: Path, count: int, cores: list[int]) -> dict:
     """Run one way on the cores: its seconds, CPU seconds and the most memory it had."""
-    command = [sys.executable, __file__, "--way", name, "--data", data, "--samples", str(count)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=lambda: os.sched_setaffinity(0, cores))
-    most = 0
-    while process.poll() is None:
-        most = max(most, private_kb(process.pid))
-        time.sleep(0.1)
-    if process.returncode:
-        raise SystemExit(f"{name} failed")
-    return json.loads(process.stdout.read()) | {"MB": most // 1024}
+    return run_measured([sys.executable, __file__, "--way", name, "--data", data, "--samples", count], cores)
 
 
 def summary(found: dict[str, list[dict]], cores: int) -> dict[str, dict]:
@@ -274,7 +212,8 @@ def main() -> None:
     Console().print(table, f"frames 256x{options.width}, JPEG {sizes['jpeg_kB']} kB, feature {sizes['feature_kB']} kB")
     if options.json:
         result = {"ratio_float": ways[OURS["float"]]["ratio"], "uint8_per_core": ways[OURS["uint8"]]["per_s_core"]}
-        options.json.write_text(json.dumps(result | {"cores": len(cores), "ways": ways} | sizes, indent=1) + "\n")
+        result |= {"cores": len(cores), "width": options.width, "ways": ways} | sizes
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

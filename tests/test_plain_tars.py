@@ -1,0 +1,165 @@
+"""Tars without an index: the same samples as with one, grouped as webdataset does it, and nothing taken on trust."""
+
+import gzip
+import io
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+
+from pipeline.catalogue import ids_sha256
+from pipeline.errors import AvpipeError
+from pipeline.samples import encode_npy
+from train.checkpoint import data_record
+from train.loader import BatchPlan, TrainingSamples, batches
+from train.shards import open_shards
+
+A, B, C = "AAAAAAAAAAA_000001", "BBBBBBBBBBB_000002", "3376498"
+SPEC = encode_npy(np.zeros((257, 200), np.float16))
+BOX = {"annotator": 1, "xmin": 0.1, "ymin": 0.2, "xmax": 0.5, "ymax": 0.75}
+
+
+def write_tar(path, members, kind=tarfile.PAX_FORMAT):
+    """Members: {name: bytes}, or (name, bytes) pairs."""
+    with tarfile.open(path, "w", format=kind) as tar:
+        for name, content in dict(members).items() if isinstance(members, dict) else members:
+            header = tarfile.TarInfo(name)
+            header.size, header.mtime = len(content), 1234.5678  # in PAX a header of its own
+            tar.addfile(header, io.BytesIO(content))
+
+
+def sample(clip_id, frame="frame.jpg", **meta):
+    return {
+        f"{clip_id}.{frame}": f"jpeg of {clip_id}".encode(),
+        f"{clip_id}.logspec.npy": SPEC,
+        f"{clip_id}.meta.json": json.dumps(meta).encode(),
+    }
+
+
+@pytest.fixture
+def bare(done_root, tmp_path):
+    """The tars of synth_train without their index."""
+    folder = shutil.copytree(done_root.shards / "synth_train", tmp_path / "synth_train")
+    (folder / "index.parquet").unlink()
+    return folder
+
+
+def test_our_tars_are_the_same_without_their_index(done_root, bare, capsys):
+    whole, plain = open_shards(done_root.shards / "synth_train"), open_shards(bare)
+    assert capsys.readouterr().err == (
+        f"avpipe: {bare} holds no index.parquet; read the headers of 4 tars with 16 samples\n"
+    )
+    assert (plain.clip_ids, plain.labels, list(plain.boxes)) == (whole.clip_ids, whole.labels, list(whole.boxes))
+    for member in whole.offset:
+        assert (plain.offset[member] == whole.offset[member]).all() and (plain.size[member] == whole.size[member]).all()
+    one, other = data_record(whole, "logspec"), data_record(plain, "logspec")
+    assert all(one[name] == other[name] for name in ("split", "samples", "feature_digest", "clip_ids"))
+    assert (plain.metadata["listed"], plain.metadata["listed_sha256"]) == (16, ids_sha256(plain.clip_ids))
+    plan = BatchPlan(numbers=np.arange(16), batch_size=4, world_size=1, epochs=2, seed=5)
+    one, other = (TrainingSamples(shards=s, feature="logspec", image_px=32, seed=5) for s in (whole, plain))
+    for batch, same in zip(batches(one, plan, 0, range(3, 8), 0), batches(other, plan, 0, range(3, 8), 2), strict=True):
+        assert all(torch.equal(part, again) for part, again in zip(batch, same, strict=True))
+
+
+def test_a_pattern_selects_tars(bare):
+    assert open_shards(f"{bare}/synth_train-{{000000,000003}}.tar").shard_names == [
+        "synth_train-000000.tar",
+        "synth_train-000003.tar",
+    ]
+    with pytest.raises(AvpipeError, match=r"000004.tar cannot be opened: No such file"):
+        open_shards(f"{bare}/synth_train-{{000003..000004}}.tar")
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_samples_are_those_that_webdataset_sees(tmp_path, kind):
+    folder = tmp_path / "Foreign Set"
+    folder.mkdir()
+    write_tar(folder / "x-0.tar", sample(B, "jpg") | {f"{B}.{'long.' * 60}txt": b"x"} if kind else sample(B), kind)
+    write_tar(folder / "x-1.tar", sample(A, "jpg", label="dog", boxes=[BOX]) | sample(C, "jpeg"), kind)
+    shards = open_shards(folder)
+    theirs = list(webdataset.WebDataset([str(folder / f"x-{n}.tar") for n in (0, 1)], shardshuffle=False))
+    assert shards.clip_ids == [one["__key__"] for one in theirs] == [B, A, C]
+    assert [shards.read(n, "logspec.npy") for n in range(3)] == [one["logspec.npy"] for one in theirs]
+    assert shards.read(1, "frame.jpg") == next(theirs[1][name] for name in ("jpg", "frame.jpg") if name in theirs[1])
+    assert shards.labels == [None, "dog", None] and list(shards.boxes) == [[], [BOX], []]
+    assert shards.split == "plain" and list(shards.offset) == ["frame.jpg", "logspec.npy", "meta.json"]
+
+
+def test_an_incomplete_sample_is_left_out_and_said(tmp_path, capsys):
+    lacking = {name: content for name, content in sample(B).items() if "logspec" not in name}
+    stray = sample(C) | {f"{C}.tie-mel.npy": encode_npy(np.zeros((2, 2)))}
+    write_tar(tmp_path / "x.tar", sample(A) | lacking | stray | sample("1") | {f"{A}.txt": b"text"})
+    shards = open_shards(tmp_path)
+    assert shards.clip_ids == [A, C, "1"] and "tie-mel.npy" not in shards.offset
+    assert shards.metadata["listed"] == 4
+    assert f"left out 1 that lack what most have, e.g. {B} its logspec.npy" in capsys.readouterr().err
+
+
+def test_a_feature_of_another_shape_has_no_digest(tmp_path):
+    write_tar(tmp_path / "x.tar", sample(A) | {f"{A}.logspec.npy": encode_npy(np.zeros((257, 9)))})
+    assert open_shards(tmp_path).metadata["extract"]["features"] == {}
+    write_tar(tmp_path / "x.tar", sample(A) | {f"{A}.logspec.npy": b"no array"})
+    with pytest.raises(AvpipeError, match=rf"x.tar: logspec.npy of {A} is no array"):
+        open_shards(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("members", "sentence"),
+    [
+        ({"../x.frame.jpg": b""}, r"x.tar: member '../x.frame.jpg': '' is not a clip id"),
+        (sample(f"folder/{A}"), "is not a clip id"),
+        ({"README": b""}, "'README' is not a clip id"),
+        ([*sample(A).items(), *sample(A).items()], "is there twice"),
+        ([*sample(A).items(), (f"{A}.jpg", b"")], f"frame.jpg of {A} is there twice"),
+        ({f"{A}.logspec.npy": SPEC}, "hold no frame.jpg, but logspec.npy"),
+        ({f"{A}.txt": b""}, "hold no frame.jpg, but nothing"),
+        (sample(A) | {f"{A}.meta.json": b"{"}, rf"x.tar: {A}.meta.json cannot be used \("),
+        (sample(A) | {f"{A}.meta.json": b"[" * 60_000}, "meta.json cannot be used"),
+        (sample(A) | {f"{A}.meta.json": b"[1]"}, "meta.json cannot be used"),
+        (sample(A) | {f"{A}.meta.json": b" " * 70_000}, "it has 70,000 bytes"),
+        (sample(A, label=7), "its label is no text"),
+        (sample(A, boxes="all"), "meta.json cannot be used"),
+        (sample(A, boxes=[{"xmin": 1.0}]), "a box lacks a corner"),
+        (sample(A, boxes=[BOX | {"annotator": 10**30}]), "meta.json cannot be used"),
+    ],
+)
+def test_what_a_stranger_may_have_packed_is_one_sentence(tmp_path, members, sentence):
+    write_tar(tmp_path / "x.tar", members)
+    with pytest.raises(AvpipeError, match=sentence) as caught:
+        open_shards(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda data: data[:300_000], r"000001.tar is cut off or damaged behind its first \d+ members"),
+        (lambda data: data[:-20_480], "is cut off or damaged"),
+        (lambda data: data[:512] + bytes([255]) * 100 + data[612:], None),
+        (lambda data: bytes([255]) * 700 + data[700:], "is cut off or damaged behind its first 0 members"),
+        (lambda data: b"", "is cut off or damaged behind its first 0 members"),
+        (gzip.compress, "is compressed.*uncompress it"),
+    ],
+)
+def test_a_damaged_tar_is_named(bare, change, sentence):
+    path = bare / "synth_train-000001.tar"
+    path.write_bytes(change(path.read_bytes()))
+    if sentence is None:  # damage inside of a member shows when it is decoded
+        assert len(open_shards(bare)) == 16
+        return
+    with pytest.raises(AvpipeError, match=sentence) as caught:
+        open_shards(bare)
+    assert "synth_train-000001.tar" in str(caught.value)
+
+
+def test_a_link_is_no_member(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        link = tarfile.TarInfo(f"{A}.frame.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    with pytest.raises(AvpipeError, match=r"frame\.jpg is no plain file"):
+        open_shards(tmp_path)
