@@ -59,6 +59,8 @@ class SplitDefinition:
     """A split; only clips of categories that no clip of it has belong to this one."""
     else_list: str | None = None
     """A list that gives at least some of the clips where `list` is missing."""
+    adds_to: str | None = None
+    """Of a list of negatives: the split whose clips, which sound, are scored with them."""
     clips: int | None = None
     """Expected number of clips."""
     ids_sha256: str | None = None

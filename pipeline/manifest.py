@@ -129,12 +129,17 @@ class Manifest:
         audio = rows["audio_clip_id"].drop_null()
         return list(dict.fromkeys(rows["clip_id"].to_pylist() + audio.to_pylist()))
 
-    def pairs(self, split: str) -> list[list[str]]:
-        """[frame's clip, sound's clip] of a list of negatives, where nothing in the frame makes the sound."""
+    def negatives(self, split: str) -> dict | None:
+        """Of a list of negatives, where nothing in the frame makes the sound, its pairs; of other splits None.
+
+        `pairs` is [[frame's clip, sound's clip], …], `adds_to` the split of the clips that sound; None: the frames.
+        """
         rows = self.rows(split).to_pylist()
         if not any(row["audio_clip_id"] for row in rows):
-            return []
-        return [[row["clip_id"], row["audio_clip_id"] or row["clip_id"]] for row in rows]
+            return None
+        definition = load_catalogue()[1].get(split)
+        pairs = [[row["clip_id"], row["audio_clip_id"] or row["clip_id"]] for row in rows]
+        return {"adds_to": definition.adds_to if definition else None, "pairs": pairs}
 
     def ids(self, split: str | None) -> list[str]:
         """Clip ids of a split, or of the whole manifest."""

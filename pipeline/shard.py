@@ -85,7 +85,7 @@ def shard(
     """
     check_split_name(split)
     manifest = Manifest.open(root.manifest)
-    listed, pairs = manifest.split_ids(split), manifest.pairs(split)
+    listed, negatives = manifest.split_ids(split), manifest.negatives(split)
     rows = _plan_rows(root, split, listed, extract_settings, settings.seed)
     metadata = {
         "format": 1,
@@ -94,7 +94,7 @@ def shard(
         "listed_sha256": ids_sha256(listed),
         "extract": extract_settings.record(),
         "shard": asdict(settings),
-        **({"pairs": pairs} if pairs else {}),
+        **({"negatives": negatives} if negatives else {}),
     }
     plan_name = digest(metadata | {"samples": [(r["clip_id"], r["sha256"], r["label"], r["boxes"]) for r in rows]})
     final, work = root.shards / split, root.shards / f".{split}-{plan_name}"

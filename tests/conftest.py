@@ -97,6 +97,7 @@ def s3(monkeypatch):
     """A real S3 server on 127.0.0.1, with one bucket."""
     if not (find_spec("moto") and find_spec("flask") and find_spec("s3fs")):
         pytest.skip("moto's server or s3fs is not installed; pip install 'avpipe[s3,dev]'")
+    from moto.core.base_backend import BackendDict
     from moto.server import ThreadedMotoServer
 
     fsspec.get_filesystem_class("s3").clear_instance_cache()  # each would go on asking the server before
@@ -109,3 +110,4 @@ def s3(monkeypatch):
     fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
     yield
     server.stop()
+    BackendDict.reset()  # buckets are this process's, not the server's

@@ -1,58 +1,86 @@
 """Which clips are scored: a part of a split, and the negatives of the extended sets."""
 
-from types import SimpleNamespace
-
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from shared_files import SHARED
 
+from pipeline.catalogue import SplitDefinition
 from pipeline.errors import AvpipeError
-from pipeline.manifest import Manifest
+from pipeline.manifest import SPLITS, Manifest, write_table
 from pipeline.manifest_build import build_manifest
+from pipeline.settings import ExtractSettings, ShardSettings
+from pipeline.shard import shard
 from train import evaluate as ev
-from train.clips_to_score import clips_of_manifest, clips_of_shards, only, read_only
-
-BOX = [{"annotator": 0, "xmin": 0.0, "ymin": 0.0, "xmax": 0.5, "ymax": 1.0}]
-PAIRS = [["b_000000", "a_000000"], ["a_000000", "a_000000"], ["d_000000", "e_000000"]]
+from train.clips_to_score import clips_of_manifest, clips_of_shards, only, open_split, read_only
+from train.results import Request, run_eval
 
 
-def shards_of(ids, **metadata):
-    """What of opened shards says which clips there are; d has not been downloaded."""
-    return SimpleNamespace(
-        split="t",
-        metadata={"listed": 9, "listed_sha256": "f" * 64} | metadata,
-        clip_ids=ids,
-        labels=[clip_id[0] for clip_id in ids],
-        boxes=[BOX if clip_id[0] in "ab" else [] for clip_id in ids],
-    )
+@pytest.fixture
+def extended(fresh_root, done_root, monkeypatch):
+    """A root with a split `quiet` of three negatives, the last with its own sound; and its rows."""
+    (fresh_root.cache).symlink_to(done_root.cache)
+    manifest = Manifest.open(fresh_root.manifest)
+    frames, sounds = sorted(manifest.split_ids("synth_test")), sorted(manifest.split_ids("synth_train"))
+    rows = [(frames[0], sounds[0]), (frames[1], sounds[1]), (sounds[2], None)]
+    new = [
+        {"split": "quiet", "line": None, "clip_id": frame, "audio_clip_id": sound, "position": place}
+        for place, (frame, sound) in enumerate(rows)
+    ]
+    path = manifest.folder / "splits.parquet"
+    old = pq.read_table(path)
+    facts = manifest.facts()
+    facts["splits"]["quiet"] = {"role": "test", "list": "x", "listed": 3, "sha256": ""}
+    write_table(pa.concat_tables([old.replace_schema_metadata(), pa.Table.from_pylist(new, SPLITS)]), path, facts)
+    definition = SplitDefinition(name="quiet", list="x", role="test", adds_to="synth_test")
+    monkeypatch.setattr("pipeline.manifest.load_catalogue", lambda: ({}, {"quiet": definition}))
+    for split in ("synth_test", "quiet"):
+        shard(fresh_root, split, ExtractSettings(), ShardSettings(), workers=1)
+    return fresh_root, rows
 
 
-def test_pairs_are_negatives_behind_their_frames():
-    clips = clips_of_shards(shards_of(["e_000000", "b_000000", "a_000000"], pairs=PAIRS))
-    assert clips.clip_ids == ["a_000000", "b_000000", "b_000000", "a_000000"]  # e gives its sound alone
-    assert clips.negative == [False, False, True, True]
-    assert clips.numbers.tolist() == [2, 1, 1, 2] and clips.sounds.tolist() == [2, 1, 2, 2]
-    assert (clips.listed, clips.labels) == (3, ["a", "b", "b", "a"])
-    assert clips.sounding().clip_ids == ["a_000000", "b_000000"] and clips.sounding().negative == [False, False]
+def test_negatives_stand_behind_the_clips_that_they_are_added_to(extended):
+    root, rows = extended
+    shards = open_split(root, "quiet")
+    clips, alone = clips_of_shards(shards), clips_of_shards(open_split(root, "synth_test"))
+    assert clips.clip_ids == alone.clip_ids + [frame for frame, _ in rows]
+    assert clips.negative == [False] * 4 + [True] * 3 and alone.negative == []
+    assert (clips.listed, clips.negatives_listed, clips.boxes[:4]) == (4, 3, alone.boxes)
+    assert [shards.clip_ids[n] for n in clips.numbers] == clips.clip_ids
+    assert [shards.clip_ids[n] for n in clips.sounds[4:]] == [sound or frame for frame, sound in rows]
+    for number in (*clips.numbers, *clips.sounds):
+        assert len(shards.read(int(number), "frame.jpg")) and shards.array(int(number), "logspec.npy").shape == (
+            257,
+            200,
+        )
+    assert clips.sounding().clip_ids == alone.clip_ids
 
 
-def test_without_pairs_every_clip_has_its_own_sound():
-    clips = clips_of_shards(shards_of(["e_000000", "b_000000", "a_000000"]))
-    assert clips.numbers.tolist() == clips.sounds.tolist() == [2, 1, 0]
-    assert (clips.listed, clips.negative, clips.sounding()) == (9, [], clips)
+def test_an_extended_set_is_scored_with_its_statistics(extended):
+    root, _ = extended
+    result = run_eval(root, Request(split="quiet", baseline="random-init", protocol="slavc,avpipe", workers=0))
+    assert (result["clips_scored"], result["negatives"], result["negatives_listed"]) == (4, 3, 3)
+    assert {"published", "corrected"} == result["slavc"].keys()
+    alone = run_eval(root, Request(split="synth_test", baseline="random-init", protocol="slavc", workers=0))
+    assert alone["ciou"] == result["ciou"] and alone["wrong_audio"]["ciou"] is not None
+    (root.shards / "synth_test" / "index.parquet").unlink()
+    with pytest.raises(
+        AvpipeError, match=r"negatives for synth_test, which has no shards; run `avpipe shard --split s"
+    ):
+        open_split(root, "quiet")
 
 
-def test_only_a_part_is_scored_and_what_is_missing_counts(tmp_path):
-    clips = clips_of_shards(shards_of(["e_000000", "b_000000", "a_000000"], pairs=PAIRS))
-    (tmp_path / "mine.txt").write_text("b_000000.jpg\nzzzzzzzzzzz_000001\n")
-    ids = read_only(tmp_path, str(tmp_path / "mine.txt"))
-    part = only(clips, ids)
-    assert (part.clip_ids, part.negative, part.listed) == (["b_000000", "b_000000"], [False, True], 2)
-    assert part.sounds.tolist() == [1, 2] and part.listed_sha256 != clips.listed_sha256
-    maps = np.zeros((2, 7, 7), np.float32)
-    (score,) = ev.evaluate(part, lambda frame: iter(maps), ["slavc"])
-    assert (score.summary()["clips_scored"], score.summary()["negatives"]) == (1, 1)
-    with pytest.raises(AvpipeError, match="none of the 1 clips of the list is in t"):
+def test_only_a_part_is_scored_and_what_is_missing_counts(done_root, tmp_path):
+    clips = clips_of_shards(open_split(done_root, "synth_test"))
+    (tmp_path / "mine.txt").write_text(f"{clips.clip_ids[2]}.jpg\nzzzzzzzzzzz_000001\n")
+    part = only(clips, read_only(done_root.manifest, str(tmp_path / "mine.txt")))
+    assert (part.clip_ids, part.listed, part.boxes) == ([clips.clip_ids[2]], 2, [clips.boxes[2]])
+    assert part.sounds.tolist() == [clips.numbers[2]] and part.listed_sha256 != clips.listed_sha256
+    (score,) = ev.evaluate(part, lambda frame: iter(np.zeros((1, 7, 7), np.float32)), ["avpipe"])
+    assert score.summary()["clips_scored"] == 1
+    assert only(clips, read_only(done_root.manifest, "synth_test")).clip_ids == clips.clip_ids
+    with pytest.raises(AvpipeError, match="none of the 1 clips of the list is in synth_test"):
         only(clips, ["zzzzzzzzzzz_000001"])
 
 
@@ -66,9 +94,10 @@ def test_the_official_extended_set_is_vggss_and_as_many_negatives(once):
     if not SHARED:
         pytest.skip("no official lists: set AVPIPE_SHARED to the folder that holds metadata/")
     folder = once("official-manifest", lambda folder: build_manifest(SHARED / "metadata", folder))
-    own, extended = (clips_of_manifest(folder, split) for split in ("vggss", "vggss_extended"))
-    assert extended.sounding().clip_ids == own.clip_ids and extended.boxes[:5158] == own.boxes
-    assert (extended.listed, sum(extended.negative), len(extended.clip_ids)) == (5158, 5158, 10316)
+    own, both = (clips_of_manifest(folder, split) for split in ("vggss", "vggss_extended"))
+    assert both.sounding().clip_ids == own.clip_ids and both.boxes[:5158] == own.boxes
+    assert (both.listed, both.negatives_listed, sum(both.negative), len(both.clip_ids)) == (5158, 5158, 5158, 10316)
     lines = (SHARED / "metadata/slavc/vggss_test_plus_silent.csv").read_text().split()[1:]
-    assert [f"{frame},{sound},non-sounding" for frame, sound in Manifest.open(folder).pairs("vggss_extended")] == lines
+    pairs = Manifest.open(folder).negatives("vggss_extended")["pairs"]
+    assert [f"{frame},{sound},non-sounding" for frame, sound in pairs] == lines
     assert len(only(own, read_only(folder, "vggss_sspl")).clip_ids) == 4692

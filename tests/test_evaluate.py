@@ -17,7 +17,7 @@ from pipeline.layout import Root
 from pipeline.manifest_build import build_manifest
 from train import evaluate as ev
 from train import metrics
-from train.clips_to_score import TestClips, clips_of_shards
+from train.clips_to_score import ScoredClips, clips_of_shards
 from train.eval_table import table
 from train.fit import fit
 from train.predict import network_maps
@@ -34,7 +34,7 @@ def clips_with(boxes):
     named = [
         [{"annotator": 0, "xmin": b["a"], "ymin": b["b"], "xmax": b["c"], "ymax": b["d"]} for b in c] for c in boxes
     ]
-    return TestClips(
+    return ScoredClips(
         split="t", listed=9, listed_sha256="", clip_ids=ids, labels=[None] * len(ids), boxes=named, voted=False
     )
 

@@ -13,7 +13,7 @@ from pipeline.errors import AvpipeError
 from pipeline.layout import published
 from pipeline.manifest import CORNERS
 from train import intervals, metrics, ogl, slavc
-from train.clips_to_score import TestClips
+from train.clips_to_score import ScoredClips
 from train.protocols import DEFAULT, PROTOCOLS, Protocol
 from train.resize import Grid, Weights, enlarge
 
@@ -90,13 +90,13 @@ class Score:
         return {"published": slavc.published(clips, sizes), "corrected": slavc.corrected(clips)}
 
 
-def centre_maps(clips: TestClips) -> Callable[[str], Iterator[np.ndarray]]:
+def centre_maps(clips: ScoredClips) -> Callable[[str], Iterator[np.ndarray]]:
     """The baseline `centre`: for every clip the same map, highest in the middle."""
     return lambda frame: (metrics.centre_map() for _ in clips.clip_ids)
 
 
 def evaluate(
-    clips: TestClips,
+    clips: ScoredClips,
     maps: Callable[[str], Iterator[np.ndarray]],
     protocols: list[str],
     objects: Callable[[str], Iterator[np.ndarray]] | None = None,
@@ -142,7 +142,7 @@ def _enlarger(map_HW: np.ndarray, object_HW: np.ndarray | None, alpha: float | N
 
 
 def _score_clip(
-    clips: TestClips, number: int, enlarged: Callable[..., Grid], floors: dict[str, np.ndarray]
+    clips: ScoredClips, number: int, enlarged: Callable[..., Grid], floors: dict[str, np.ndarray]
 ) -> Iterator[dict]:
     """The rows of one clip under the protocols of `floors`; what several of them have in common is computed once."""
     negative = bool(clips.negative) and clips.negative[number]

@@ -57,6 +57,8 @@ def open_plain(folder: Path, wanted: list[str] | None) -> Shards:
     names = sorted(path.name for path in folder.glob("*.tar")) if wanted is None else list(dict.fromkeys(wanted))
     if not names:
         raise AvpipeError(f"{folder} holds no {INDEX}; give the folder that `avpipe shard` wrote, or tars in it")
+    if is_first():
+        print(f"avpipe: {folder} holds no {INDEX}: the headers of {len(names):,} tars are read", file=sys.stderr)
     found: dict[str, _Sample] = {}
     for number, name in enumerate(names):
         _read_headers(folder / name, number, found)
@@ -67,8 +69,8 @@ def open_plain(folder: Path, wanted: list[str] | None) -> Shards:
     shards = _shards(folder, names, list(found), kept, common)
     check_ends(shards, lambda name: (folder / name).stat().st_size)
     shards.metadata["extract"]["features"] = _features(shards)
-    if is_first():
-        print(_said(folder, names, found, kept, common), file=sys.stderr)
+    if len(kept) < len(found) and is_first():
+        print(f"avpipe: {folder}: {_left_out(found, common)}", file=sys.stderr)
     return shards
 
 
@@ -78,12 +80,12 @@ def _read_headers(path: Path, number: int, found: dict[str, _Sample]) -> None:
         name = header.name.removeprefix("./")
         clip_id, _, member = name.partition(".")
         check_clip_id(clip_id, f"{path}: member {header.name[:100]!r}")
+        sample = found.setdefault(clip_id, _Sample(clip_id=clip_id, tar=number))
         member = FRAME if member in FRAME_NAMES else member
         if member not in (FRAME, AUDIO, META) and not ARRAY_NAME.fullmatch(member):
             continue
         if not header.isreg() or header.issparse() or header.size < 0:
             raise AvpipeError(f"{path}: member {name} is no plain file; leave it out")
-        sample = found.setdefault(clip_id, _Sample(clip_id=clip_id, tar=number))
         if sample.tar != number or member in sample.places:
             raise AvpipeError(f"{path}: {member} of {clip_id} is there twice, in this tar or another; leave one out")
         sample.places[member] = header.offset_data, header.size
@@ -169,10 +171,10 @@ def _features(shards: Shards) -> dict[str, str]:
     return digests
 
 
-def _said(folder: Path, names: list[str], found: dict[str, _Sample], kept: list[_Sample], common: list[str]) -> str:
-    text = f"avpipe: {folder} holds no {INDEX}; read the headers of {len(names):,} tars with {len(found):,} samples"
-    if len(kept) == len(found):
-        return text
-    first = next(sample for sample in found.values() if not sample.places.keys() >= set(common))
-    missing = next(name for name in common if name not in first.places)
-    return f"{text}, left out {len(found) - len(kept):,} that lack what most have, e.g. {first.clip_id} its {missing}"
+def _left_out(found: dict[str, _Sample], common: list[str]) -> str:
+    incomplete = [sample for sample in found.values() if not sample.places.keys() >= set(common)]
+    example = incomplete[0].clip_id, next(name for name in common if name not in incomplete[0].places)
+    return (
+        f"{len(incomplete):,} of {len(found):,} samples are left out, as they lack what most have, "
+        f"e.g. {example[0]} its {example[1]}"
+    )

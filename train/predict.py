@@ -7,7 +7,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from train.clips_to_score import TestClips
+from train.clips_to_score import ScoredClips
 from train.frames import TEST_VIEWS, normalise
 from train.listening import silence
 from train.loader import read_feature, read_frame, stacked
@@ -17,7 +17,7 @@ BATCH = 32
 
 
 def network_maps(
-    network: nn.Module, shards: Shards, clips: TestClips, feature: str, px: int, workers: int
+    network: nn.Module, shards: Shards, clips: ScoredClips, feature: str, px: int, workers: int
 ) -> Callable[..., Iterator[np.ndarray]]:
     """A function from a kind of frame to the maps (H, W) of all `clips` in their order.
 

@@ -21,12 +21,11 @@ from pipeline.layout import Root, published
 from train import metrics
 from train import report_charts as charts
 from train import report_tables as tables
-from train.clips_to_score import clips_of_shards
+from train.clips_to_score import clips_of_shards, open_split
 from train.evaluate import Score
 from train.logs import LOG, VALIDATION
 from train.report_gallery import Gallery, Shown, gallery
 from train.report_runs import Evaluated, common_protocol, distinct, read_run
-from train.shards import open_shards
 
 CLIPS = 12
 
@@ -68,7 +67,7 @@ def _gallery(root: Root, runs: list[Evaluated], protocol: str, count: int, weigh
     if not count:
         return Gallery(groups=[], clips=[], notes=[])
     try:
-        shards = open_shards(root.shards / runs[0].result["split"])
+        shards = open_split(root, runs[0].result["split"])
     except AvpipeError as error:
         return Gallery(groups=[], clips=[], notes=[f"No pictures: {error}."])
     shown = [

@@ -20,7 +20,7 @@ from pipeline.layout import Root
 from pipeline.manifest import CORNERS
 from pipeline.samples import AUDIO
 from train import metrics, ogl
-from train.clips_to_score import TestClips, only
+from train.clips_to_score import ScoredClips, only
 from train.evaluate import Score
 from train.loader import read_frame
 from train.models import Model, choose_model, object_model, trained_model
@@ -94,7 +94,7 @@ def choose_clips(shown: list[Shown], held: set[str], count: int) -> dict[str, li
 
 
 def gallery(
-    root: Root, shown: list[Shown], clips: TestClips, shards: Shards, count: int, weights: Path | None = None
+    root: Root, shown: list[Shown], clips: ScoredClips, shards: Shards, count: int, weights: Path | None = None
 ) -> Gallery:
     """Choose clips, compute their maps anew, and make their pictures and sound.
 
@@ -129,7 +129,7 @@ def gallery(
 
 
 def _maps(
-    root: Root, run: Shown, clips: TestClips, shards: Shards, protocol: Protocol, weights: Path | None
+    root: Root, run: Shown, clips: ScoredClips, shards: Shards, protocol: Protocol, weights: Path | None
 ) -> Iterator[Grid]:
     """The maps (224, 224) of one run as its protocol scores them, in the order of the clips."""
     if run.path.name == "baseline-centre":
@@ -157,7 +157,7 @@ def _model(root: Root, run: Shown, shards: Shards, weights: Path | None) -> Mode
     return model
 
 
-def _doubts(run: Shown, maps: list[Grid], clips: TestClips, protocol: Protocol) -> list[str]:
+def _doubts(run: Shown, maps: list[Grid], clips: ScoredClips, protocol: Protocol) -> list[str]:
     """A sentence if the maps are not those that were scored, e.g. since the run was trained on."""
     rows, differ = rows_with_boxes(run.score), 0
     for clip_id, boxes, large in zip(clips.clip_ids, clips.boxes, maps, strict=True):

@@ -12,9 +12,9 @@ from pipeline.layout import Root, check_split_name, published
 from pipeline.parts import default_workers
 from train import evaluate as ev
 from train import intervals, leaks, metrics
-from train.clips_to_score import TestClips, clips_of_manifest, clips_of_shards, only, read_only
+from train.clips_to_score import ScoredClips, clips_of_manifest, clips_of_shards, only, open_split, read_only
 from train.listening import sounds_of_other_classes
-from train.shards import Shards, open_shards
+from train.shards import Shards
 
 Maps = Callable[..., Iterator[np.ndarray]]
 
@@ -72,7 +72,7 @@ class _Predictor:
 
     name: str
     run: Path
-    clips: TestClips
+    clips: ScoredClips
     maps: Maps
     shards: Shards | None = None
     objects: Maps | None = None
@@ -102,6 +102,7 @@ def run_eval(root: Root, request: Request) -> dict:
         "model": who.name,
         **who.facts,
         "clips_listed": who.clips.listed,
+        "negatives_listed": who.clips.negatives_listed,
         "listed_sha256": who.clips.listed_sha256,
         **summaries[0],
         **(_listening(who, scores[0]) if who.shards and request.baseline != "object" else {}),
@@ -121,7 +122,7 @@ def run_eval(root: Root, request: Request) -> dict:
     return result
 
 
-def _chosen(root: Root, request: Request, clips: TestClips) -> TestClips:
+def _chosen(root: Root, request: Request, clips: ScoredClips) -> ScoredClips:
     """The clips that `only` leaves."""
     return clips if request.only is None else only(clips, read_only(root.manifest, request.only))
 
@@ -137,7 +138,7 @@ def _network(root: Root, request: Request) -> _Predictor:
     from train.models import choose_model, object_model
     from train.predict import network_maps
 
-    shards = open_shards(root.shards / request.split)
+    shards = open_split(root, request.split)
     clips = _chosen(root, request, clips_of_shards(shards))
     weights = request.weights if request.baseline == "object" else None
     model = choose_model(root, shards, request.checkpoint, request.baseline, request.format_name, weights)

@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 
 from pipeline.layout import published
-from train.clips_to_score import TestClips
+from train.clips_to_score import ScoredClips
 from train.evaluate import Score
 from train.loader import read_frame
 from train.protocols import PROTOCOLS
@@ -16,7 +16,9 @@ COLUMNS, ROWS = 6, 4
 OPACITY = 0.45
 
 
-def write_sheet(score: Score, maps: list[np.ndarray], clips: TestClips, shards: Shards, title: str, path: Path) -> None:
+def write_sheet(
+    score: Score, maps: list[np.ndarray], clips: ScoredClips, shards: Shards, title: str, path: Path
+) -> None:
     """Write a PNG of up to 24 clips, evenly spaced over the ranking by cIoU. `maps`: (H, W) per clip, as scored."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt

@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from train import evaluate as ev
-from train.clips_to_score import TestClips
+from train.clips_to_score import ScoredClips
 from train.protocols import PROTOCOLS
 
 CHECKED = 100
 
 
-def make_clips(count: int) -> TestClips:
+def make_clips(count: int) -> ScoredClips:
     """Clips with one box, every seventh with two; 220 classes."""
     draw = np.random.default_rng(0)
     boxes = []
@@ -33,10 +33,10 @@ def make_clips(count: int) -> TestClips:
         named = [(0, *corner, *end) for corner, end in zip(corners.tolist(), ends.tolist(), strict=True)]
         boxes.append([dict(zip(("annotator", *ev.CORNERS), box, strict=True)) for box in named])
     ids, labels = [f"clip_{n:06d}" for n in range(count)], [f"class {n % 220}" for n in range(count)]
-    return TestClips(split="made-up", listed=count, listed_sha256="", clip_ids=ids, labels=labels, boxes=boxes)
+    return ScoredClips(split="made-up", listed=count, listed_sha256="", clip_ids=ids, labels=labels, boxes=boxes)
 
 
-def make_maps(clips: TestClips, size: int) -> np.ndarray:
+def make_maps(clips: ScoredClips, size: int) -> np.ndarray:
     """Maps (N, size, size): cosines around 0 that are higher towards the first box."""
     draw = np.random.default_rng(1)
     x = (np.arange(size) + 0.5) / size
@@ -46,7 +46,7 @@ def make_maps(clips: TestClips, size: int) -> np.ndarray:
     return (0.3 - distance + 0.2 * draw.standard_normal(distance.shape)).astype(np.float32)
 
 
-def one_at_a_time(clips: TestClips, maps: np.ndarray, scores: list[ev.Score]) -> bool:
+def one_at_a_time(clips: ScoredClips, maps: np.ndarray, scores: list[ev.Score]) -> bool:
     """Whether the first clips get the same scores from each protocol by itself."""
     for score in scores:
         protocol = PROTOCOLS[score.protocol]
@@ -81,7 +81,7 @@ def main() -> None:
         "peak MB": int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) // 1024,
         "each protocol alone gives the same": one_at_a_time(clips, maps, scores),
         "cIoU@0.5 under avpipe": round(summaries[0]["ciou"], 3),
-        "its interval": summaries[0]["interval"]["ciou"],
+        "its interval": [round(bound, 3) for bound in summaries[0]["interval"]["ciou"]],
     }
     table = Table("", "")
     for name, value in result.items():

@@ -209,7 +209,9 @@ def main() -> None:
     table = Table("way", "samples/s/core", f"ratio to {BASE}", "CPU µs a sample", "peak MB")
     for name, row in ways.items():
         table.add_row(name, *(str(value) for value in row.values()))
-    Console().print(table, f"frames 256x{options.width}, JPEG {sizes['jpeg_kB']} kB, feature {sizes['feature_kB']} kB")
+    Console(width=120).print(
+        table, f"frames 256x{options.width}, JPEG {sizes['jpeg_kB']} kB, feature {sizes['feature_kB']} kB"
+    )
     if options.json:
         result = {"ratio_float": ways[OURS["float"]]["ratio"], "uint8_per_core": ways[OURS["uint8"]]["per_s_core"]}
         result |= {"cores": len(cores), "width": options.width, "ways": ways} | sizes

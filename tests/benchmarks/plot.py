@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 OURS, OTHERS, INK = "#0b6e99", "#b4b8bd", "#222222"
 # Inches of a bar with its share of the gap, and of title and axis of a panel.
-BAR_IN, HEAD_IN, WIDTH_IN = 0.27, 0.95, 10.0
+BAR_IN, HEAD_IN, WIDTH_IN = 0.27, 1.1, 10.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def load(found: dict) -> Panel:
         (way, row["per_s_core"], f"{row['per_s_core']:,}  ({row['ratio']:.2f}×)", way.startswith("avpipe"))
         for way, row in found["ways"].items()
     ]
-    return Panel("Loading", f"samples a second and core, {found['cores']} cores", bars)
+    unit = f"samples a second and core, {found['cores']} cores; × against {next(iter(found['ways']))}"
+    return Panel("Loading", unit, bars)
 
 
 def step(found: dict) -> Panel:
@@ -91,6 +92,7 @@ def draw(panels: list[Panel]) -> Figure:
     """The panels below each other, each as high as its bars need."""
     heights = [HEAD_IN + BAR_IN * len(panel.bars) for panel in panels]
     figure = Figure(figsize=(WIDTH_IN, sum(heights)), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.14, w_pad=0.14)
     axes = figure.subplots(len(panels), height_ratios=heights, squeeze=False)[:, 0]
     for axis, panel in zip(axes, panels, strict=True):
         labels, values, texts, ours = zip(*panel.bars, strict=True)
@@ -98,6 +100,7 @@ def draw(panels: list[Panel]) -> Figure:
         bars = axis.barh(places, values, color=[OURS if own else OTHERS for own in ours], height=0.72)
         axis.bar_label(bars, texts, padding=4, fontsize=9, color=INK)
         axis.set_yticks(places, labels, fontsize=9)
+        axis.set_ylim(0.4, len(labels) + 0.6)
         axis.set_title(panel.title, loc="left", fontsize=12, fontweight="bold", color=INK)
         axis.set_xlabel(panel.unit, fontsize=9, loc="left")
         axis.set_xlim(0, 1.35 * max(values))  # room for the texts
