@@ -70,8 +70,8 @@ def test_a_step_that_waits_for_nothing_is_the_limit():
     assert verdict.epoch_s == pytest.approx(143_872 / 2950)
     assert verdict.training_s == pytest.approx(20 * verdict.epoch_s)
     assert verdict.text == (
-        "The training step limits: with 7 loader threads it waits 1.0% of its time for data, and 4 would be enough. "
-        "An epoch of 143,872 samples takes 48.8 s, all 20 16 min."
+        "The training step limits: with 7 threads to load it waits 1.0% of its time for data, and 4 would be enough. "
+        "An epoch of 143,872 samples takes 48.8 s, the recipe's 20 together 16 min."
     )
 
 

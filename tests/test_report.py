@@ -21,6 +21,7 @@ from train import report
 from train.cli import app
 from train.evaluate import Score, read_per_clip
 from train.fit import fit
+from train.logs import VALIDATION
 from train.recipes import get_recipe
 from train.report import write_report
 from train.report_gallery import Shown, choose_clips
@@ -130,6 +131,13 @@ def test_the_gallery_holds_picture_map_boxes_and_sound(two_runs, page_of_two):
         with av.open(io.BytesIO(b64decode(clip["sound"].split(",")[1]))) as container:
             samples = sum(frame.samples for frame in container.decode(audio=0))
         assert samples / 16_000 == pytest.approx(3, abs=0.15)
+
+
+def test_what_epochs_were_compared_by_is_drawn(own_root, tmp_path):
+    rows = "step,epoch,measure,value\n4,1,validation_loss,2.5\n8,2,validation_loss,1.5\n8,2,valid"
+    (own_root.runs / "second" / VALIDATION).write_text(rows)
+    write_report(own_root, ["first", "second"], tmp_path / "a.html", clips=0)
+    assert (tmp_path / "a.html").read_text().count("validation (dotted)") == 1
 
 
 def test_one_run_is_compared_with_nobody(two_runs, tmp_path):

@@ -102,7 +102,7 @@ def bench(recipe: Recipe, shards: Shards, seconds: float) -> tuple[Figures, Verd
         training = Training(fabric, recipe, shards, Path(run), threads, None, None)
         steps = iter(range(sys.maxsize))
         read, read_mb_per_s = measured("reading", _reading, cores)
-        loaded = {n: measured(f"loading, {n} threads", _loading, steps, n) for n in counts}
+        loaded = {n: measured(f"loading, {_threads(n)}", _loading, steps, n) for n in counts}
         step, peak = measured("training step", _step, steps)
         together, data_wait = measured("loading and steps", _together, steps, threads)
     figures = Figures(
@@ -215,10 +215,8 @@ def judge(figures: Figures) -> Verdict:
         limit, enough = "threads", enough or math.ceil(figures.step / fastest * max(figures.loaded))
     epoch_s = figures.epoch_samples / figures.together
     training_s = epoch_s * figures.epochs
-    times = (
-        f"An epoch of {figures.epoch_samples:,} samples takes {_duration(epoch_s)}, all {figures.epochs} "
-        f"{_duration(training_s)}."
-    )
+    epoch = f"An epoch of {figures.epoch_samples:,} samples takes {_duration(epoch_s)}"
+    times = f"{epoch}, the recipe's {figures.epochs} together {_duration(training_s)}."
     text = f"{_why(figures, limit, enough)} {times}"
     return Verdict(limit=limit, enough_threads=enough, epoch_s=epoch_s, training_s=training_s, text=text)
 
@@ -227,18 +225,22 @@ def _why(figures: Figures, limit: str, enough: int | None) -> str:
     """The sentence on what limits."""
     f = figures
     if limit == "step":
-        waits = f"with {f.threads} loader threads it waits {f.data_wait:.1%} of its time for data"
+        waits = f"with {_threads(f.threads)} to load it waits {f.data_wait:.1%} of its time for data"
         return f"The training step limits: {waits}, and {enough} would be enough."
     if limit == "disk":
         rate = f"{f.read:,.0f} samples/s ({f.read_mb_per_s:,.0f} MB/s)"
         helps = "no number of threads helps, shards on a faster disk do"
         return f"The disk limits: reading gives {rate}, where the step could take {f.step:,.0f}; {helps}."
-    head = f"Loading limits: the step waits {f.data_wait:.1%} of its time with {f.threads} loader threads"
+    head = f"Loading limits: with {_threads(f.threads)} to load the step waits {f.data_wait:.1%} of its time for data"
     if enough > f.cores:
         return f"{head}; about {enough} cores would be needed, here are {f.cores}."
     if enough > f.threads:
         return f"{head}; {enough} would be enough (--workers {enough})."
     return f"{head}; alone they would be fast enough, but they share {f.cores} cores with the step."
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count > 1)}"
 
 
 def _duration(seconds: float) -> str:
@@ -254,15 +256,16 @@ def table(figures: Figures, verdict: Verdict) -> str:
     note = f"{figures.read_mb_per_s:,.0f} MB/s; what was read before comes from memory"
     rows.add_row("reading", f"{figures.read:,.0f}", note)
     for threads, rate in figures.loaded.items():
-        rows.add_row(f"loading, {threads} thread{'s' * (threads > 1)}", f"{rate:,.0f}", "")
+        rows.add_row(f"loading, {_threads(threads)}", f"{rate:,.0f}", "")
     peak = "" if figures.peak_device_mb is None else f"; {figures.peak_device_mb:,.0f} MB of its memory"
     rows.add_row("training step", f"{figures.step:,.1f}", f"batches of {figures.batch_size} on {figures.device}{peak}")
-    wait = f"{figures.data_wait:.1%} of the time waiting for data, {figures.threads} loader threads"
+    wait = f"{_threads(figures.threads)} to load, waiting for data {figures.data_wait:.1%} of the time"
     rows.add_row("loading and steps", f"{figures.together:,.1f}", wait)
     console = Console(width=TEXT_COLUMNS, no_color=True, force_terminal=False, highlight=False)
     with console.capture() as capture:
         console.print(rows)
-    return "\n".join([*(line.rstrip() for line in capture.get().splitlines()), verdict.text])
+        console.print(verdict.text)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def record(figures: Figures, verdict: Verdict) -> dict:

@@ -8,23 +8,27 @@ loop that everybody writes: float32, contiguous tensors, the optimiser as torch 
 share is "loading" against "resident": what is left of the step's speed once data must come.
 
 On a GPU the methods are those of the papers, at 224 pixels in batches of 128 with precision bf16-mixed. On a CPU they
-are the small ones (recipes `lvs-small` and so on), at 112 pixels in batches of 16, all cores at work. Every measurement
-is a process of its own, the ways in turn; a few steps before the clock runs do not count. Memory is the GPU's, or that
-of the process without the page cache. The hours are 144,000 clips x 20 epochs at the speed of "loading".
+are the small ones (recipes `lvs-small` and so on), at 112 pixels in batches of 16, all cores at work. avpipe and the
+plain loop are processes of their own; they take the steps in four rounds, the ways in turn, and what counts is the
+median over the rounds. Memory is the GPU's, or that of the process without the page cache. The hours are 144,000 clips
+x 20 epochs at the speed of "loading".
 """
 
 import argparse
 import json
 import os
+import statistics
+import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import make_samples, run_measured, write_shards
+from common import make_samples, private_kb, write_shards
 from rich.console import Console
 from rich.table import Table
 
@@ -44,60 +48,72 @@ PRECISION = "bf16-mixed" if GPU else "32-true"
 ALIKE = ["init=random", "mixing=none", "validation=0", "patience=0"]
 FEATURES = ("logspec", "tie-mel", "vggish")
 BATCHES, CLIPS, EPOCHS = 8, 144_000, 20
-THREADS = max(1, len(os.sched_getaffinity(0)) - 1)
+CORES = len(os.sched_getaffinity(0))
+THREADS, ROUNDS, WARM_UP = max(1, CORES - 1), 4, 10 if GPU else 1
 
 
-def avpipe_steps(recipe: Recipe, shards: Shards, folder: Path, loading: bool) -> Callable[[], None]:
-    """A function that takes one step as `avpipe train` does."""
-    training = Training(start_fabric(recipe.precision), recipe, shards, folder, THREADS, None, None)
-    stream = batches(training.samples(0), training.plan, 0, iter(range(sys.maxsize)), THREADS)
-    if loading:
-        return lambda: training.take_step(next(stream))
-    batch = tuple(training.fabric.to_device(tensor) for tensor in next(stream))
-    stream.close()
-    return lambda: training.take_step(batch)
+class Avpipe:
+    """The steps of `avpipe train`."""
+
+    def __init__(self, recipe: Recipe, shards: Shards, folder: Path):
+        self.training = Training(start_fabric(recipe.precision), recipe, shards, folder, THREADS, None, None)
+        self.numbers = iter(range(sys.maxsize))
+        stream = self.stream()
+        self.batch = tuple(self.training.fabric.to_device(tensor) for tensor in next(stream))
+        stream.close()
+
+    def stream(self) -> Iterator:
+        """Batches of steps that were not taken yet."""
+        return batches(self.training.samples(0), self.training.plan, 0, self.numbers, THREADS)
+
+    def resident(self, steps: int) -> float:
+        """Seconds of steps on the batch that is there."""
+        return seconds(lambda: self.training.take_step(self.batch), steps)
+
+    def loading(self, steps: int) -> float:
+        """Seconds of steps whose batches are loaded meanwhile; the first, for which the loader starts, is left out."""
+        stream = self.stream()
+        self.training.take_step(next(stream))
+        taken = seconds(lambda: self.training.take_step(next(stream)), steps)
+        stream.close()
+        return taken
 
 
-def plain_steps(recipe: Recipe, shards: Shards, device: str) -> Callable[[], None]:
-    """A function that takes one step of a loop without any care for speed."""
-    method = METHODS[recipe.method]
-    network = method.network(recipe.options).to(device).train()
-    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    rates = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
-    optimizer = OPTIMIZERS[recipe.optimizer](learning, **rates)
-    shown = {name: getattr(recipe, name) for name in ("feature", "image_px", "seed", "view", "masking")}
-    plan = BatchPlan(numbers=np.arange(len(shards)), batch_size=recipe.batch_size, world_size=1, epochs=1, seed=0)
-    samples = TrainingSamples(shards=shards, views=method.views, **shown)
-    image, feature, _ = (tensor.to(device) for tensor in next(batches(samples, plan, 0, range(1), 0)))
+class Plain:
+    """The steps of a loop without any care for speed."""
 
-    def step() -> None:
-        loss, _ = network(normalise(image).contiguous(), feature.float())
-        optimizer.zero_grad()
+    def __init__(self, recipe: Recipe, shards: Shards, folder: Path):
+        method, device = METHODS[recipe.method], "cuda" if GPU else "cpu"
+        self.network = method.network(recipe.options).to(device).train()
+        learning = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        rates = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+        self.optimizer = OPTIMIZERS[recipe.optimizer](learning, **rates)
+        given = {name: getattr(recipe, name) for name in ("feature", "image_px", "seed", "view", "masking")}
+        samples = TrainingSamples(shards=shards, views=method.views, **given)
+        plan = BatchPlan(numbers=np.arange(len(shards)), batch_size=recipe.batch_size, world_size=1, epochs=1, seed=0)
+        self.image, self.feature, _ = (tensor.to(device) for tensor in next(batches(samples, plan, 0, range(1), 0)))
+
+    def step(self) -> None:
+        """One step."""
+        loss, _ = self.network(normalise(self.image).contiguous(), self.feature.float())
+        self.optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        self.optimizer.step()
         loss.item()
 
-    return step
+    def plain(self, steps: int) -> float:
+        """Seconds of steps on the batch that is there."""
+        return seconds(self.step, steps)
 
 
-def run_way(way: str, recipe: Recipe, data: Path, steps: int) -> dict:
-    """In a process of its own: warm up, take the steps, return samples a second and the GPU's memory."""
-    shards = open_shards(data)
-    with tempfile.TemporaryDirectory() as folder:
-        if way == "plain":
-            step = plain_steps(recipe, shards, "cuda" if GPU else "cpu")
-        else:
-            step = avpipe_steps(recipe, shards, Path(folder), way == "loading")
-        for _ in range(10 if GPU else 1):
-            step()
-        synchronize()
-        begin = time.perf_counter()
-        for _ in range(steps):
-            step()
-        synchronize()
-        taken = time.perf_counter() - begin
-    memory = {"MB": torch.cuda.max_memory_allocated() // 10**6} if GPU else {}
-    return {"per_s": steps * recipe.batch_size / taken} | memory
+def seconds(step: Callable[[], object], steps: int) -> float:
+    """How long it takes to take a step so many times."""
+    synchronize()
+    begin = time.perf_counter()
+    for _ in range(steps):
+        step()
+    synchronize()
+    return time.perf_counter() - begin
 
 
 def synchronize() -> None:
@@ -105,27 +121,73 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def recipe_of(method: str, px: int, batch: int, way: str) -> Recipe:
+def serve(kind: type, recipe: Recipe, data: Path) -> None:
+    """In a process of its own: for each line `<way> <steps>` answer with seconds and the most memory until then."""
+    most = 0
+
+    def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, private_kb(os.getpid()) // 1024)
+            time.sleep(0.1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    with tempfile.TemporaryDirectory() as folder:
+        worker = kind(recipe, open_shards(data), Path(folder))
+        for line in sys.stdin:
+            way, steps = line.split()
+            taken = getattr(worker, way)(int(steps))
+            memory = torch.cuda.max_memory_allocated() // 10**6 if GPU else most
+            print(json.dumps({"s": taken, "MB": memory}), flush=True)
+
+
+SERVED = {"avpipe": Avpipe, "plain": Plain}
+WAYS = {"resident": "avpipe", "loading": "avpipe", "plain": "plain"}
+
+
+def recipe_of(method: str, px: int, batch: int, kind: str) -> Recipe:
     """The published recipe on a GPU, the small one on a CPU."""
-    precision = "32-true" if way == "plain" else PRECISION
+    precision = "32-true" if kind == "plain" else PRECISION
     changes = [f"image_px={px}", f"batch_size={batch}", f"precision={precision}"]
     return get_recipe(method if GPU else f"{method}-small", [*ALIKE, *changes])
 
 
-def row(method: str, options: argparse.Namespace, data: Path, cores: list[int]) -> dict:
-    """All ways of one method."""
+def measure(method: str, options: argparse.Namespace, data: Path) -> dict[str, list[dict]]:
+    """{way: its answers, one a round}; a round before the first warms up."""
     command = [sys.executable, __file__, "--data", data, "--methods", method]
     command += [word for name in DEFAULTS for word in (f"--{name}", getattr(options, name))]
-    found = {way: run_measured([*command, "--way", way], cores) for way in ("resident", "loading", "plain")}
-    rates = {way: run["per_s"] for way, run in found.items()}
+    piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    workers = {kind: subprocess.Popen([*map(str, command), "--serve", kind], **piped) for kind in SERVED}
+    found: dict[str, list[dict]] = {way: [] for way in WAYS}
+    for steps in (WARM_UP, *[max(1, options.steps // ROUNDS)] * ROUNDS):
+        for way, kind in WAYS.items():
+            print(way, steps, file=workers[kind].stdin, flush=True)
+            answer = workers[kind].stdout.readline()
+            if not answer:
+                raise SystemExit(f"{method}, {way}: the process ended")
+            found[way].append(json.loads(answer))
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
+    return {way: answers[1:] for way, answers in found.items()}
+
+
+def row(found: dict[str, list[dict]], samples: int) -> dict:
+    """Medians over the rounds, ratios round by round; `samples` in a round."""
+    rates = {way: [samples / answer["s"] for answer in answers] for way, answers in found.items()}
+    median = {way: statistics.median(of_rounds) for way, of_rounds in rates.items()}
+
+    def against(way: str) -> float:
+        return statistics.median(own / other for own, other in zip(rates["loading"], rates[way], strict=True))
+
     return {
-        **{f"{way}_per_s": round(rate, 2) for way, rate in rates.items()},
-        "share_percent": round(100 * rates["loading"] / rates["resident"], 1),
-        "times_plain": round(rates["loading"] / rates["plain"], 2),
-        "MB": found["loading"]["MB"],
-        "plain_MB": found["plain"]["MB"],
-        "hours": round(CLIPS * EPOCHS / rates["loading"] / 3600, 2),
-        "plain_hours": round(CLIPS * EPOCHS / rates["plain"] / 3600, 2),
+        **{f"{way}_per_s": round(rate, 2) for way, rate in median.items()},
+        "share_percent": round(100 * against("resident"), 1),
+        "times_plain": round(against("plain"), 2),
+        "MB": max(answer["MB"] for answer in found["loading"]),
+        "plain_MB": max(answer["MB"] for answer in found["plain"]),
+        "hours": round(CLIPS * EPOCHS / median["loading"] / 3600, 2),
+        "plain_hours": round(CLIPS * EPOCHS / median["plain"] / 3600, 2),
     }
 
 
@@ -148,20 +210,21 @@ def main() -> None:
     for name, value in DEFAULTS.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--way", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.way:
-        recipe = recipe_of(options.methods, options.px, options.batch, options.way)
-        print(json.dumps(run_way(options.way, recipe, options.data, options.steps)))
-        return
-    cores = sorted(os.sched_getaffinity(0))
+    if options.serve:
+        recipe = recipe_of(options.methods, options.px, options.batch, options.serve)
+        return serve(SERVED[options.serve], recipe, options.data)
+    methods, samples = {}, max(1, options.steps // ROUNDS) * options.batch
     with tempfile.TemporaryDirectory() as folder:
-        write_shards(Path(folder) / "shards", make_samples(BATCHES * options.batch, 256, FEATURES))
-        methods = {m: row(m, options, Path(folder) / "shards", cores) for m in options.methods.split(",")}
+        data = Path(folder) / "shards"
+        write_shards(data, make_samples(BATCHES * options.batch, 256, FEATURES))
+        for method in options.methods.split(","):
+            methods[method] = row(measure(method, options, data), samples)
     result = {name: getattr(options, name) for name in DEFAULTS}
-    result |= {"device": torch.cuda.get_device_name() if GPU else f"CPU, {len(cores)} cores", "precision": PRECISION}
-    result |= {"loader_threads": THREADS, "clips": CLIPS, "epochs": EPOCHS, "methods": methods}
+    result |= {"device": torch.cuda.get_device_name() if GPU else f"CPU, {CORES} cores", "precision": PRECISION}
+    result |= {"rounds": ROUNDS, "loader_threads": THREADS, "clips": CLIPS, "epochs": EPOCHS, "methods": methods}
     show(result)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
