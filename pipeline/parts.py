@@ -7,7 +7,7 @@ that it had in hand is tried once more, alone, and only this clip fails.
 import fcntl
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def chunks(items: list, size: int) -> list[list]:
+def chunks(items: Sequence, size: int) -> list[Sequence]:
     """Cut a list into runs of `size`; the last may be shorter."""
     return [items[start : start + size] for start in range(0, len(items), size)]
 

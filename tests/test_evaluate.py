@@ -103,6 +103,19 @@ def test_what_protocols_share_changes_no_row(voted):
             assert {name: row[name] for name in expected} == expected
 
 
+def test_parts_scored_side_by_side_give_the_same_rows(monkeypatch):
+    draw = np.random.default_rng(3)
+    boxes = [[(*corner, *(corner + 0.4))] for corner in draw.uniform(0, 0.6, (5, 2))]
+    clips, maps = clips_with(boxes), draw.standard_normal((5, 14, 14), dtype=np.float32)
+    names = ["avpipe", "lvs", "slavc"]
+    alone = ev.evaluate(clips, lambda frame: iter(maps), names, lambda frame: iter(maps[::-1]))
+    monkeypatch.setattr(ev, "PART", 2)
+    monkeypatch.setattr(ev, "default_workers", lambda: 2)
+    assert ev.evaluate(clips, lambda frame: iter(maps), names, lambda frame: iter(maps[::-1])) == alone
+    with pytest.raises(AvpipeError, match="NaN or infinity"):
+        ev.evaluate(clips, lambda frame: iter(maps * np.nan), names)
+
+
 def test_object_maps_are_blended_in():
     clips, right = clips_with([[(0, 0, 0.5, 1)]]), LEFT[:, ::-1]
     both = [lambda frame: iter([LEFT]), ["ez-vsl", "slavc-median"], lambda frame: iter([right])]

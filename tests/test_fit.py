@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from thin import thin_networks  # noqa: F401
 
 from pipeline.errors import AvpipeError
 from train.checkpoint import LAST, load_checkpoint, network_of, recipe_of
-from train.fit import fit
+from train.fit import SKIPPED, fit
 from train.logs import LOG
 from train.recipes import get_recipe
 from train.shards import open_shards
@@ -126,6 +127,25 @@ def test_a_checkpoint_runs_no_code(tmp_path, monkeypatch):
     with pytest.raises(AvpipeError, match="could run code; not loaded"):
         load_checkpoint(tmp_path / "hostile.pt")
     assert not (tmp_path / "hostile-was-here").exists()
+
+
+def test_a_damaged_sample_costs_itself_and_is_counted_over_a_resume(done_root, tmp_path, monkeypatch):
+    folder = shutil.copytree(done_root.shards / "synth_train", tmp_path / "shards")
+    spoilt = open_shards(folder)
+    clip, tar = spoilt.clip_ids[5], folder / spoilt.shard_names[spoilt.shard_of[5]]
+    with open(tar, "r+b") as file:
+        file.seek(int(spoilt.offset["frame.jpg"][5]) + 2)
+        file.write(bytes(200))
+    recipe, calls = get_recipe("lvs-small", [*CHANGES, "epochs=4"]), iter(range(100))
+    with monkeypatch.context() as patch:
+        patch.setattr("train.fit.any_rank", lambda fabric, flag: next(calls) == 9)
+        with pytest.raises(AvpipeError, match="stopped by SIGTERM after step 10"):
+            fit(recipe, spoilt, tmp_path / "run", workers=0)
+    again = fit(recipe, spoilt, tmp_path / "run", workers=2)
+    assert (again.resumed_at, again.steps, again.skipped) == (10, 16, 1)
+    with open(tmp_path / "run" / SKIPPED, newline="") as file:
+        assert [(row["clip_id"], row["member"]) for row in csv.DictReader(file)] == [(clip, "frame.jpg")]
+    assert fit(recipe, spoilt, tmp_path / "whole", workers=0).loss == again.loss
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_parts(shards, tmp_path):

@@ -1,7 +1,12 @@
 """Scores: maps of a model or a baseline against the boxes, per clip and protocol, beside floor and ceiling."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice, repeat
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +17,14 @@ import pyarrow.parquet as pq
 from pipeline.errors import AvpipeError
 from pipeline.layout import published
 from pipeline.manifest import CORNERS
+from pipeline.parts import chunks, default_workers
 from train import intervals, metrics, ogl, slavc
 from train.clips_to_score import ScoredClips
 from train.protocols import DEFAULT, PROTOCOLS, Protocol
 from train.resize import Grid, Weights, enlarge
 
+# Clips that a process scores at a time; fewer are not worth the start of another one.
+PART = 512
 PER_CLIP = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -110,18 +118,39 @@ def evaluate(
     """
     if not any(clips.boxes):
         raise AvpipeError(f"no clip of {clips.split} here has a usable box; only splits with boxes can be scored")
+    parts = [clips.at(some) for some in chunks(range(len(clips.clip_ids)), PART)]
     scores = []
-    for frame in ("squash", "crop"):
-        of_frame = [PROTOCOLS[name] for name in protocols if PROTOCOLS[name].frame == frame]
-        if of_frame:
-            floors = _floors(of_frame)
-            rows: dict[str, list[dict]] = {protocol.name: [] for protocol in of_frame}
-            pairs = zip(maps(frame), objects(frame), strict=True) if objects else ((some, None) for some in maps(frame))
-            for number, pair in enumerate(pairs):
-                for row in _score_clip(clips, number, _enlarger(*pair, alpha), floors):
+    with _spread(len(parts)) as spread:
+        for frame in ("squash", "crop"):
+            names = [name for name in protocols if PROTOCOLS[name].frame == frame]
+            if names:
+                pairs = zip(maps(frame), objects(frame), strict=True) if objects else zip(maps(frame), repeat(None))
+                of_parts = (list(islice(pairs, len(part.clip_ids))) for part in parts)
+                rows: dict[str, list[dict]] = {name: [] for name in names}
+                for row in chain.from_iterable(spread(partial(_score_part, names, alpha), parts, of_parts)):
                     rows[row["protocol"]].append(row)
-            scores += [Score(protocol=name, rows=some) for name, some in rows.items()]
+                scores += [Score(protocol=name, rows=some) for name, some in rows.items()]
     return sorted(scores, key=lambda score: protocols.index(score.protocol))
+
+
+@contextmanager
+def _spread(parts: int) -> Iterator[Callable]:
+    """A `map` that spreads its work over the cores, in order; over this process alone where there is little."""
+    processes = min(parts, default_workers())
+    if processes < 2:
+        yield map
+        return
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:  # a fork would copy the threads' locks
+        yield pool.map
+
+
+def _score_part(
+    names: list[str], alpha: float | None, clips: ScoredClips, maps: list[tuple[np.ndarray, np.ndarray | None]]
+) -> list[dict]:
+    """The rows of some clips, each with its map and object map, under the protocols of one kind of frame."""
+    floors = _floors([PROTOCOLS[name] for name in names])
+    pairs = enumerate(maps)
+    return [row for number, pair in pairs for row in _score_clip(clips, number, _enlarger(*pair, alpha), floors)]
 
 
 def _floors(protocols: list[Protocol]) -> dict[str, np.ndarray]:
