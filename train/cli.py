@@ -9,6 +9,7 @@ import typer
 from pipeline.cli import Json, Split, Workers, app, say
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root
+from train.cli_results import Checkpoint, FormatName, require_training, results_app
 
 ShardsOption = Annotated[
     str, typer.Option("--shards", help="Folder of shards, or some of its tars: 'DIR/x-{000000..000143}.tar'.")
@@ -20,14 +21,10 @@ MethodOption = Annotated[
 RecipeOption = Annotated[
     str | None, typer.Option("--recipe", help="A named set-up.  [default: the method's published one]")
 ]
-Checkpoint = Annotated[
-    str | None, typer.Option("--checkpoint", help="A run's name or folder, or a file.  [default: the newest run]")
-]
-FormatName = Annotated[
-    str | None,
-    typer.Option("--format", help="Whose published checkpoint it is: lvs, ez-vsl, ssl-tie or sspl (a folder, too)."),
-]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="Change a setting of the recipe: key=value.")]
+
+
+app.add_typer(results_app)
 
 
 @app.command(epilog="Example: avpipe train --shards data/shards/ssltie_144k --method lvs --set batch_size=128")
@@ -153,116 +150,6 @@ def evaluate(
     say(result, "" if as_json else table(result), as_json)
 
 
-@app.command(epilog="Example: avpipe retrieve --split retrieval --checkpoint ssl-tie-ssltie_seen_144k")
-def retrieve(
-    context: typer.Context,
-    split: Split,
-    checkpoint: Checkpoint = None,
-    format_name: FormatName = None,
-    baseline: Annotated[str | None, typer.Option(help="Instead of a checkpoint: `random-init`.")] = None,
-    workers: Workers = None,
-    as_json: Json = False,
-):
-    """Search a split's sounds and pictures by sound: how often the category is right, beside chance."""
-    require_training()
-    from train.retrieval import run_retrieval, table
-
-    result = run_retrieval(context.obj, split, checkpoint, baseline, format_name, workers)
-    say(result, "" if as_json else table(result), as_json)
-
-
-@app.command(
-    epilog="Example: avpipe localize holiday.mp4 -o where.mp4 --checkpoint lvs-ssltie_144k --picture where.png"
-)
-def localize(
-    context: typer.Context,
-    video: Annotated[Path, typer.Argument(help="Any video with sound.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The mp4 to write: the video under its heat map.")],
-    checkpoint: Checkpoint = None,
-    format_name: FormatName = None,
-    baseline: Annotated[str | None, typer.Option(help="Instead of a checkpoint: `object` or `random-init`.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Write eight moments as a PNG, too.")] = None,
-    maps: Annotated[Path | None, typer.Option(help="Write the maps and their times as an .npz, too.")] = None,
-    as_json: Json = False,
-):
-    """Show where in a video its sound comes from. The colours are scaled to the video: compare within it alone."""
-    require_training()
-    from train.localize import localize as run
-
-    result = run(context.obj, video, out, checkpoint, baseline, format_name, picture, maps)
-    low, high = result["scale"]
-    text = f"{out}: {result['frames']:,} frames, {result['maps']:,} maps by {result['model']}"
-    extra = "".join(f"; {path}" for path in (picture, maps) if path)
-    say(result, f"{text}; colours from {low:.3f} to {high:.3f}{extra}", as_json)
-
-
-@app.command(epilog="Example: avpipe report lvs-ssltie_144k ez-vsl-ssltie_144k --split vggss -o report.html")
-def report(
-    context: typer.Context,
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names or folders; the first is compared with.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file to write.")],
-    split: Annotated[
-        str | None, typer.Option(help="Which evaluation to show.  [default: the only one that a run has]")
-    ] = None,
-    clips: Annotated[int, typer.Option(min=0, help="In each group of the gallery: best, worst, random, changed.")] = 12,
-    weights: Annotated[
-        Path | None, typer.Option(help="File or folder with the ImageNet weights, for object-guided maps.")
-    ] = None,
-    as_json: Json = False,
-):
-    """Write one HTML page about evaluated runs: scores, curves, and clips to see and hear. Opens without a network."""
-    require_training()
-    from train.report import listed, write_report
-
-    result = write_report(context.obj, runs, out, split, clips, weights)
-    size = f"{result['bytes'] / 1e6:.1f} MB"
-    say(result, f"{out}: {listed(result['runs'])} on {result['split']}, {result['clips']} clips, {size}", as_json)
-
-
-@app.command(epilog="Example: avpipe reproduce --paper marginnce --plan")
-def reproduce(
-    context: typer.Context,
-    paper: Annotated[
-        str | None, typer.Option(help="Only rows of lvs, sspl, ssl-tie or marginnce.  [default: all]")
-    ] = None,
-    method: Annotated[str | None, typer.Option(help="Only rows about this method.  [default: all]")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Show what the trainings take, and what is missing.")] = False,
-    run: Annotated[
-        bool, typer.Option("--run", help="Train and score the rows whose shards are there; again goes on.")
-    ] = False,
-    weights: Annotated[
-        Path | None, typer.Option(help="File with the ImageNet weights, or folder with all published weights needed.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Threads that load data.  [default: cores - 1]")] = None,
-    as_json: Json = False,
-):
-    """Show the papers' tables with our figures beside theirs. Nothing is filled in that was not run."""
-    require_training()
-    from pipeline.parts import default_workers
-    from train import reproduce as rows
-    from train import reproduce_tables as tables
-    from train.reproduce_rows import select
-
-    if plan and run:
-        raise AvpipeError("give either --plan or --run")
-    bench, selected = rows.Bench(context.obj), select(paper, method)
-    if plan:
-        planned = rows.plan(bench, selected)
-        say(planned, "" if as_json else tables.plan_table(planned), as_json)
-        return
-    loaders = max(1, default_workers() - 1) if workers is None else workers
-    outcomes = rows.run(bench, selected, weights, loaders) if run else None
-    compared = rows.compare(bench, selected)
-    text = (
-        ""
-        if as_json
-        else "\n".join([*([tables.outcome_table(outcomes)] if run else []), tables.comparison_table(compared)])
-    )
-    say({"rows": compared} | ({"runs": outcomes} if run else {}), text, as_json)
-    if run and rows.any_failed(outcomes):
-        raise typer.Exit(1)
-
-
 @app.command(epilog="Example: avpipe bench --shards data/shards/ssltie_144k --method marginnce")
 def bench(
     shards: ShardsOption,
@@ -283,14 +170,6 @@ def bench(
     print(f"avpipe: {summary(chosen)}", file=sys.stderr)
     figures, verdict = run(chosen, open_shards(shards), seconds)
     say(record(figures, verdict) | {"recipe": chosen.record()}, "" if as_json else table(figures, verdict), as_json)
-
-
-def require_training() -> None:
-    """Raise AvpipeError, saying what to install, on a machine that has the pipeline alone."""
-    from importlib.util import find_spec
-
-    if missing := [name for name in ("torch", "torchvision", "lightning_fabric", "matplotlib") if not find_spec(name)]:
-        raise AvpipeError(f"this needs {missing[0]}, which is not installed; run: pip install 'avpipe[train]'")
 
 
 def main() -> None:
