@@ -6,12 +6,14 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import fcntl
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
 import fsspec
 import pytest
 from parity import table
+from shared_files import SHARED
 
 from pipeline.download import download
 from pipeline.extract import extract
@@ -76,6 +78,19 @@ def done_root(once, corpus) -> Root:
             shard(root, split, ExtractSettings(), ShardSettings(samples_per_shard=5), workers=1)
 
     return Root(once("root", make))
+
+
+@pytest.fixture(scope="session")
+def official(once) -> Manifest:
+    """The manifest of the official lists, with what its making counted in counts.json. Do not change it."""
+    if SHARED is None:
+        pytest.skip("the official lists (shared/metadata) are not on this machine")
+
+    def make(folder: Path) -> None:
+        counts = build_manifest(SHARED / "metadata", folder)
+        (folder / "counts.json").write_text(json.dumps(counts))
+
+    return Manifest.open(once("official_manifest", make))
 
 
 def downloaded(root: Root, corpus: Path) -> Root:

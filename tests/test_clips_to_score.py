@@ -9,7 +9,6 @@ from shared_files import SHARED
 from pipeline.catalogue import SplitDefinition
 from pipeline.errors import AvpipeError
 from pipeline.manifest import SPLITS, Manifest, write_table
-from pipeline.manifest_build import build_manifest
 from pipeline.settings import ExtractSettings, ShardSettings
 from pipeline.shard import shard
 from train import evaluate as ev
@@ -90,14 +89,12 @@ def test_a_list_that_is_not_there_is_a_sentence(tmp_path, text):
         read_only(tmp_path, text)
 
 
-def test_the_official_extended_set_is_vggss_and_as_many_negatives(once):
-    if not SHARED:
-        pytest.skip("no official lists: set AVPIPE_SHARED to the folder that holds metadata/")
-    folder = once("official-manifest", lambda folder: build_manifest(SHARED / "metadata", folder))
+def test_the_official_extended_set_is_vggss_and_as_many_negatives(official):
+    folder = official.folder
     own, both = (clips_of_manifest(folder, split) for split in ("vggss", "vggss_extended"))
     assert both.sounding().clip_ids == own.clip_ids and both.boxes[:5158] == own.boxes
     assert (both.listed, both.negatives_listed, sum(both.negative), len(both.clip_ids)) == (5158, 5158, 5158, 10316)
     lines = (SHARED / "metadata/slavc/vggss_test_plus_silent.csv").read_text().split()[1:]
-    pairs = Manifest.open(folder).negatives("vggss_extended")["pairs"]
+    pairs = official.negatives("vggss_extended")["pairs"]
     assert [f"{frame},{sound},non-sounding" for frame, sound in pairs] == lines
     assert len(only(own, read_only(folder, "vggss_sspl")).clip_ids) == 4692

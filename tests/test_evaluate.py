@@ -9,12 +9,10 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from shared_files import SHARED
 from torchvision.models import resnet18
 
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root
-from pipeline.manifest_build import build_manifest
 from train import evaluate as ev
 from train import metrics
 from train.clips_to_score import ScoredClips, clips_of_shards
@@ -304,12 +302,9 @@ def test_a_checkpoint_that_is_not_whole_is_a_sentence(trained, tmp_path, change)
         run_eval(trained, Request(split="synth_test", checkpoint=str(tmp_path / "part.pt"), workers=0))
 
 
-def test_the_centre_of_vggss_needs_no_clips(once, tmp_path):
-    if not SHARED:
-        pytest.skip("no official lists: set AVPIPE_SHARED to the folder that holds metadata/")
-    manifest = once("official-manifest", lambda folder: build_manifest(SHARED / "metadata", folder))
+def test_the_centre_of_vggss_needs_no_clips(official, tmp_path):
     root = Root(tmp_path)
-    root.manifest.symlink_to(manifest)
+    root.manifest.symlink_to(official.folder)
     result = run_eval(root, Request(split="vggss", baseline="centre", workers=0))
     assert (result["clips_listed"], result["clips_scored"], result["clips_without_box"]) == (5158, 5156, 2)
     assert (result["ciou"], result["auc"]) == pytest.approx((0.340, 0.374), abs=0.002)

@@ -340,18 +340,6 @@ def test_made_up_lists_give_a_manifest_of_their_own(tmp_path):
     assert {row["dataset"] for row in rows(Manifest.open(tmp_path / "manifest"), "clips.parquet")} == {"synth"}
 
 
-@pytest.fixture(scope="session")
-def official(once) -> Manifest:
-    if SHARED is None:
-        pytest.skip("the official lists (shared/metadata) are not on this machine")
-
-    def make(folder: Path) -> None:
-        counts = build_manifest(SHARED / "metadata", folder)
-        (folder / "counts.json").write_text(json.dumps(counts))
-
-    return Manifest.open(once("official_manifest", make))
-
-
 def test_the_official_lists_give_the_known_numbers(official):
     counts = json.loads((official.folder / "counts.json").read_text())
     assert (counts["boxes"], counts["boxes_unusable"]) == (5941, 18)

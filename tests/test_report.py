@@ -200,14 +200,14 @@ def make_hostile(root, monkeypatch):
     for some in (result, *result["protocols"].values()):
         some["by_class"] = {HOSTILE: next(iter(some["by_class"].values()))}
     (folder / "metrics.json").write_text(json.dumps(result))
-    real = report.open_shards
+    real = report.open_split
 
-    def opened(folder):
-        shards = real(folder)
+    def opened(*split):
+        shards = real(*split)
         shards.labels = [HOSTILE, *[None] * (len(shards) - 1)]
         return shards
 
-    monkeypatch.setattr(report, "open_shards", opened)
+    monkeypatch.setattr(report, "open_split", opened)
 
 
 def test_what_strangers_wrote_stays_text(own_root, monkeypatch, tmp_path):
