@@ -45,7 +45,7 @@ def crop(frame_HW3: np.ndarray, top_left: tuple[int, int], side: int, mirrored: 
     """uint8 (S, S, 3): the part of the frame at `top_left`; maybe mirrored."""
     top, left = top_left
     if not mirrored:
-        return np.ascontiguousarray(frame_HW3[top : top + side, left : left + side])
+        return frame_HW3[top : top + side, left : left + side]  # what puts it into a batch copies it anyway
     view_SS3 = np.empty((side, side, 3), np.uint8)
     _mirror_rows(frame_HW3[top : top + side].reshape(side, -1), 3 * left, view_SS3.reshape(side, side * 3))
     return view_SS3
