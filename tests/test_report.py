@@ -319,7 +319,11 @@ def browser():
         pytest.skip("no Chromium on this machine (Debian: apt install chromium)")
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'avpipe[dev]'")
     with playwright.sync_playwright() as driver:
-        yield (running := driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]))
+        yield (
+            running := driver.chromium.launch(
+                executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
+            )
+        )
         running.close()
 
 
