@@ -1,5 +1,7 @@
 """Which clips are scored: a part of a split, and the negatives of the extended sets."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -56,13 +58,18 @@ def test_negatives_stand_behind_the_clips_that_they_are_added_to(extended):
     assert clips.sounding().clip_ids == alone.clip_ids
 
 
-def test_an_extended_set_is_scored_with_its_statistics(extended):
+def test_an_extended_set_is_scored_with_its_statistics(extended, monkeypatch):
     root, _ = extended
     result = run_eval(root, Request(split="quiet", baseline="random-init", protocol="slavc,avpipe", workers=0))
     assert (result["clips_scored"], result["negatives"], result["negatives_listed"]) == (4, 3, 3)
     assert {"published", "corrected"} == result["slavc"].keys()
     alone = run_eval(root, Request(split="synth_test", baseline="random-init", protocol="slavc", workers=0))
     assert alone["ciou"] == result["ciou"] and alone["wrong_audio"]["ciou"] is not None
+    with monkeypatch.context() as patch:
+        outside = {"negatives": {"adds_to": "../elsewhere", "pairs": []}}
+        patch.setattr("train.clips_to_score.open_shards", lambda folder: SimpleNamespace(metadata=outside))
+        with pytest.raises(AvpipeError, match=r"'../elsewhere' is not the name of a split"):
+            open_split(root, "quiet")
     (root.shards / "synth_test" / "index.parquet").unlink()
     with pytest.raises(
         AvpipeError, match=r"negatives for synth_test, which has no shards; run `avpipe shard --split s"

@@ -134,7 +134,8 @@ def _reading(training: Training, threads: int, seconds: float) -> tuple[float, f
     numbers = iter(np.random.default_rng(0).permutation(training.numbers).tolist())
     begin = time.monotonic()
 
-    def read(_) -> tuple[int, int]:
+    def copied(_) -> tuple[int, int]:
+        """(samples, bytes) of one thread."""
         samples = size = 0
         for number in numbers:
             # NumPy's copy lets the other threads wait for the disk at the same time; bytes() would not.
@@ -145,7 +146,7 @@ def _reading(training: Training, threads: int, seconds: float) -> tuple[float, f
         return samples, size
 
     with ThreadPoolExecutor(threads) as pool:
-        samples, size = map(sum, zip(*pool.map(read, range(threads)), strict=True))
+        samples, size = map(sum, zip(*pool.map(copied, range(threads)), strict=True))
     taken = time.monotonic() - begin
     return samples / taken, size / 1e6 / taken
 

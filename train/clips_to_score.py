@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.catalogue import ids_sha256
 from pipeline.errors import AvpipeError
-from pipeline.layout import Root
+from pipeline.layout import Root, check_split_name
 from pipeline.lists import parse_list
 from pipeline.manifest import Manifest
 from pipeline.shard import INDEX
@@ -59,7 +59,7 @@ def open_split(root: Root, split: str) -> Shards:
     base = (shards.metadata.get("negatives") or {}).get("adds_to")
     if base is None:
         return shards
-    if not (root.shards / base / INDEX).exists():
+    if not (root.shards / check_split_name(base) / INDEX).exists():  # the index may be a stranger's
         raise AvpipeError(f"{split} holds negatives for {base}, which has no shards; run `avpipe shard --split {base}`")
     return _joined(open_shards(root.shards / base), shards)
 
