@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from pipeline.errors import AvpipeError
-from train.loader import AHEAD, BatchPlan, Skipped, TrainingSamples, batches, read_feature, stacked
+from train.loader import AHEAD, BatchPlan, Skipped, batches, read_feature, stacked
 from train.shards import DamagedError, open_shards
+from train.training_samples import TrainingSamples
 
 
 def plan(samples=103, batch_size=8, world_size=1, epochs=3, seed=0):
@@ -88,11 +89,12 @@ def taken(samples, first_step=0, workers=0):
 def test_batches_are_the_same_for_any_number_of_workers(samples):
     alone = taken(samples)
     assert len(alone) == 8
-    assert alone[0][0].shape == (4, 32, 32, 3) and alone[0][0].dtype == torch.uint8
-    assert alone[0][1].shape == (4, 1, 257, 200) and alone[0][1].dtype == torch.float16
+    assert list(alone[0]) == ["image", "spec", "number"]
+    assert alone[0]["image"].shape == (4, 32, 32, 3) and alone[0]["image"].dtype == torch.uint8
+    assert alone[0]["spec"].shape == (4, 1, 257, 200) and alone[0]["spec"].dtype == torch.float16
     for workers in (1, 2):
         for batch, again in zip(alone, taken(samples, workers=workers), strict=True):
-            assert all(torch.equal(part, same) for part, same in zip(batch, again, strict=True))
+            assert all(torch.equal(part, again[name]) for name, part in batch.items())
 
 
 @pytest.mark.parametrize("first_step", [3, 6])
@@ -100,7 +102,7 @@ def test_a_resumed_loader_gives_the_very_next_batches(samples, first_step):
     whole, rest = taken(samples), taken(samples, first_step)
     assert len(rest) == 8 - first_step
     for batch, again in zip(whole[first_step:], rest, strict=True):
-        assert all(torch.equal(part, same) for part, same in zip(batch, again, strict=True))
+        assert all(torch.equal(part, again[name]) for name, part in batch.items())
 
 
 def test_augmentation_differs_between_epochs(samples):
@@ -138,9 +140,9 @@ def test_a_damaged_sample_is_left_out_and_named_once(samples, damaged, workers, 
     skipped = Skipped(tmp_path / "skipped.csv")
     found = list(batches(spoilt, p, 0, range(8), workers, skipped))
     for batch, whole in zip(found, taken(samples), strict=True):
-        kept = [place for place, number in enumerate(whole[2].tolist()) if number not in (11, 6)]
-        assert all(torch.equal(part, same[kept]) for part, same in zip(batch, whole, strict=True))
-    assert sum(len(batch[2]) for batch in found) == 2 * 14
+        kept = [place for place, number in enumerate(whole["number"].tolist()) if number not in (11, 6)]
+        assert all(torch.equal(part, whole[name][kept]) for name, part in batch.items())
+    assert sum(len(batch["number"]) for batch in found) == 2 * 14
     told = capsys.readouterr().err
     assert len(skipped) == told.count("\n") == 2 and all(clip in told for clip in clips)
     again = Skipped(tmp_path / "skipped.csv")  # after a stop

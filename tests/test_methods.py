@@ -1,13 +1,9 @@
 """Parts of the methods by themselves: margins, objectives, transforms, fusions, what learns at which rate."""
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from pipeline.errors import AvpipeError
-from train.frames import appearance_view
-from train.loader import TrainingSamples, mask_feature
 from train.methods import METHODS
 from train.methods.lvs import LVSConfig, lvs_loss
 from train.methods.ssl_tie import SSLTIE, SSLTIEConfig
@@ -15,6 +11,7 @@ from train.methods.sspl import SSPL, SSPLConfig
 from train.methods.vgg_h import VGGH, VGGHConfig
 from train.shards import open_shards
 from train.similarity import similarity_maps
+from train.training_samples import TrainingSamples
 from train.warp import Warp, draw_warp
 
 
@@ -88,24 +85,7 @@ def test_drawn_warps_have_whole_degrees_and_both_scales_and_flips():
     assert {(warp.scale, warp.flip) for warp in drawn} == {(s, f) for s in (0.5, 1.0) for f in (True, False)}
 
 
-def test_masks_are_stretches_at_the_lowest_value():
-    feature = np.random.default_rng(0).random((1, 257, 670)).astype(np.float16) + 1
-    shares = []
-    for seed in range(60):
-        masked = mask_feature(feature, np.random.default_rng(seed))
-        low = (masked == feature.min())[0] & (feature != feature.min())[0]
-        rows, columns = low.all(axis=1).sum(), low.all(axis=0).sum()
-        assert rows < 36 and columns < 181
-        assert (masked[0][~low] == feature[0][~low]).all()
-        shares.append(bool(low.any()))
-    assert 0.6 < np.mean(shares) < 0.95
-
-
-def test_appearance_views_are_seeded_and_differ(done_root, shards):
-    frame = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8))
-    views = [appearance_view(frame, 64, np.random.default_rng(seed)) for seed in (1, 1, 2)]
-    assert all(view.shape == (64, 64, 3) and view.dtype == np.uint8 for view in views)
-    assert (views[0] == views[1]).all() and (views[0] != views[2]).any()
+def test_sspl_sees_two_views_of_a_frame(shards):
     two = TrainingSamples(shards=shards, feature="logspec", image_px=32, seed=0, views=METHODS["sspl"].views)[0, 0][0]
     assert two.shape == (2, 32, 32, 3) and (two[0] != two[1]).any()
 

@@ -18,9 +18,10 @@ from pipeline.errors import AvpipeError
 from pipeline.remote import send_shards
 from train import remote_shards
 from train.cli import main
-from train.loader import BatchPlan, TrainingSamples, batches
+from train.loader import BatchPlan, batches
 from train.remote_shards import Room, open_anywhere
 from train.shards import open_shards
+from train.training_samples import TrainingSamples
 
 NAMES = [f"synth_train-{number:06d}.tar" for number in range(4)]
 ALL_GB = 1.0
@@ -81,7 +82,7 @@ def test_batches_are_those_of_the_folder_whatever_is_kept(local, address, tmp_pa
     shards = opened(address, tmp_path, {0: 0, 1: size / 1e9, 4: ALL_GB}[tars])
     for finished in (False, True):
         for batch, same in zip(taken(shards, workers), taken(local, 0), strict=True):
-            assert all(torch.equal(part, other) for part, other in zip(batch, same, strict=True))
+            assert all(torch.equal(part, same[name]) for name, part in batch.items())
         if not finished:
             wait_for_prefetch()
     assert kept_in(shards) == NAMES[:tars]
@@ -164,7 +165,7 @@ def test_a_store_that_fails_twice_is_asked_again(local, address, tmp_path, store
 
     store.fail = fail
     for batch, same in zip(taken(shards, 0), taken(local, 0), strict=True):
-        assert all(torch.equal(part, other) for part, other in zip(batch, same, strict=True))
+        assert all(torch.equal(part, same[name]) for name, part in batch.items())
     assert len(times) > 32
 
 
@@ -274,7 +275,7 @@ def test_the_command_reads_a_real_s3_server(s3, local, tmp_path, monkeypatch, ca
         main()
     assert f"{address}: 0 of 4 tars" in capsys.readouterr().err
     for batch, same in zip(taken(given[0], 2), taken(local, 0), strict=True):
-        assert all(torch.equal(part, other) for part, other in zip(batch, same, strict=True))
+        assert all(torch.equal(part, same[name]) for name, part in batch.items())
     (folder,) = (tmp_path / "remote").iterdir()
     assert [path.name for path in folder.iterdir()] == ["index.parquet"]
     with pytest.raises(AvpipeError, match=r"s3://bucket/nowhere holds no index\.parquet"):

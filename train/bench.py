@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from pipeline.errors import AvpipeError
 from pipeline.parts import default_workers
 from pipeline.progress import ProgressLine
 from pipeline.samples import FRAME, feature_member
 from train.fit import Training
+from train.inputs import Batch
 from train.loader import batches
 from train.logs import Meter
 from train.ranks import start_fabric
@@ -151,7 +151,7 @@ def _reading(training: Training, threads: int, seconds: float) -> tuple[float, f
     return samples / taken, size / 1e6 / taken
 
 
-def _stream(training: Training, steps: Iterator[int], threads: int) -> Iterator[tuple[Tensor, ...]]:
+def _stream(training: Training, steps: Iterator[int], threads: int) -> Iterator[Batch]:
     """Batches of one step after the other, past the recipe's last epoch too."""
     return batches(training.samples(0), training.plan, 0, steps, threads, training.skipped)
 
@@ -162,7 +162,7 @@ def _loading(training: Training, steps: Iterator[int], threads: int, seconds: fl
     next(stream)  # threads start, loops are compiled
     begin, samples = time.monotonic(), 0
     while not samples or time.monotonic() < begin + seconds:
-        samples += len(next(stream)[0])
+        samples += len(next(stream)["number"])
     rate = samples / (time.monotonic() - begin)
     stream.close()
     return rate
@@ -170,7 +170,7 @@ def _loading(training: Training, steps: Iterator[int], threads: int, seconds: fl
 
 def _step(training: Training, steps: Iterator[int], seconds: float) -> tuple[float, float | None]:
     """(samples/s of the step on data in the device's memory, peak MB of a GPU)."""
-    batch = tuple(training.fabric.to_device(tensor) for tensor in next(_stream(training, steps, 0)))
+    batch = training.inputs.to_device(next(_stream(training, steps, 0)))
     for _ in range(WARM_UP):
         training.take_step(batch)
     if _on_gpu(training):
@@ -179,7 +179,7 @@ def _step(training: Training, steps: Iterator[int], seconds: float) -> tuple[flo
     begin, done = time.monotonic(), 0
     while not done or time.monotonic() < begin + seconds:
         training.take_step(batch)
-        done += len(batch[0])
+        done += len(batch["number"])
     if _on_gpu(training):
         torch.cuda.synchronize()
     rate = done / (time.monotonic() - begin)

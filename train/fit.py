@@ -14,14 +14,15 @@ from pipeline.errors import AvpipeError
 from pipeline.progress import ProgressLine
 from train import mixing
 from train.checkpoint import BEST, LAST, check_same, epoch_name, load_checkpoint, network_of, save_checkpoint
-from train.frames import normalise
-from train.loader import BatchPlan, Skipped, TrainingSamples, batches
+from train.inputs import Batch, Inputs
+from train.loader import BatchPlan, Skipped, batches
 from train.logs import Log, Meter, NoLog
 from train.methods import METHODS
 from train.ranks import any_rank, ranks_of, start_fabric
 from train.recipes import Recipe
 from train.shards import Shards
 from train.signals import StopSignals
+from train.training_samples import TrainingSamples
 from train.validation import Validation, training_part
 
 SKIPPED = "skipped.csv"
@@ -119,6 +120,7 @@ class Training:
         self.workers, self.select_on = workers, select_on
         self.skipped = Skipped(run / SKIPPED)
         self.method = METHODS[recipe.method]
+        self.inputs = Inputs(fabric.device, recipe.feature)
         self.parts: dict[str, Tensor] = {}
         """Of the last step's loss."""
         torch.manual_seed(recipe.seed)
@@ -134,28 +136,36 @@ class Training:
         self.neighbours = state["neighbours"].numpy() if "neighbours" in state else None
         self.module, self.fabric_optimizer = fabric.setup(self.network, self.optimizer)
         self.validation = Validation(
-            fabric, self.network, self.samples(None), held_back, select_on, workers, self.classes, self.skipped
+            fabric=fabric,
+            network=self.network,
+            samples=self.samples(None),
+            inputs=self.inputs,
+            held_back=held_back,
+            select_on=select_on,
+            workers=workers,
+            classes=self.classes,
+            on_damage=self.skipped,
         )
         if recipe.patience and not self.validation:
             raise AvpipeError("patience needs something to compare epochs by: --set validation=SHARE or --select-on")
 
-    def batches_of(self, epoch: int) -> Iterator[tuple[Tensor, ...]]:
+    def batches_of(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch that are still to be done."""
         steps = range(self.step, (epoch + 1) * self.plan.steps_per_epoch)
         return batches(self.samples(epoch), self.plan, self.fabric.global_rank, steps, self.workers, self.skipped)
 
-    def take_step(self, batch: tuple[Tensor, ...]) -> float:
+    def take_step(self, batch: Batch) -> float:
         """One optimiser step; returns the loss, the mean over its parts and over the ranks."""
-        parts_of_batch = [self.fabric.to_device(tensor).chunk(self.recipe.accumulate) for tensor in batch]
-        inputs = list(zip(*parts_of_batch, strict=True))
+        chunks = zip(*(part.chunk(self.recipe.accumulate) for part in batch.values()), strict=True)
+        portions = [dict(zip(batch, chunk, strict=True)) for chunk in chunks]
         total = torch.zeros((), device=self.fabric.device, dtype=torch.float64)
-        for number, (image_BHW3, spec_B1FT, number_B) in enumerate(inputs):
-            labels = () if self.classes is None else (self.classes[number_B],)
-            last = number == len(inputs) - 1
+        for number, portion in enumerate(portions):
+            labels = () if self.classes is None else (self.classes[portion["number"]],)
+            last = number == len(portions) - 1
             with self.fabric.no_backward_sync(self.module, enabled=not last and self.fabric.world_size > 1):
-                loss, parts = self.module(normalise(image_BHW3), spec_B1FT.float(), *labels)
-                self.fabric.backward(loss / len(inputs))
-            total += loss.detach() / len(inputs)
+                loss, parts = self.module(*self.inputs(portion), *labels)
+                self.fabric.backward(loss / len(portions))
+            total += loss.detach() / len(portions)
         value = self.fabric.all_reduce(total, reduce_op="mean").item()
         self.parts = parts
         self.step += 1

@@ -21,11 +21,12 @@ from torch import Tensor
 from pipeline.errors import AvpipeError
 from pipeline.features import SPECS
 from pipeline.samples import FRAME, feature_member
-from train.frames import TRAINING_VIEWS, decode_frame
+from train.frames import decode_frame
 from train.shards import DamagedError, Shards
 
 if TYPE_CHECKING:
-    from train.mixing import Mixing
+    from train.inputs import Batch
+    from train.training_samples import TrainingSamples
 
 # Batches that are being filled while one is in use: with that one they are all the memory a loader takes.
 AHEAD = 2
@@ -78,63 +79,6 @@ def _shuffled(samples: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(samples)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingSamples:
-    """Decodes single samples; the augmentation of a sample depends on seed, epoch and sample, not on who loads it."""
-
-    shards: Shards
-    feature: str
-    image_px: int
-    seed: int
-    view: str = "crop"
-    """A key of train.frames.TRAINING_VIEWS."""
-    views: int = 1
-    """Views of each frame; with more than one they are stacked before the pixels."""
-    masking: bool = False
-    """Whether stretches of time and of bands are put to the lowest value, see `mask_feature`."""
-    mixing: Mixing | None = None
-    """Which sounds are blended with another's (SSL-TIE)."""
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, int]:
-        """(uint8 (px, px, 3) frame, or (V, px, px, 3); (1, F, T) feature; sample number) of (epoch, sample number).
-
-        Raises DamagedError, naming shard and clip.
-        """
-        epoch, number = key
-        rng = np.random.default_rng([self.seed, epoch, number])
-        frame_HW3 = read_pixels(self.shards, number)
-        made = [TRAINING_VIEWS[self.view](frame_HW3, self.image_px, rng) for _ in range(self.views)]
-        if self.mixing:
-            feature = self.mixing.feature(self.shards, number, self.feature, rng)
-        else:
-            feature = read_feature(self.shards, number, self.feature)
-        if self.masking:
-            feature = mask_feature(feature, rng)
-        return (made[0] if self.views == 1 else np.stack(made)), feature, number
-
-
-# SSL-TIE's masks: the longest in windows and in bands, and how often a clip gets both.
-MASK_TIME, MASK_BANDS, MASK_SHARE = 180, 35, 0.8
-
-
-def mask_feature(feature_1FT: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """With probability .8 a stretch of up to 180 windows and one of up to 35 bands at the feature's lowest value.
-
-    `tie-mel` has its floor in the 28 bands that are always empty; the released code masks power before the decibels,
-    which gives that floor, too. Source: SSL-TIE's data loader (torchaudio's TimeMasking and FrequencyMasking).
-    """
-    if rng.random() >= MASK_SHARE:
-        return feature_1FT
-    masked = feature_1FT.copy()
-    for axis, longest in ((2, MASK_TIME), (1, MASK_BANDS)):
-        length = rng.random() * longest
-        first = int(rng.random() * max(masked.shape[axis] - length, 0))
-        place = [slice(None)] * 3
-        place[axis] = slice(first, first + int(length))
-        masked[tuple(place)] = feature_1FT.min()
-    return masked
-
-
 def read_pixels(shards: Shards, number: int) -> np.ndarray:
     """The frame of a sample, uint8 (H, W, 3) RGB. Raises DamagedError naming shard and clip."""
     try:
@@ -167,15 +111,16 @@ def batches(
     steps: Iterable[int],
     workers: int,
     on_damage: Callable[[DamagedError], None] | None = None,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(uint8 (B, px, px, 3), (B, 1, F, T), sample numbers int64 (B,)) for each of the steps, counted from 0.
+) -> Iterator[Batch]:
+    """The stacked parts of the samples, by their names, for each of the steps, counted from 0.
 
     `workers` threads decode ahead (0: in this thread). With `on_damage` a sample that cannot be read is reported to it
     and left out: the batch is one shorter, as no other sample can take the place of one and be there only once. Without
     it, and with more ranks than one, whose batches must have one size, DamagedError is raised.
     """
     keys = ([(plan.epoch(step), int(row)) for row in plan.rows(step, rank)] for step in steps)
-    return stacked(keys, samples.__getitem__, workers, on_damage if plan.world_size == 1 else None)
+    for parts in stacked(keys, samples.__getitem__, workers, on_damage if plan.world_size == 1 else None):
+        yield dict(zip(samples.parts, parts, strict=True))
 
 
 def stacked(
@@ -230,6 +175,8 @@ class _Batch:
     def __init__(self, keys: Sequence, read: Callable[[Any], tuple], room: Callable[[tuple, np.dtype], Tensor]):
         self.keys, self._read, self._room = keys, read, room
         self._tensors: tuple[Tensor, ...] | None = None
+        self._arrays: tuple[np.ndarray, ...] = ()
+        """The same memory."""
         self._lock = threading.Lock()
         self.damaged: dict[int, DamagedError] = {}
         """By the place in the batch."""
@@ -242,12 +189,18 @@ class _Batch:
             except DamagedError as error:
                 self.damaged[place] = error
                 continue
-            with self._lock:
-                if self._tensors is None:
-                    arrays = [np.asarray(part) for part in sample]
-                    self._tensors = tuple(self._room((len(self.keys), *a.shape), a.dtype) for a in arrays)
-            for tensor, part in zip(self._tensors, sample, strict=True):
-                tensor.numpy()[place] = part
+            if not self._arrays:
+                self._make_room(sample)
+            for array, part in zip(self._arrays, sample, strict=True):
+                array[place] = part
+
+    def _make_room(self, sample: tuple) -> None:
+        with self._lock:
+            if self._arrays:
+                return
+            parts = [np.asarray(part) for part in sample]
+            self._tensors = tuple(self._room((len(self.keys), *part.shape), part.dtype) for part in parts)
+            self._arrays = tuple(tensor.numpy() for tensor in self._tensors)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The stacked parts, without the places that are damaged."""

@@ -4,6 +4,7 @@ Shapes: N samples of the shards, B batch, C channels of an audio vector.
 """
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from pipeline.errors import AvpipeError
-from pipeline.features import SPECS, pcm_to_float
+from pipeline.features import SPECS
 from pipeline.samples import AUDIO, META, decode_flac
 from pipeline.settings import ExtractSettings
 from pipeline.window import kept_sound, window_around
@@ -38,16 +39,16 @@ class Mixing:
     share: float
     """Of the clips that are mixed, in [0, 1]."""
 
-    def feature(self, shards: Shards, number: int, name: str, rng: np.random.Generator) -> np.ndarray:
-        """(1, F, T) float16 feature of a sample's sound, mixed with its neighbour's or not, as `rng` has it.
+    def sounds(self, shards: Shards, number: int, name: str, rng: random.Random) -> tuple[np.ndarray, np.float32]:
+        """(int16 (2, T) waveforms of a sample and its neighbour, weight of the latter) as `rng` has it.
 
-        Waveforms are mixed, over the window that the feature is made of. Raises AvpipeError naming shard and clip.
+        They are of the window that the feature is made of; `train.inputs` makes it of their blend. The weight is 0, and
+        nothing is read, where the sound stays as it is. Raises AvpipeError naming shard and clip.
         """
         if rng.random() >= self.share:
-            return read_feature(shards, number, name)
-        own, other = (read_window(shards, n, name) for n in (number, int(self.neighbours[number])))
-        mixed = ((1 - self.weight) * own + self.weight * other).astype(np.float32)
-        return SPECS[name].compute(mixed).astype(np.float16)[None]
+            return np.zeros((2, SPECS[name].samples), np.int16), np.float32(0)
+        both = [read_window(shards, n, name) for n in (number, int(self.neighbours[number]))]
+        return np.stack(both), np.float32(self.weight)
 
 
 def schedule(curriculum: str, epoch: int, epochs: int) -> tuple[float, float]:
@@ -64,7 +65,7 @@ def schedule(curriculum: str, epoch: int, epochs: int) -> tuple[float, float]:
 
 
 def read_window(shards: Shards, number: int, name: str) -> np.ndarray:
-    """(samples,) float in [-1, 1): the sound that a sample's feature was made of, out of its audio.flac."""
+    """(samples,) int16: the sound that a sample's feature was made of, out of its audio.flac."""
     record, spec = shards.metadata["extract"], SPECS[name]
     settings = ExtractSettings(features=tuple(record["features"]), clip_s=record["clip_s"])
     try:
@@ -73,7 +74,7 @@ def read_window(shards: Shards, number: int, name: str) -> np.ndarray:
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise shards.damaged(number, AUDIO, error) from None
     centre = round((centre_s - start_s) * settings.sample_rate_hz)
-    return pcm_to_float(window_around(sound_i16, spec.samples, centre)[0])
+    return window_around(sound_i16, spec.samples, centre)[0]
 
 
 def neighbour_table(

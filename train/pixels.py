@@ -1,10 +1,8 @@
-"""Compiled loops over pixels: crop, mirror, Pillow's bicubic resize of only the part that is kept, and scaling.
+"""Compiled loops over pixels: crop, mirror, Pillow's resizes of only the part that is kept, and scaling.
 
 They release the interpreter's lock, so threads run them side by side. Shapes: H, W of the stored frame; S the side of a
 square view; K taps of a filter.
 """
-
-from functools import lru_cache
 
 import numpy as np
 from numba import njit
@@ -26,19 +24,29 @@ def resized_crop(
     row is resized first, as Pillow did before 13, which begins with the columns of frames twice as high as wide.
     """
     height, width = frame_HW3.shape[:2]
-    (first_row, row_weights), (first_column, column_weights) = taps(height, size[0]), taps(width, size[1])
-    top, left = top_left
-    view_SS3 = np.empty((side, side, 3), np.uint8)
-    _resize(
-        frame_HW3.reshape(height, width * 3),
-        first_row[top : top + side],
-        np.ascontiguousarray(row_weights[:, top : top + side]),
-        first_column[left : left + side],
-        np.repeat(column_weights[:, left : left + side], 3, axis=1),
-        mirrored,
-        view_SS3.reshape(side, side * 3),
-    )
-    return view_SS3
+    (top, left), cubic = top_left, True
+    rows = taps(height, (0, height), size[0], cubic, (top, top + side))
+    columns = taps(width, (0, width), size[1], cubic, (left, left + side))
+    return _resampled(frame_HW3, rows, columns, mirrored)
+
+
+def resized_box(frame_HW3: np.ndarray, box: tuple[int, int, int, int], side: int, mirrored: bool) -> np.ndarray:
+    """uint8 (S, S, 3): the part of the frame in `box` (left, top, right, bottom) resized, bilinear; maybe mirrored.
+
+    As Pillow's `resize((S, S), BILINEAR, box=box)`, which since 13 begins with the columns for some boxes and then
+    differs by 1 here and there.
+    """
+    (height, width), (left, top, right, bottom), cubic = frame_HW3.shape[:2], box, False
+    rows = taps(height, (top, bottom), side, cubic, (0, side))
+    columns = taps(width, (left, right), side, cubic, (0, side))
+    return _resampled(frame_HW3, rows, columns, mirrored)
+
+
+def _resampled(frame_HW3: np.ndarray, rows: tuple, columns: tuple, mirrored: bool) -> np.ndarray:
+    height, width = frame_HW3.shape[:2]
+    view_HW3 = np.empty((len(rows[0]), len(columns[0]), 3), np.uint8)
+    _resize(frame_HW3.reshape(height, width * 3), *rows, *columns, mirrored, view_HW3.reshape(len(view_HW3), -1))
+    return view_HW3
 
 
 def crop(frame_HW3: np.ndarray, top_left: tuple[int, int], side: int, mirrored: bool) -> np.ndarray:
@@ -56,37 +64,48 @@ def look_up(image_N3: np.ndarray, table_3V: np.ndarray, out_N3: np.ndarray) -> N
     _look_up(image_N3, table_3V, out_N3)
 
 
-@lru_cache(maxsize=256)
-def taps(size: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-    """(first source pixel of each new one (new,), weights of it and those behind it int32 (K, new)) as Pillow has them.
+@_compiled
+def taps(size, part, new, cubic, kept):
+    """(first source pixel of each new one, weights of it and those behind it int32 (K, …)) as Pillow has them.
 
-    Source: Pillow's Resample.c, `precompute_coeffs` and `normalize_coeffs_8bpc`, with the cubic of a = -0.5.
+    `part` (from, to) of `size` source pixels becomes `new` ones, of which those in `kept` (from, to) are given. Cubic
+    with a = -0.5, else linear. Source: Pillow's Resample.c, `precompute_coeffs` and `normalize_coeffs_8bpc`.
     """
-    scale = size / new
+    scale = (part[1] - part[0]) / new
     stretch = max(scale, 1.0)
-    centre = (np.arange(new) + 0.5) * scale
-    low = np.maximum((centre - 2 * stretch + 0.5).astype(np.int64), 0)
-    end = np.minimum((centre + 2 * stretch + 0.5).astype(np.int64), size)
+    reach = (2.0 if cubic else 1.0) * stretch
+    centre = part[0] + (np.arange(kept[0], kept[1]) + 0.5) * scale
+    low = np.array([max(int(c - reach + 0.5), 0) for c in centre])
+    end = np.array([min(int(c + reach + 0.5), size) for c in centre])
     count = (end - low).max()
     first = np.minimum(low, size - count)
-    place = first[:, None] + np.arange(count)
-    weights = _cubic((place - centre[:, None] + 0.5) * (1 / stretch))
-    weights[(place < low[:, None]) | (place >= end[:, None])] = 0
-    weights *= 1 / np.add.accumulate(weights, axis=1)[:, -1:]
-    fixed = np.trunc(weights * (1 << BITS) + np.copysign(0.5, weights)).astype(np.int32)
-    return first, np.ascontiguousarray(fixed.T)
+    weights = np.zeros((count, len(centre)), np.int32)
+    line = np.empty(count)
+    for i in range(len(centre)):
+        total = 0.0
+        for k in range(end[i] - low[i]):
+            x = abs(low[i] + k - centre[i] + 0.5) * (1 / stretch)
+            line[k] = _cubic(x) if cubic else max(1 - x, 0.0)
+            total += line[k]
+        for k in range(end[i] - low[i]):
+            fixed = line[k] * (1 / total) * (1 << BITS)
+            weights[low[i] + k - first[i], i] = int(fixed + (0.5 if fixed >= 0 else -0.5))
+    return first, weights
 
 
-def _cubic(x: np.ndarray) -> np.ndarray:
-    x, a = np.abs(x), -0.5
-    near, far = ((a + 2) * x - (a + 3)) * x * x + 1, (((x - 5) * x + 8) * x - 4) * a
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
+@_compiled
+def _cubic(x):
+    a = -0.5
+    if x < 1:
+        return ((a + 2) * x - (a + 3)) * x * x + 1
+    return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0.0
 
 
 @_compiled
 def _resize(frame, first_row, row_weights, first_column, column_weights, mirrored, out):
     """Rows of interleaved RGB. The loops that count run over neighbours in memory: then they become vector code."""
-    side, length = len(first_row), out.shape[1]
+    side, length = len(first_column), out.shape[1]
+    channel_weights = np.repeat(column_weights, 3).reshape(len(column_weights), length)
     start = first_row[0]
     between = np.empty((first_row[-1] + len(row_weights) - start, length), np.uint8)
     sums, line = np.empty(length, np.int32), np.empty(length, np.uint8)
@@ -101,14 +120,14 @@ def _resize(frame, first_row, row_weights, first_column, column_weights, mirrore
             at, size = 3 * first_column[x], 3 * (end - x)
             for k in range(len(column_weights)):
                 pixels = row[at + 3 * k : at + 3 * k + size]
-                _add_products(sums[3 * x : 3 * end], column_weights[k, 3 * x : 3 * end], pixels)
+                _add_products(sums[3 * x : 3 * end], channel_weights[k, 3 * x : 3 * end], pixels)
             x = end
         if mirrored:
             _to_bytes(sums, line)
             _mirror(line, between[y])
         else:
             _to_bytes(sums, between[y])
-    for y in range(side):
+    for y in range(len(first_row)):
         sums[:] = _HALF
         for k in range(len(row_weights)):
             _add_multiple(sums, row_weights[k, y], between[first_row[y] - start + k])

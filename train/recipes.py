@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from pipeline.errors import AvpipeError
-from train.frames import TRAINING_VIEWS
 from train.methods import METHODS
+from train.views import TRAINING_VIEWS
 
 # What a setting may be; 64-true is for checks against references.
 KNOWN = {

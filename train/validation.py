@@ -12,9 +12,10 @@ from pipeline.derive import seeded_hash
 from pipeline.errors import AvpipeError
 from pipeline.layout import video_of
 from train.backbones import evaluating
-from train.frames import normalise
-from train.loader import BatchPlan, TrainingSamples, batches
+from train.inputs import Inputs
+from train.loader import BatchPlan, batches
 from train.shards import DamagedError, Shards
+from train.training_samples import TrainingSamples
 
 BATCH = 64
 # Of the views and transforms that the loss is measured under: the same in every epoch, and in no training.
@@ -45,6 +46,7 @@ class Validation:
     fabric: Fabric
     network: nn.Module
     samples: TrainingSamples
+    inputs: Inputs
     held_back: np.ndarray
     select_on: Shards | None
     workers: int
@@ -88,9 +90,9 @@ class Validation:
             torch.manual_seed(SEED)
             dtype = next(self.network.parameters()).dtype
             for batch in stream:
-                image_BHW3, spec_B1FT, number_B = (self.fabric.to_device(tensor) for tensor in batch)
-                labels = () if self.classes is None else (self.classes[number_B],)
-                total += self.network.loss(normalise(image_BHW3).to(dtype), spec_B1FT.to(dtype), *labels)[0].float()
+                inputs = [part.to(dtype) for part in self.inputs(batch)]
+                labels = () if self.classes is None else (self.classes[batch["number"]],)
+                total += self.network.loss(*inputs, *labels)[0].float()
         return self.fabric.all_reduce(total / plan.steps, reduce_op="mean").item()
 
     def _ciou(self) -> float:

@@ -62,17 +62,21 @@ def make_data(folder: Path, count: int, width: int) -> dict:
 
 def avpipe(data: Path, count: int, view: str, as_float: bool) -> Iterator[int]:
     """This loader; yields the size of each batch, as all ways do."""
-    from train.frames import normalise
-    from train.loader import BatchPlan, TrainingSamples, batches
+    import torch
+
+    from train.inputs import Inputs
+    from train.loader import BatchPlan, batches
     from train.shards import open_shards
+    from train.training_samples import TrainingSamples
 
     shards = open_shards(data / "shards")
     samples = TrainingSamples(shards=shards, feature=FEATURE, image_px=PX, seed=0, view=view)
     plan = BatchPlan(numbers=np.arange(count), batch_size=BATCH, world_size=1, epochs=1, seed=0)
-    for image, feature, _ in batches(samples, plan, 0, range(plan.steps), WORKERS):
+    inputs = Inputs(torch.device("cpu"), FEATURE)
+    for batch in batches(samples, plan, 0, range(plan.steps), WORKERS):
         if as_float:
-            image, feature = normalise(image), feature.float()
-        yield len(image)
+            inputs(batch)
+        yield len(batch["number"])
 
 
 def pil_transform() -> Callable:

@@ -33,12 +33,13 @@ from rich.console import Console
 from rich.table import Table
 
 from train.fit import OPTIMIZERS, Training
-from train.frames import normalise
-from train.loader import BatchPlan, TrainingSamples, batches
+from train.inputs import Inputs
+from train.loader import BatchPlan, batches
 from train.methods import METHODS
 from train.ranks import start_fabric
 from train.recipes import Recipe, get_recipe
 from train.shards import Shards, open_shards
+from train.training_samples import TrainingSamples
 
 GPU = torch.cuda.is_available()
 CHOSEN = ("lvs", "ez-vsl", "marginnce", "ssl-tie", "sspl")
@@ -59,7 +60,7 @@ class Avpipe:
         self.training = Training(start_fabric(recipe.precision), recipe, shards, folder, THREADS, None, None)
         self.numbers = iter(range(sys.maxsize))
         stream = self.stream()
-        self.batch = tuple(self.training.fabric.to_device(tensor) for tensor in next(stream))
+        self.batch = self.training.inputs.to_device(next(stream))
         stream.close()
 
     def stream(self) -> Iterator:
@@ -91,11 +92,13 @@ class Plain:
         given = {name: getattr(recipe, name) for name in ("feature", "image_px", "seed", "view", "masking")}
         samples = TrainingSamples(shards=shards, views=method.views, **given)
         plan = BatchPlan(numbers=np.arange(len(shards)), batch_size=recipe.batch_size, world_size=1, epochs=1, seed=0)
-        self.image, self.feature, _ = (tensor.to(device) for tensor in next(batches(samples, plan, 0, range(1), 0)))
+        self.inputs = Inputs(torch.device(device), recipe.feature)
+        self.batch = self.inputs.to_device(next(batches(samples, plan, 0, range(1), 0)))
 
     def step(self) -> None:
         """One step."""
-        loss, _ = self.network(normalise(self.image).contiguous(), self.feature.float())
+        image, spec = self.inputs(self.batch)
+        loss, _ = self.network(image.contiguous(), spec)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
