@@ -6,6 +6,7 @@ with probability .8, its four changes in random order, grey with .2, a Gaussian 
 
 import itertools
 import random
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -46,58 +47,67 @@ def recolour(image_NHW3: Tensor, draws_N7: Tensor) -> Tensor:
 
     The draws lie in the host's memory: they tell which frames go which way, which a GPU would have to be asked for.
     """
-    image_NHW3 = image_NHW3.float() / 255
-    amounts_N7 = draws_N7.to(image_NHW3.device, non_blocking=True)
+    image_N3HW = image_NHW3.permute(0, 3, 1, 2).contiguous().float() / 255
+    amounts_N7 = draws_N7.to(image_N3HW.device, non_blocking=True)
     order_N = draws_N7[:, 0].long()
     for turn in range(4):
         for number, change in enumerate(JITTER):
-            rows = ((order_N >= 0) & (ORDERS[order_N, turn] == number)).nonzero()[:, 0].to(image_NHW3.device)
-            if len(rows):
-                amount = amounts_N7[rows, 1 + number, None, None, None]
-                image_NHW3[rows] = change(image_NHW3[rows], amount).clamp_(0, 1)
-    if len(rows := draws_N7[:, 5].nonzero()[:, 0].to(image_NHW3.device)):
-        image_NHW3[rows] = _light(image_NHW3[rows]).expand(-1, -1, -1, 3)
-    if len(rows := draws_N7[:, 6].nonzero()[:, 0].to(image_NHW3.device)):
-        image_NHW3[rows] = _blurred(image_NHW3[rows], amounts_N7[rows, 6])
-    return image_NHW3 * 255
+            _apply(change, image_N3HW, amounts_N7[:, 1 + number], (order_N >= 0) & (ORDERS[order_N, turn] == number))
+    _apply(_grey, image_N3HW, amounts_N7[:, 5], draws_N7[:, 5] > 0)
+    _apply(_blur, image_N3HW, amounts_N7[:, 6], draws_N7[:, 6] > 0)
+    return (image_N3HW * 255).permute(0, 2, 3, 1).contiguous()
 
 
-def _light(image_NHW3: Tensor) -> Tensor:
-    return (image_NHW3 * torch.tensor(LIGHT, device=image_NHW3.device)).sum(dim=3, keepdim=True)
+def _apply(change: Callable[[Tensor, Tensor], Tensor], image_N3HW: Tensor, amount_N: Tensor, which_N: Tensor) -> None:
+    """Change some of the frames where they are, each by its own amount."""
+    rows = which_N.nonzero()[:, 0].to(image_N3HW.device, non_blocking=True)
+    if len(rows):
+        image_N3HW[rows] = change(image_N3HW[rows], amount_N[rows, None, None, None]).clamp_(0, 1)
 
 
-def _brightness(image_NHW3: Tensor, factor: Tensor) -> Tensor:
-    return image_NHW3 * factor
+def _light(image_N3HW: Tensor) -> Tensor:
+    red, green, blue = image_N3HW.split(1, dim=1)
+    return LIGHT[0] * red + LIGHT[1] * green + LIGHT[2] * blue
 
 
-def _contrast(image_NHW3: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(_light(image_NHW3).mean((1, 2, 3), keepdim=True), image_NHW3, factor)
+def _grey(image_N3HW: Tensor, _: Tensor) -> Tensor:
+    return _light(image_N3HW).repeat(1, 3, 1, 1)
 
 
-def _saturation(image_NHW3: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(_light(image_NHW3), image_NHW3, factor)
+def _brightness(image_N3HW: Tensor, factor: Tensor) -> Tensor:
+    return image_N3HW * factor
 
 
-def _hue(image_NHW3: Tensor, turn: Tensor) -> Tensor:
+def _contrast(image_N3HW: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(_light(image_N3HW).mean((1, 2, 3), keepdim=True), image_N3HW, factor)
+
+
+def _saturation(image_N3HW: Tensor, factor: Tensor) -> Tensor:
+    return torch.lerp(_light(image_N3HW), image_N3HW, factor)
+
+
+def _hue(image_N3HW: Tensor, turn: Tensor) -> Tensor:
     """The hue moved along its circle, value and saturation kept."""
-    red, green, blue = image_NHW3.unbind(3)
-    value, chroma = image_NHW3.amax(3), image_NHW3.amax(3) - image_NHW3.amin(3)
-    divisor = chroma.clamp_min(1e-6)
-    sixth = torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4)
-    sixth = torch.where(value == red, (green - blue) / divisor, sixth)
-    place = (sixth[..., None] + 6 * turn + torch.tensor((5, 3, 1), device=turn.device)) % 6
-    return value[..., None] - chroma[..., None] * torch.minimum(place, 4 - place).clamp(0, 1)
+    red, green, blue = image_N3HW.split(1, dim=1)
+    value = image_N3HW.amax(1, keepdim=True)
+    chroma = value - image_N3HW.amin(1, keepdim=True)
+    sixth_chroma = torch.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma)
+    sixth_chroma = torch.where(value == red, green - blue, sixth_chroma)
+    offset = 6 * turn + torch.tensor((5, 3, 1), device=turn.device)[:, None, None]
+    place = sixth_chroma / chroma.clamp_min(1e-6) + offset
+    place = place - 6 * torch.floor(place / 6)  # in [0, 6); the operator % takes longer
+    return value - chroma * torch.minimum(place, 4 - place).clamp_(0, 1)
 
 
 JITTER = (_brightness, _contrast, _saturation, _hue)
 
 
-def _blurred(image_NHW3: Tensor, sigma_N: Tensor) -> Tensor:
+def _blur(image_N3HW: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur, the border repeated; each frame by its own kernel, as a group of one convolution."""
-    count, height, width = image_NHW3.shape[:3]
-    distance = torch.arange(-REACH, REACH + 1, device=sigma_N.device)
-    kernel_NK = torch.exp(-0.5 * (distance / sigma_N[:, None]).square())
-    kernel = (kernel_NK / kernel_NK.sum(dim=1, keepdim=True)).repeat_interleave(3, dim=0)[:, None, None]
-    planes = F.pad(image_NHW3.permute(0, 3, 1, 2).reshape(1, -1, height, width), (REACH,) * 4, mode="replicate")
+    count, _, height, width = image_N3HW.shape
+    distance = torch.arange(-REACH, REACH + 1, device=sigma.device)
+    kernel = torch.exp(-0.5 * (distance / sigma).square())
+    kernel = (kernel / kernel.sum(dim=3, keepdim=True)).repeat_interleave(3, dim=0)
+    planes = F.pad(image_N3HW.view(1, -1, height, width), (REACH,) * 4, mode="replicate")
     planes = F.conv2d(F.conv2d(planes, kernel, groups=3 * count), kernel.transpose(2, 3), groups=3 * count)
-    return planes.view(count, 3, height, width).permute(0, 2, 3, 1)
+    return planes.view(count, 3, height, width)
