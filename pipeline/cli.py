@@ -89,10 +89,10 @@ def download(
     as_json: Json = False,
 ):
     """Fetch clips into <root>/clips; every clip that was tried has a row in the ledger."""
-    from pipeline.access import access_parameters
     from pipeline.download import download as run
     from pipeline.manifest import Manifest
-    from pipeline.sources import open_source
+    from pipeline.sources.access import access_parameters
+    from pipeline.sources.source import open_source
 
     root: Root = context.obj
     manifest = Manifest.open(root.manifest)
@@ -268,9 +268,9 @@ def import_(
     as_json: Json = False,
 ):
     """Take in what somebody else has: clips as if downloaded, frames and sounds as if extracted."""
+    from pipeline.exchange.import_clips import import_clips
+    from pipeline.exchange.import_frames import find_layout, import_frames
     from pipeline.executors import open_executor
-    from pipeline.import_clips import import_clips
-    from pipeline.import_frames import find_layout, import_frames
     from pipeline.settings import ExtractSettings
 
     root: Root = context.obj
@@ -307,8 +307,8 @@ def export(
     """Write a split in a layout that other code reads; clips that are not extracted are named in missing.csv."""
     from dataclasses import asdict
 
-    from pipeline.export import export as run
-    from pipeline.export_lists import FORMATS, export_list
+    from pipeline.exchange.export import export as run
+    from pipeline.exchange.export_lists import FORMATS, export_list
     from pipeline.manifest import Manifest
     from pipeline.progress import ProgressLine
     from pipeline.settings import ExtractSettings

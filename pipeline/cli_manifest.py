@@ -186,7 +186,7 @@ def export(
     import sys
 
     from pipeline.errors import AvpipeError
-    from pipeline.export_lists import export_lists, list_text
+    from pipeline.exchange.export_lists import export_lists, list_text
     from pipeline.manifest import Manifest
 
     manifest = Manifest.open(context.obj.manifest)

@@ -120,7 +120,7 @@ def _yt_dlp_age(today: date | None = None) -> list[Finding]:
 
 
 def _javascript() -> list[Finding]:
-    from pipeline.js_runtime import find_runtime
+    from pipeline.sources.js_runtime import find_runtime
 
     name = "JavaScript runtime"
     try:
@@ -131,7 +131,7 @@ def _javascript() -> list[Finding]:
 
 
 def _ffmpeg() -> list[Finding]:
-    from pipeline.cut import ffmpeg_program
+    from pipeline.sources.cut import ffmpeg_program
 
     try:
         program = ffmpeg_program()

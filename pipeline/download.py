@@ -14,11 +14,11 @@ from pipeline.layout import Root, file_sha256
 from pipeline.ledger import PERMANENT, Ledger, Outcome
 from pipeline.manifest import Clip
 from pipeline.media import MediaError
-from pipeline.pacing import NO_PACE, Breaker, Clock, Pace, Pacer, StoppedError
 from pipeline.parts import stage_lock
-from pipeline.sources import FolderSource, Source
-from pipeline.tar_source import TarSource
-from pipeline.youtube import SessionLimitError
+from pipeline.sources.pacing import NO_PACE, Breaker, Clock, Pace, Pacer, StoppedError
+from pipeline.sources.source import FolderSource, Source
+from pipeline.sources.tar import TarSource
+from pipeline.sources.youtube import SessionLimitError
 
 # A kill loses at most the ledger rows of the last seconds; their clips are recognised by their files.
 WRITE_EVERY_S = 10.0

@@ -22,7 +22,7 @@ from pipeline.manifest import Manifest
 from pipeline.manifest_build import build_manifest
 from pipeline.settings import ExtractSettings, ShardSettings
 from pipeline.shard import shard
-from pipeline.sources import FolderSource
+from pipeline.sources.source import FolderSource
 from pipeline.synth import make_corpus
 
 CLIPS = 20

@@ -9,8 +9,8 @@ import pytest
 from pipeline.errors import AvpipeError
 from train.bench import Figures, bench, judge, table, thread_counts
 from train.cli import main
+from train.data.shards import open_shards
 from train.recipes import get_recipe
-from train.shards import open_shards
 
 CHANGES = ["image_px=32", "batch_size=4", "spec_pool=8"]
 # A GPU that is always busy: 4 threads load more than it takes.

@@ -13,9 +13,9 @@ from pipeline.errors import AvpipeError
 from pipeline.manifest import SPLITS, Manifest, write_table
 from pipeline.settings import ExtractSettings, ShardSettings
 from pipeline.shard import shard
-from train import evaluate as ev
-from train.clips_to_score import clips_of_manifest, clips_of_shards, only, open_split, read_only
-from train.results import Request, run_eval
+from train.evaluation import evaluate as ev
+from train.evaluation.clips_to_score import clips_of_manifest, clips_of_shards, only, open_split, read_only
+from train.evaluation.results import Request, run_eval
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_an_extended_set_is_scored_with_its_statistics(extended, monkeypatch):
     assert alone["ciou"] == result["ciou"] and alone["wrong_audio"]["ciou"] is not None
     with monkeypatch.context() as patch:
         outside = {"negatives": {"adds_to": "../elsewhere", "pairs": []}}
-        patch.setattr("train.clips_to_score.open_shards", lambda folder: SimpleNamespace(metadata=outside))
+        patch.setattr("train.evaluation.clips_to_score.open_shards", lambda folder: SimpleNamespace(metadata=outside))
         with pytest.raises(AvpipeError, match=r"'../elsewhere' is not the name of a split"):
             open_split(root, "quiet")
     (root.shards / "synth_test" / "index.parquet").unlink()

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from server import Answer, serve
 
-from pipeline.cut import cut_clip
 from pipeline.download import download, plan_download
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root, file_sha256
@@ -20,7 +19,8 @@ from pipeline.manifest import Clip, Manifest
 from pipeline.manifest_build import build_manifest
 from pipeline.media import MediaError
 from pipeline.parts import stage_lock
-from pipeline.sources import FolderSource, UrlSource, open_source
+from pipeline.sources.cut import cut_clip
+from pipeline.sources.source import FolderSource, UrlSource, open_source
 
 
 def clip(number: int, youtube_id: str = "zpWuikVorYg") -> Clip:

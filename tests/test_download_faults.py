@@ -12,12 +12,12 @@ from server import Answer, serve
 from test_download import clip, clips, content, holds_exactly, latest, mp4, path_of, reasons, served, source_of
 
 import pipeline.disk_space
-import pipeline.youtube
+import pipeline.sources.youtube
 from pipeline.download import download, plan_download
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root
-from pipeline.pacing import NO_PACE, PAUSE_S, YOUTUBE_PACE, Breaker, Clock, Pacer, StoppedError
-from pipeline.sources import UrlSource, open_source
+from pipeline.sources.pacing import NO_PACE, PAUSE_S, YOUTUBE_PACE, Breaker, Clock, Pacer, StoppedError
+from pipeline.sources.source import UrlSource, open_source
 from train.cli import main
 
 GOOD = mp4()
@@ -87,7 +87,7 @@ def root(tmp_path) -> Root:
 
 @pytest.fixture(autouse=True)
 def short_timeout(monkeypatch):
-    monkeypatch.setattr(pipeline.youtube, "SOCKET_TIMEOUT_S", 0.8)
+    monkeypatch.setattr(pipeline.sources.youtube, "SOCKET_TIMEOUT_S", 0.8)
 
 
 def scripted() -> tuple[dict, dict, dict]:

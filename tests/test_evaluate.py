@@ -13,15 +13,15 @@ from torchvision.models import resnet18
 
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root
-from train import evaluate as ev
-from train import metrics
-from train.clips_to_score import ScoredClips, clips_of_shards
-from train.eval_table import table
+from train.data.shards import open_shards
+from train.evaluation import evaluate as ev
+from train.evaluation import metrics
+from train.evaluation.clips_to_score import ScoredClips, clips_of_shards
+from train.evaluation.eval_table import table
+from train.evaluation.predict import network_maps
+from train.evaluation.results import Request, run_eval
 from train.fit import fit
-from train.predict import network_maps
 from train.recipes import get_recipe
-from train.results import Request, run_eval
-from train.shards import open_shards
 
 FIELDS = {"split", "protocol", "clips_listed", "clips_scored", "ciou", "auc", "pointing", "floor", "ceiling"}
 

@@ -14,11 +14,12 @@ import soundfile
 from PIL import Image
 from shared_files import PARITY
 
-from pipeline import export_hdf5, samples
 from pipeline import extract as extract_stage
+from pipeline import samples
 from pipeline.cache import Cache
 from pipeline.errors import AvpipeError
-from pipeline.export import FORMATS, export
+from pipeline.exchange import export_hdf5
+from pipeline.exchange.export import FORMATS, export
 from pipeline.extract import extract
 from pipeline.layout import Root
 from pipeline.ledger import Ledger, Outcome

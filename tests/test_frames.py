@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from train.frames import (
+from train.data.frames import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     TEST_VIEWS,

@@ -20,23 +20,23 @@ from test_export import cached, pcm, tree
 from test_media import write_clip
 
 from pipeline import extract as extract_stage
-from pipeline import import_frames as frames_module
-from pipeline import tar_source
 from pipeline.cache import Cache
-from pipeline.clip_names import clip_id_of
 from pipeline.download import download
 from pipeline.errors import AvpipeError
-from pipeline.export import export
+from pipeline.exchange import import_frames as frames_module
+from pipeline.exchange.export import export
+from pipeline.exchange.import_clips import import_clips
+from pipeline.exchange.import_frames import import_frames
 from pipeline.extract import extract
 from pipeline.features import SPECS
-from pipeline.import_clips import import_clips
-from pipeline.import_frames import import_frames
 from pipeline.layout import Root
 from pipeline.ledger import Ledger, Outcome
 from pipeline.manifest import TABLES, Manifest
 from pipeline.manifest_build import build_manifest
 from pipeline.settings import ExtractSettings
-from pipeline.tar_source import TarSource
+from pipeline.sources import tar as tar_source
+from pipeline.sources.clip_names import clip_id_of
+from pipeline.sources.tar import TarSource
 
 SETTINGS = ExtractSettings()
 IDS = [f"abcdefghij{k}_{k:06d}" for k in range(4)]

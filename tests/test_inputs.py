@@ -11,11 +11,11 @@ from scipy.ndimage import gaussian_filter
 from test_frames import picture
 
 from pipeline.features import SPECS
-from train.colour import ORDERS, recolour
-from train.frames import normalise
-from train.inputs import Inputs, masked
-from train.shards import open_shards
-from train.training_samples import TrainingSamples, draw_mask
+from train.data.colour import ORDERS, recolour
+from train.data.frames import normalise
+from train.data.inputs import Inputs, masked
+from train.data.shards import open_shards
+from train.data.training_samples import TrainingSamples, draw_mask
 
 UNCHANGED = (-1, 1, 1, 1, 0, 0, 0)
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from pipeline.errors import AvpipeError
-from train import intervals, metrics
+from train.evaluation import intervals, metrics
 
 DRAW = np.random.default_rng(5)
 CIOUS = DRAW.beta(2, 3, 400)

@@ -80,7 +80,7 @@ import pipeline.download, pipeline.extract, pipeline.shard
 from pipeline.layout import Root
 from pipeline.manifest import Manifest
 from pipeline.settings import ExtractSettings, ShardSettings
-from pipeline.sources import FolderSource
+from pipeline.sources.source import FolderSource
 
 def run(stage, root, source):
     manifest = Manifest.open(root.manifest)

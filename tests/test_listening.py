@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.features import SPECS
-from train.listening import silence, sounds_of_other_classes
+from train.evaluation.listening import silence, sounds_of_other_classes
 
 LABELS = st.lists(st.one_of(st.none(), st.sampled_from("abcdefg")), max_size=60)
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from pipeline.errors import AvpipeError
-from train.loader import AHEAD, BatchPlan, Skipped, batches, read_feature, stacked
-from train.shards import DamagedError, open_shards
-from train.training_samples import TrainingSamples
+from train.data.loader import AHEAD, BatchPlan, Skipped, batches, read_feature, stacked
+from train.data.shards import DamagedError, open_shards
+from train.data.training_samples import TrainingSamples
 
 
 def plan(samples=103, batch_size=8, world_size=1, epochs=3, seed=0):
@@ -202,7 +202,7 @@ def test_no_thread_keeps_the_program_alive(end):
     program = f"""
 import os, signal, sys, time
 import numpy as np
-from train.loader import stacked
+from train.data.loader import stacked
 stream = stacked(([n] * 16 for n in range(10**9)), lambda n: (time.sleep(0.001), np.zeros(9))[1:], 4)
 next(stream)
 {end}

@@ -17,12 +17,12 @@ from pipeline.layout import Root
 from pipeline.samples import decode_npy, feature_member
 from train import localize as lo
 from train.cli import app
+from train.data.frames import normalise, squashed_view
+from train.data.shards import open_shards
 from train.fit import fit
-from train.frames import normalise, squashed_view
 from train.models import Model, trained_model
 from train.overlay import Heat
 from train.recipes import get_recipe
-from train.shards import open_shards
 
 ZOO = (
     *("h264.ts", "h264.avi", "av1.webm", "variable_rate.mkv", "ntsc.mp4", "short.mp4", "odd_size.mp4", "turned_90.mp4"),

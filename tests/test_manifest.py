@@ -17,7 +17,7 @@ from shared_files import SHARED
 
 from pipeline.catalogue import load_catalogue
 from pipeline.errors import AvpipeError
-from pipeline.export_lists import export_list, export_lists
+from pipeline.exchange.export_lists import export_list, export_lists
 from pipeline.layout import file_sha256
 from pipeline.lists import parse_list
 from pipeline.manifest import Clip, Manifest

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from pipeline.errors import AvpipeError
+from train.data.shards import open_shards
+from train.data.training_samples import TrainingSamples
+from train.evaluation.similarity import similarity_maps
 from train.methods import METHODS
 from train.methods.lvs import LVSConfig, lvs_loss
 from train.methods.ssl_tie import SSLTIE, SSLTIEConfig
 from train.methods.sspl import SSPL, SSPLConfig
 from train.methods.vgg_h import VGGH, VGGHConfig
-from train.shards import open_shards
-from train.similarity import similarity_maps
-from train.training_samples import TrainingSamples
 from train.warp import Warp, draw_warp
 
 

@@ -13,12 +13,12 @@ from thin import thin_networks  # noqa: F401
 
 from pipeline.features import SPECS, pcm_to_float
 from train.checkpoint import LAST, load_checkpoint
+from train.data.loader import read_feature
+from train.data.mixing import Mixing, nearest, neighbour_table, read_window, schedule
+from train.data.shards import open_shards
+from train.data.training_samples import TrainingSamples
 from train.fit import fit
-from train.loader import read_feature
-from train.mixing import Mixing, nearest, neighbour_table, read_window, schedule
 from train.recipes import get_recipe
-from train.shards import open_shards
-from train.training_samples import TrainingSamples
 
 CHANGES = ["image_px=32", "batch_size=4", "spec_pool=8", "feature=logspec", "checkpoint_steps=2", "init=random"]
 
@@ -70,7 +70,7 @@ def test_the_table_names_for_each_clip_the_one_that_sounds_most_like_it(shards):
 
 
 def test_the_released_curriculum_looks_among_few(shards, monkeypatch):
-    monkeypatch.setattr("train.mixing.RELEASED_CANDIDATES", 3)
+    monkeypatch.setattr("train.data.mixing.RELEASED_CANDIDATES", 3)
     fabric, numbers = Fabric(accelerator="cpu", devices=1), np.arange(16)
     tables = [neighbour_table(fabric, Ear(), shards, numbers, "logspec", "released", seed) for seed in range(4)]
     for table in tables:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline.errors import AvpipeError
-from train import ogl
-from train.protocols import DEFAULT, PROTOCOLS
+from train.evaluation import ogl
+from train.evaluation.protocols import DEFAULT, PROTOCOLS
 
 LVS, SSL_TIE, SSPL, EZ_VSL, EZ_VSL_TRAIN, SLAVC, SLAVC_MEDIAN, AVPIPE = PROTOCOLS.values()
 HALF = 25_088

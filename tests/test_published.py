@@ -20,8 +20,8 @@ from pipeline.layout import Root
 from pipeline.manifest import Manifest
 from pipeline.settings import ExtractSettings, ShardSettings
 from pipeline.shard import shard
-from train.baselines import object_prior
 from train.cli import main
+from train.evaluation.baselines import object_prior
 from train.methods import METHODS
 from train.published import FORMATS, flat_state, folder_name, format_of, load_published_checkpoint, read_saved
 

@@ -16,12 +16,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.errors import AvpipeError
 from pipeline.remote import send_shards
-from train import remote_shards
 from train.cli import main
-from train.loader import BatchPlan, batches
-from train.remote_shards import Room, open_anywhere
-from train.shards import open_shards
-from train.training_samples import TrainingSamples
+from train.data import remote_shards
+from train.data.loader import BatchPlan, batches
+from train.data.remote_shards import Room, open_anywhere
+from train.data.shards import open_shards
+from train.data.training_samples import TrainingSamples
 
 NAMES = [f"synth_train-{number:06d}.tar" for number in range(4)]
 ALL_GB = 1.0
@@ -247,7 +247,7 @@ import threading, time
 from pathlib import Path
 from fsspec.implementations.memory import MemoryFileSystem
 from pipeline.remote import send_shards
-from train.remote_shards import open_anywhere, Room
+from train.data.remote_shards import open_anywhere, Room
 address = send_shards(Path({str(local.folder)!r}), "memory://x").address
 begun, whole = threading.Event(), MemoryFileSystem.cat_file
 def cat_file(self, path, start=None, end=None):

@@ -17,16 +17,16 @@ from typer.testing import CliRunner
 
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root
-from train import report
 from train.cli import app
-from train.evaluate import Score, read_per_clip
+from train.data.shards import open_shards
+from train.evaluation.evaluate import Score, read_per_clip
+from train.evaluation.results import Request, run_eval
 from train.fit import fit
 from train.logs import VALIDATION
 from train.recipes import get_recipe
-from train.report import write_report
-from train.report_gallery import Shown, choose_clips
-from train.results import Request, run_eval
-from train.shards import open_shards
+from train.reports import report
+from train.reports.gallery import Shown, choose_clips
+from train.reports.report import write_report
 
 HOSTILE = "</script><img src=x onerror=alert(1)>'\"&amp;$title"
 

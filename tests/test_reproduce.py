@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 from pipeline.catalogue import load_catalogue
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root
-from train import reproduce, reproduce_rows, reproduce_tables
 from train.checkpoint import LAST
 from train.cli import app
-from train.protocols import PROTOCOLS
+from train.evaluation.protocols import PROTOCOLS
 from train.recipes import get_recipe
-from train.reproduce_rows import Row, Runnable, distinct, read_rows, runnable, select
+from train.reports import reproduce, reproduce_rows, reproduce_tables
+from train.reports.reproduce_rows import Row, Runnable, distinct, read_rows, runnable, select
 
 ABSENT = {"attention", "avobject", "cavl", "coarse-to-fine", "dmc", "dsol", "hardpos", "icl", "lcbm", "mssl"}
 TINY = ("image_px=32", "batch_size=4", "epochs=1", "spec_pool=8")

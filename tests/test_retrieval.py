@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root
-from train import retrieval as rt
 from train.cli import app
+from train.data.shards import open_shards
+from train.evaluation import retrieval as rt
 from train.fit import fit
 from train.recipes import get_recipe
-from train.shards import open_shards
 
 CHANGES = ["image_px=32", "batch_size=4", "epochs=1"]
 

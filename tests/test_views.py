@@ -9,8 +9,8 @@ from PIL import Image
 from test_frames import picture
 
 from pipeline.errors import AvpipeError
-from train import pixels
-from train.views import TRAINING_VIEWS, appearance_view, crop_view, stored_view
+from train.data import pixels
+from train.data.views import TRAINING_VIEWS, appearance_view, crop_view, stored_view
 
 
 def test_a_crop_view_is_a_crop_of_the_resized_frame_or_its_mirror_image():
@@ -86,7 +86,7 @@ def test_appearance_views_hold_the_shares_that_are_drawn(monkeypatch):
         boxes.append((*box, mirrored))
         return np.zeros((px, px, 3), np.uint8)
 
-    monkeypatch.setattr("train.views.pixels", SimpleNamespace(resized_box=noted))
+    monkeypatch.setattr("train.data.views.pixels", SimpleNamespace(resized_box=noted))
     frame = np.zeros((90, 160, 3), np.uint8)
     for seed in range(2000):
         appearance_view(frame, 8, random.Random(seed))

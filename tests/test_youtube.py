@@ -13,14 +13,14 @@ from yt_dlp.globals import supported_js_runtimes
 from yt_dlp.networking.exceptions import HTTPError
 from yt_dlp.utils import GeoRestrictedError
 
-from pipeline.access import PARAMETERS, access_parameters, load_cookie_jar
 from pipeline.errors import AvpipeError
-from pipeline.js_runtime import find_runtime
 from pipeline.ledger import PERMANENT, REASONS
 from pipeline.media import MediaError
-from pipeline.pacing import KINDS, YOUTUBE_PACE
-from pipeline.sources import UrlSource, open_source
-from pipeline.youtube import FORMAT, MESSAGES, YOUTUBE, Downloader, classify, is_youtube, options, retry_after_s
+from pipeline.sources.access import PARAMETERS, access_parameters, load_cookie_jar
+from pipeline.sources.js_runtime import find_runtime
+from pipeline.sources.pacing import KINDS, YOUTUBE_PACE
+from pipeline.sources.source import UrlSource, open_source
+from pipeline.sources.youtube import FORMAT, MESSAGES, YOUTUBE, Downloader, classify, is_youtube, options, retry_after_s
 
 BLOCKS = {reason for reason, kind in KINDS.items() if kind == "blocks"}
 VIDEO = "[youtube] zpWuikVorYg: "
@@ -273,7 +273,7 @@ def test_the_type_of_an_error_counts_where_its_message_says_nothing():
 
 
 def test_a_download_that_never_ends_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.youtube.MAX_VIDEO_BYTES", 100_000)
+    monkeypatch.setattr("pipeline.sources.youtube.MAX_VIDEO_BYTES", 100_000)
     with (
         serve({"/x.mp4": Answer(body=bytes(1_000_000))}) as server,
         pytest.raises(MediaError, match="more than 100,000"),

@@ -16,9 +16,9 @@ import torch
 from thin import patch_networks
 
 from train import fit as trainer
+from train.data.shards import open_shards
 from train.methods import METHODS
 from train.recipes import get_recipe
-from train.shards import open_shards
 
 CHANGES = ["image_px=32", "batch_size=4", "epochs=5", "precision=64-true", "mixing=none", "validation=0", "patience=0"]
 # EZ-VSL gathers as MarginNCE does, whose network it is.

@@ -11,9 +11,9 @@ from torch import nn
 
 from pipeline.errors import AvpipeError
 from pipeline.layout import published
+from train.data.shards import Shards
 from train.methods import METHODS
 from train.recipes import Recipe
-from train.shards import Shards
 
 LAST, BEST = "last.pt", "best.pt"
 FORMAT = 2

@@ -67,11 +67,11 @@ def train(
     from pipeline.parts import default_workers
 
     require_training()
+    from train.data.remote_shards import Room, open_anywhere
     from train.fit import fit
     from train.leaks import leaks_into_tests, warn_or_refuse
     from train.ranks import is_first
     from train.recipes import choose_recipe, summary
-    from train.remote_shards import Room, open_anywhere
 
     root: Root = context.obj
     recipe, chosen = choose_recipe(recipe, method, [*(changes or []), *([f"init={init}"] if init else [])])
@@ -130,8 +130,8 @@ def evaluate(
 ):
     """Score a model or a baseline on a split's boxes, beside floor, ceiling and coverage."""
     require_training()
-    from train.eval_table import table
-    from train.results import Request, run_eval
+    from train.evaluation.eval_table import table
+    from train.evaluation.results import Request, run_eval
 
     root: Root = context.obj
     request = Request(
@@ -163,8 +163,8 @@ def bench(
     require_training()
     from train.bench import bench as run
     from train.bench import record, table
+    from train.data.shards import open_shards
     from train.recipes import choose_recipe, summary
-    from train.shards import open_shards
 
     chosen = choose_recipe(recipe, method, changes or [])[1]
     print(f"avpipe: {summary(chosen)}", file=sys.stderr)

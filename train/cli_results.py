@@ -31,7 +31,7 @@ def retrieve(
 ):
     """Search a split's sounds and pictures by sound: how often the category is right, beside chance."""
     require_training()
-    from train.retrieval import run_retrieval, table
+    from train.evaluation.retrieval import run_retrieval, table
 
     result = run_retrieval(context.obj, split, checkpoint, baseline, format_name, workers)
     say(result, "" if as_json else table(result), as_json)
@@ -78,7 +78,7 @@ def report(
 ):
     """Write one HTML page about evaluated runs: scores, curves, and clips to see and hear. Opens without a network."""
     require_training()
-    from train.report import listed, write_report
+    from train.reports.report import listed, write_report
 
     result = write_report(context.obj, runs, out, split, clips, weights)
     size = f"{result['bytes'] / 1e6:.1f} MB"
@@ -105,9 +105,9 @@ def reproduce(
     """Show the papers' tables with our figures beside theirs. Nothing is filled in that was not run."""
     require_training()
     from pipeline.parts import default_workers
-    from train import reproduce as rows
-    from train import reproduce_tables as tables
-    from train.reproduce_rows import select
+    from train.reports import reproduce as rows
+    from train.reports import reproduce_tables as tables
+    from train.reports.reproduce_rows import select
 
     if plan and run:
         raise AvpipeError("give either --plan or --run")

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from pipeline.errors import AvpipeError
 from pipeline.progress import ProgressLine
-from train import mixing
 from train.checkpoint import BEST, LAST, check_same, epoch_name, load_checkpoint, network_of, save_checkpoint
-from train.inputs import Batch, Inputs
-from train.loader import BatchPlan, Skipped, batches
+from train.data import mixing
+from train.data.inputs import Batch, Inputs
+from train.data.loader import BatchPlan, Skipped, batches
+from train.data.shards import Shards
+from train.data.training_samples import TrainingSamples
 from train.logs import Log, Meter, NoLog
 from train.methods import METHODS
 from train.ranks import any_rank, ranks_of, start_fabric
 from train.recipes import Recipe
-from train.shards import Shards
 from train.signals import StopSignals
-from train.training_samples import TrainingSamples
 from train.validation import Validation, training_part
 
 SKIPPED = "skipped.csv"

@@ -27,7 +27,7 @@ from pipeline.progress import ProgressLine
 from pipeline.settings import ExtractSettings
 from pipeline.sound import END_TOLERANCE_S, Sound
 from pipeline.window import window_around
-from train.frames import TEST_VIEWS, normalise
+from train.data.frames import TEST_VIEWS, normalise
 from train.models import Model, named_model
 from train.overlay import Heat, SoundKind, contact_sheet, new_video, written
 

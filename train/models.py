@@ -11,10 +11,10 @@ from torch import nn
 from pipeline.errors import AvpipeError
 from pipeline.features import SPECS
 from pipeline.layout import Root
-from train.baselines import check_baseline, object_prior, random_init
 from train.checkpoint import LAST, load_checkpoint, network_of, recipe_of
+from train.data.shards import Shards
+from train.evaluation.baselines import check_baseline, object_prior, random_init
 from train.published import IMAGE_PX, folder_name, load_published_checkpoint
-from train.shards import Shards
 
 
 @dataclass(frozen=True, kw_only=True)

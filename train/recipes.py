@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from pipeline.errors import AvpipeError
+from train.data.views import TRAINING_VIEWS
 from train.methods import METHODS
-from train.views import TRAINING_VIEWS
 
 # What a setting may be; 64-true is for checks against references.
 KNOWN = {
@@ -55,7 +55,7 @@ class Recipe:
     compile: bool = False
     """Whether torch compiles the network first; needs a C++ compiler on CPUs."""
     mixing: str = "none"
-    """Curriculum of SSL-TIE's audio mixing: none, `released` or `paper`, see train.mixing.schedule."""
+    """Curriculum of SSL-TIE's audio mixing: none, `released` or `paper`, see train.data.mixing.schedule."""
     validation: float = 0.0
     """Share of the videos held back, to choose the best epoch by the loss on them; 0 holds none back."""
     patience: int = 0

@@ -12,10 +12,10 @@ from pipeline.derive import seeded_hash
 from pipeline.errors import AvpipeError
 from pipeline.layout import video_of
 from train.backbones import evaluating
-from train.inputs import Inputs
-from train.loader import BatchPlan, batches
-from train.shards import DamagedError, Shards
-from train.training_samples import TrainingSamples
+from train.data.inputs import Inputs
+from train.data.loader import BatchPlan, batches
+from train.data.shards import DamagedError, Shards
+from train.data.training_samples import TrainingSamples
 
 BATCH = 64
 # Of the views and transforms that the loss is measured under: the same in every epoch, and in no training.
@@ -53,7 +53,7 @@ class Validation:
     classes: torch.Tensor | None
     """(N,) class of each sample, for a loss that takes it."""
     on_damage: Callable[[DamagedError], None] | None = None
-    """See `train.loader.batches`."""
+    """See `train.data.loader.batches`."""
 
     def __bool__(self) -> bool:
         return self.select_on is not None or len(self.held_back) > 0
@@ -96,9 +96,9 @@ class Validation:
         return self.fabric.all_reduce(total / plan.steps, reduce_op="mean").item()
 
     def _ciou(self) -> float:
-        from train import evaluate
-        from train.clips_to_score import clips_of_shards
-        from train.predict import network_maps
+        from train.evaluation import evaluate
+        from train.evaluation.clips_to_score import clips_of_shards
+        from train.evaluation.predict import network_maps
 
         clips = clips_of_shards(self.select_on)
         maps = network_maps(

@@ -17,9 +17,9 @@ from common import cpu_seconds
 from rich.console import Console
 from rich.table import Table
 
-from train import evaluate as ev
-from train.clips_to_score import ScoredClips
-from train.protocols import PROTOCOLS
+from train.evaluation import evaluate as ev
+from train.evaluation.clips_to_score import ScoredClips
+from train.evaluation.protocols import PROTOCOLS
 
 CHECKED = 100
 

@@ -34,13 +34,13 @@ from scipy.signal import spectrogram
 
 from pipeline import cache_part
 from pipeline import extract as stage
-from pipeline.cut import ffmpeg_program
 from pipeline.features import pcm_to_float
 from pipeline.layout import Root
 from pipeline.ledger import Ledger, Outcome
 from pipeline.media import read_clip, scale_to_rgb
 from pipeline.samples import encode_jpeg
 from pipeline.settings import ExtractSettings
+from pipeline.sources.cut import ffmpeg_program
 
 RATE, SETTINGS = 16_000, ExtractSettings()
 # Clips that one worker gets at a time where workers are compared: small, so that both end at about the same time.

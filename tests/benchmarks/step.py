@@ -32,14 +32,14 @@ from common import make_samples, private_kb, write_shards
 from rich.console import Console
 from rich.table import Table
 
+from train.data.inputs import Inputs
+from train.data.loader import BatchPlan, batches
+from train.data.shards import Shards, open_shards
+from train.data.training_samples import TrainingSamples
 from train.fit import OPTIMIZERS, Training
-from train.inputs import Inputs
-from train.loader import BatchPlan, batches
 from train.methods import METHODS
 from train.ranks import start_fabric
 from train.recipes import Recipe, get_recipe
-from train.shards import Shards, open_shards
-from train.training_samples import TrainingSamples
 
 GPU = torch.cuda.is_available()
 CHOSEN = ("lvs", "ez-vsl", "marginnce", "ssl-tie", "sspl")

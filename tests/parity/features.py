@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipeline import mel
 from pipeline.features import SPECS, VggishPatches, pcm_to_float, sspl_normalise
-from train.frames import cropped_view, normalise, squashed_view
+from train.data.frames import cropped_view, normalise, squashed_view
 
 SPEC, TIE, VGGISH = (SPECS[name] for name in ("logspec", "tie-mel", "vggish"))
 SECOND = 16_000

@@ -1,0 +1,1 @@
+"""What other code reads and writes: its layouts in and out."""

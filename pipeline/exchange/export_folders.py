@@ -1,0 +1,95 @@
+"""Frames and sounds as plain files: the layouts that LVS, EZ-VSL and SLAVC, and SSL-TIE read."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import soundfile as sf
+
+from pipeline import samples
+from pipeline.exchange.export_split import ExportSplit
+from pipeline.manifest import TABLES, Manifest, write_table
+
+INDEX = "index.parquet"
+INDEX_SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("sha256", pa.string()),  # of the cached sample, all members
+        ("source_sha256", pa.string()),  # of the file that the sample was made from
+        ("files_sha256", pa.string()),  # of the exported frame and sound: tells an import whether they are unchanged
+    ]
+)
+
+
+def files_sha256(image: bytes, audio: bytes) -> str:
+    """SHA-256 over the bytes of an image file and, behind them, an audio file."""
+    return hashlib.sha256(image + audio).hexdigest()
+
+
+def write_folders(source: ExportSplit, folder: Path, on_sample: Callable[[], None]) -> dict[str, int]:
+    """`frames/<id>.jpg`, `audio/<id>.wav` (LVS, EZ-VSL, SLAVC), and what an import needs to make the same cache again.
+
+    That is `meta/<id>.json`, `manifest/` with the three tables cut to this split, and `index.parquet`. Frames and meta
+    are the cache's bytes; the sound is its 16-bit samples, 16 kHz mono.
+    """
+    for name in ("frames", "audio", "meta", "manifest"):
+        (folder / name).mkdir()
+    index = []
+    for row, sample in source.samples():
+        clip_id = row["clip_id"]
+        wav = folder / "audio" / f"{clip_id}.wav"
+        (folder / "frames" / f"{clip_id}.jpg").write_bytes(sample[samples.FRAME])
+        (folder / "meta" / f"{clip_id}.json").write_bytes(sample[samples.META])
+        _write_wav(wav, sample[samples.AUDIO], source)
+        files = files_sha256(sample[samples.FRAME], wav.read_bytes())
+        index.append({name: row[name] for name in INDEX_SCHEMA.names[:3]} | {"files_sha256": files})
+        on_sample()
+    pq.write_table(pa.Table.from_pylist(index, INDEX_SCHEMA), folder / INDEX)
+    _write_manifest(source, folder / "manifest")
+    return {}
+
+
+def write_ssl_tie_train(source: ExportSplit, folder: Path, on_sample: Callable[[], None]) -> dict[str, int]:
+    """`total_video_frames/<id>/125.jpg` and `total_video_3s_audio/<id>.wav`.
+
+    125 is the fifth second at 25 frames a second, the middle of a clip; here it is the cache's centre frame.
+    """
+    frames, audio = folder / "total_video_frames", folder / "total_video_3s_audio"
+    frames.mkdir()
+    audio.mkdir()
+    for row, sample in source.samples():
+        (frames / row["clip_id"]).mkdir()
+        (frames / row["clip_id"] / "125.jpg").write_bytes(sample[samples.FRAME])
+        _write_wav(audio / f"{row['clip_id']}.wav", sample[samples.AUDIO], source)
+        on_sample()
+    return {}
+
+
+def write_ssl_tie_test(source: ExportSplit, folder: Path, on_sample: Callable[[], None]) -> dict[str, int]:
+    """`frame/<id>.jpg` and `audio/<id>.wav`."""
+    for name in ("frame", "audio"):
+        (folder / name).mkdir()
+    for row, sample in source.samples():
+        (folder / "frame" / f"{row['clip_id']}.jpg").write_bytes(sample[samples.FRAME])
+        _write_wav(folder / "audio" / f"{row['clip_id']}.wav", sample[samples.AUDIO], source)
+        on_sample()
+    return {}
+
+
+def _write_wav(path: Path, flac: bytes, source: ExportSplit) -> None:
+    sf.write(path, samples.decode_flac(flac), source.settings.sample_rate_hz, format="WAV", subtype="PCM_16")
+
+
+def _write_manifest(source: ExportSplit, folder: Path) -> None:
+    """The three tables, cut to this split and the clips that it needs, and the facts about it in their metadata."""
+    facts = Manifest.open(source.root.manifest).facts()
+    facts["splits"] = {source.split: facts["splits"][source.split]}
+    of_split = pc.field("split") == source.split
+    of_clips = pc.field("clip_id").isin(source.listed)
+    for name in TABLES:
+        path = source.root.manifest / f"{name}.parquet"
+        table = pq.read_table(path, filters=of_split if name == "splits" else of_clips)
+        write_table(table, folder / f"{name}.parquet", facts)

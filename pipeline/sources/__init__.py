@@ -1,0 +1,1 @@
+"""Where raw clips come from: YouTube, addresses, tars, folders."""

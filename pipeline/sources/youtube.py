@@ -1,0 +1,203 @@
+"""yt-dlp only: its options, and what its errors and messages mean for the ledger."""
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import yt_dlp
+from yt_dlp.networking.exceptions import CertificateVerifyError, HTTPError, ProxyError
+from yt_dlp.utils import DownloadCancelled, GeoRestrictedError
+
+from pipeline.disk_space import RESERVE_BYTES, free_bytes
+from pipeline.media import MediaError
+from pipeline.sources.access import load_cookie_jar, without_secrets
+from pipeline.sources.cut import ffmpeg_program
+from pipeline.sources.js_runtime import find_runtime
+from pipeline.sources.pacing import NO_PACE, YOUTUBE_PACE
+from pipeline.sources.probe import WEB_PAGE
+
+YOUTUBE = "https://www.youtube.com/watch?v={youtube_id}"
+HOSTS = ("youtube.com", "youtu.be", "youtube-nocookie.com")
+# A 360p file is enough for a 256-pixel frame and 16 kHz audio; progressive first, because it needs no merging.
+FORMAT = "best[height<=360][acodec!=none][vcodec!=none]/bestvideo[height<=360]+bestaudio/best"
+# Seconds without a byte after which a connection counts as dead.
+SOCKET_TIMEOUT_S = 30.0
+# yt-dlp goes on with a broken body where it broke off, so often.
+RETRIES = 3
+# Hours of 360p; only a live broadcast, or a server that never ends, sends more.
+MAX_VIDEO_BYTES = 4_000_000_000
+
+# What yt-dlp says (in lower case) and the ledger's reason; the first match counts. A set-up fault or a block of this
+# address must never read as a dead video, so these stand before the messages of removal.
+MESSAGES = (
+    ("no space left", "disk"),
+    ("not a bot", "bot_check"),
+    ("captcha", "bot_check"),
+    ("try again later", "rate_limited"),
+    ("too many requests", "rate_limited"),
+    ("http error 429", "rate_limited"),
+    ("requested format is not available", "setup"),
+    ("only images are available", "setup"),
+    ("ffmpeg is not installed", "setup"),
+    ("ffmpeg not found", "setup"),
+    ("unsupported url", "setup"),
+    ("confirm your age", "age_gate"),
+    ("age-restricted", "age_gate"),
+    ("private video", "private"),
+    ("in your country", "geo_blocked"),
+    ("geo restriction", "geo_blocked"),
+    ("http error 404", "removed"),
+    ("http error 410", "removed"),
+    ("video unavailable", "removed"),
+    ("has been removed", "removed"),
+    ("been terminated", "removed"),
+    ("no longer available", "removed"),
+    ("timed out", "network"),
+    ("http error", "network"),
+    ("unable to download", "network"),
+    ("connection", "network"),
+    ("bytes read", "network"),
+)
+
+# Errors whose message says only that the network failed, or whose message varies with the language.
+ERROR_TYPES = ((ProxyError, "setup"), (CertificateVerifyError, "setup"), (GeoRestrictedError, "geo_blocked"))
+
+
+class SessionLimitError(MediaError):
+    """The server limits this session; the video itself is not to blame."""
+
+    def __init__(self, detail: str, retry_after_s: float | None):
+        super().__init__("rate_limited", detail)
+        self.retry_after_s = retry_after_s
+
+
+class _Silent:
+    """yt-dlp's messages arrive as exceptions; its console output would tear the progress bar."""
+
+    def debug(self, message: str) -> None: ...
+
+    def info(self, message: str) -> None: ...
+
+    def warning(self, message: str) -> None: ...
+
+    def error(self, message: str) -> None: ...
+
+
+def is_youtube(url: str) -> bool:
+    """Whether an address is YouTube's, which needs a JavaScript runtime and a slow pace."""
+    host = (urlsplit(url).hostname or "").lower()
+    return any(host == name or host.endswith(f".{name}") for name in HOSTS)
+
+
+def options(youtube: bool, access: dict) -> dict:
+    """Options of YoutubeDL; `access` are those of `access_parameters`. Pauses only where the pages are YouTube's."""
+    pace = YOUTUBE_PACE if youtube else NO_PACE
+    return access | {
+        "color": {"stdout": "no_color", "stderr": "no_color"},
+        "continuedl": True,
+        "ffmpeg_location": ffmpeg_program(),
+        "format": FORMAT,
+        "fragment_retries": RETRIES,
+        "logger": _Silent(),
+        "merge_output_format": "mp4",
+        "noplaylist": True,
+        "noprogress": True,
+        "quiet": True,
+        "retries": RETRIES,
+        "sleep_interval_requests": pace.request_s,
+        "socket_timeout": SOCKET_TIMEOUT_S,
+    }
+
+
+class Downloader:
+    """Fetches single videos; each thread keeps one client, which is six times as fast as a new one each time."""
+
+    def __init__(self, youtube: bool, access: dict):
+        self.youtube = youtube
+        self._access = access
+        self._of_thread = threading.local()
+        self._cookies: CookieJar | None = None
+        self._runtime: dict = {}
+        self._stopped: Callable[[], bool] = lambda: False
+
+    def prepare(self, stopped: Callable[[], bool]) -> str:
+        """Check what fetching needs, before the first request; returns what to tell the user, "" for nothing.
+
+        Downloads end soon after `stopped` says so. Raises AvpipeError where YouTube is to be asked and there is no
+        JavaScript runtime, or cookies are unreadable.
+        """
+        self._stopped = stopped
+        self._cookies = load_cookie_jar(self._access)
+        if not self.youtube:
+            return ""
+        runtime = find_runtime()
+        self._runtime = runtime.options()
+        return str(runtime)
+
+    def fetch(self, url: str, folder: Path) -> Path:
+        """Download one video into `folder` and return its file; half of it, left there, is gone on with.
+
+        Raises SessionLimitError, or MediaError with the ledger's reason.
+        """
+        client = self._client()
+        # The name is ours and fixed: nothing that a server sends can choose a path. A % of the folder is no field.
+        client.params["outtmpl"]["default"] = str(folder).replace("%", "%%") + "/video.%(ext)s"
+        try:
+            client.extract_info(url, download=True)
+        except Exception as error:  # extractors are many and raise anything; no clip may end the run
+            raise self._meaning(error) from None
+        files = [path for path in folder.iterdir() if path.suffix not in (".part", ".ytdl")]
+        if len(files) != 1:
+            raise MediaError("unknown", f"{url} gave {len(files)} files instead of one")
+        return files[0]
+
+    def _client(self) -> yt_dlp.YoutubeDL:
+        if not hasattr(self._of_thread, "client"):
+            client = yt_dlp.YoutubeDL(options(self.youtube, self._access) | self._runtime)
+            if self._cookies is not None:
+                client.cookiejar = self._cookies
+            client.add_progress_hook(self._guard)
+            self._of_thread.client = client
+        return self._of_thread.client
+
+    def _guard(self, progress: dict) -> None:
+        """yt-dlp calls this with every block; what it raises ends a download that must not go on."""
+        if self._stopped():
+            raise DownloadCancelled("the run was stopped")
+        if progress.get("downloaded_bytes", 0) > MAX_VIDEO_BYTES:
+            raise DownloadCancelled(f"more than {MAX_VIDEO_BYTES:,} bytes came")
+        if free_bytes(Path(progress["filename"]).parent) < RESERVE_BYTES / 2:
+            raise DownloadCancelled("no space left but half of the reserve")
+
+    def _meaning(self, error: Exception) -> MediaError:
+        text = " ".join(str(error).removeprefix("ERROR: ").split())
+        text = without_secrets(text, self._access)
+        cause = (getattr(error, "exc_info", None) or (None, error))[1]
+        reason = classify(text, cause)
+        if reason == "rate_limited":
+            return SessionLimitError(text, retry_after_s(cause))
+        return MediaError(reason, f"{WEB_PAGE}: {text}" if "Unsupported URL" in text else text)
+
+
+def classify(message: str, cause: BaseException | None = None) -> str:
+    """The ledger's reason for one of yt-dlp's messages and the error behind it."""
+    lowered = message.lower()
+    reason = next((reason for text, reason in MESSAGES if text in lowered), "unknown")
+    if reason in ("network", "unknown"):
+        return next((better for kind, better in ERROR_TYPES if isinstance(cause, kind)), reason)
+    return reason
+
+
+def retry_after_s(cause: BaseException | None) -> float | None:
+    """Seconds until the server may be asked again, as its Retry-After says (a number or a date); None without one."""
+    value = cause.response.headers.get("Retry-After") if isinstance(cause, HTTPError) else None
+    try:
+        if value is None or value.strip().isdecimal():
+            return float(value) if value else None
+        return (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError):  # no date, or one without a zone
+        return None

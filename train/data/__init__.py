@@ -1,0 +1,1 @@
+"""From shards to what a network reads: samples, views, batches, inputs on the device."""

@@ -1,0 +1,68 @@
+"""What a network reads, made of a loaded batch on the device: scaled and recoloured frames, mixed and masked sounds."""
+
+import torch
+from torch import Tensor
+
+from train.data.audio import SpecTransform
+from train.data.colour import recolour
+from train.data.frames import normalise
+
+Batch = dict[str, Tensor]
+"""The stacked parts of samples, by the names that `train.data.training_samples.TrainingSamples` gives them."""
+# Parts that stay in the host's memory: they tell what is done to which sample.
+DECISIONS = ("colour", "weight")
+
+
+class Inputs:
+    """Makes the inputs of a method from batches whose sounds are of one feature spec."""
+
+    def __init__(self, device: torch.device, feature: str):
+        self.device = device
+        self._transform = SpecTransform(feature).to(device)
+
+    def to_device(self, batch: Batch) -> Batch:
+        """The batch with all that is large on the device; from pinned memory nobody waits for it."""
+        return {
+            name: part if name in DECISIONS else part.to(self.device, non_blocking=True) for name, part in batch.items()
+        }
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(image_B3HW, or image_BV3HW of several views; spec_B1FT), both float32 whatever the autocast."""
+        batch = self.to_device(batch)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            return self._images(batch), self._sounds(batch)
+
+    def _images(self, batch: Batch) -> Tensor:
+        image = batch["image"]
+        if "colour" in batch:
+            image = recolour(image.flatten(0, -4), batch["colour"].flatten(0, -2)).view(image.shape)
+        return normalise(image)
+
+    def _sounds(self, batch: Batch) -> Tensor:
+        spec_B1FT = batch["spec"].float()
+        if "weight" in batch:
+            mixed = batch["weight"].nonzero()[:, 0]
+            if len(mixed):
+                spec_B1FT[mixed.to(self.device)] = self._mixed(batch["sounds"], batch["weight"], mixed)
+        return masked(spec_B1FT, batch["mask"]) if "mask" in batch else spec_B1FT
+
+    def _mixed(self, sounds_B2T: Tensor, weight_B: Tensor, rows: Tensor) -> Tensor:
+        """Features of the blended waveforms of some rows. Source: SSL-TIE, equation 4."""
+        weight = weight_B[rows].to(self.device)[:, None]
+        own, other = (sounds_B2T[rows.to(self.device)].float() / 32768).unbind(1)
+        return self._transform((1 - weight) * own + weight * other)[:, None]
+
+
+def masked(spec_B1FT: Tensor, mask_B4: Tensor) -> Tensor:
+    """A stretch of windows and one of bands of each sample at its lowest value.
+
+    mask_B4: first window and number of windows, first band and number of bands; a stretch of none hides nothing.
+    `tie-mel` has its floor in the 28 bands that are always empty; SSL-TIE's released code masks power before the
+    decibels, which gives that floor, too.
+    """
+    hidden = torch.zeros_like(spec_B1FT, dtype=torch.bool)
+    for axis, (first_B, length_B) in ((3, mask_B4[:, :2].T), (2, mask_B4[:, 2:].T)):
+        place = torch.arange(spec_B1FT.shape[axis], device=spec_B1FT.device) - first_B[:, None]
+        inside = (place >= 0) & (place < length_B[:, None])
+        hidden |= inside[:, None, None, :] if axis == 3 else inside[:, None, :, None]
+    return torch.where(hidden, spec_B1FT.amin((1, 2, 3), keepdim=True), spec_B1FT)

@@ -1,0 +1,32 @@
+"""Memory of large arrays that is used again once nobody refers to it: fresh pages cost more than what is put there."""
+
+import weakref
+from collections import defaultdict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Memory:
+    """Gives room for tensors, of late arrays where it can; threads may share it.
+
+    As much is kept as was in use at one time.
+    """
+
+    def __init__(self):
+        self._free: defaultdict[int, list[np.ndarray]] = defaultdict(list)
+        """By size in bytes."""
+
+    def room(self, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
+        """An uninitialised tensor. Its memory comes back when the tensor and all views of it are gone."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        free = self._free[size]
+        try:
+            block = free.pop()
+        except IndexError:  # not asked beforehand: another thread could be quicker
+            block = np.empty(size, np.uint8)
+        array = block.view(dtype).reshape(shape)
+        # A tensor's storage, which its views share, holds on to the very array that it was made from.
+        weakref.finalize(array, free.append, block).atexit = False
+        return torch.from_numpy(array)

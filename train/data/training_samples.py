@@ -1,0 +1,89 @@
+"""Single samples for training: what threads read, decode and draw for each, before the device does its part."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from train.data.loader import read_feature, read_pixels
+from train.data.shards import Shards
+from train.data.views import TRAINING_VIEWS
+
+if TYPE_CHECKING:
+    from train.data.mixing import Mixing
+
+# SSL-TIE's masks: the longest in windows and in bands, and how often a clip gets both.
+MASK_TIME, MASK_BANDS, MASK_SHARE = 180, 35, 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSamples:
+    """Reads single samples; the augmentation of a sample depends on seed, epoch and sample, not on who loads it."""
+
+    shards: Shards
+    feature: str
+    image_px: int
+    seed: int
+    view: str = "crop"
+    """A key of train.data.views.TRAINING_VIEWS."""
+    views: int = 1
+    """Views of each frame; with more than one they are stacked before the pixels."""
+    masking: bool = False
+    """Whether stretches of time and of bands are hidden, see `train.data.inputs.masked`."""
+    mixing: Mixing | None = None
+    """Which sounds are blended with another's (SSL-TIE)."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of what a sample consists of, in the order in which it comes.
+
+        image: uint8 (px, px, 3), or (V, px, px, 3). spec: (1, F, T) as stored. number: of the sample. colour: float32
+        (7,) or (V, 7), see `train.data.colour`. mask: int32 (4,), see `train.data.inputs.masked`. sounds,
+        weight: int16 (2, T) and float32, see `Mixing`.
+        """
+        coloured = ("colour",) if TRAINING_VIEWS[self.view].colour else ()
+        return (
+            *("image", "spec", "number"),
+            *coloured,
+            *(("mask",) if self.masking else ()),
+            *(("sounds", "weight") if self.mixing else ()),
+        )
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple:
+        """The parts of (epoch, sample number). Raises DamagedError, naming shard and clip."""
+        epoch, number = key
+        # Not NumPy's generator: to make one takes 120 µs among other work, a fifth of all that is done for a sample.
+        rng = random.Random(self.seed << 96 | epoch << 64 | number)
+        view, frame_HW3 = TRAINING_VIEWS[self.view], read_pixels(self.shards, number)
+        sample = [
+            self._stacked([view.pixels(frame_HW3, self.image_px, rng) for _ in range(self.views)]),
+            read_feature(self.shards, number, self.feature),
+            number,
+        ]
+        if view.colour:
+            sample.append(self._stacked([view.colour(rng) for _ in range(self.views)]))
+        if self.masking:
+            sample.append(draw_mask(sample[1].shape, rng))
+        if self.mixing:
+            sample += self.mixing.sounds(self.shards, number, self.feature, rng)
+        return tuple(sample)
+
+    def _stacked(self, made: list[np.ndarray]) -> np.ndarray:
+        return made[0] if self.views == 1 else np.stack(made)
+
+
+def draw_mask(shape: tuple[int, int, int], rng: random.Random) -> np.ndarray:
+    """int32 (4,) for `train.data.inputs.masked`: with probability .8 up to 180 windows and up to 35 bands, else none.
+
+    `shape` is (1, F, T). Source: SSL-TIE's data loader (torchaudio's TimeMasking and FrequencyMasking).
+    """
+    if rng.random() >= MASK_SHARE:
+        return np.zeros(4, np.int32)
+    drawn = []
+    for size, longest in ((shape[2], MASK_TIME), (shape[1], MASK_BANDS)):
+        length = rng.random() * longest
+        drawn += [rng.random() * max(size - length, 0), length]
+    return np.array(drawn).astype(np.int32)

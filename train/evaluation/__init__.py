@@ -1,0 +1,1 @@
+"""From maps to measured numbers: protocols, metrics, intervals, groups, retrieval."""

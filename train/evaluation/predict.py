@@ -1,0 +1,45 @@
+"""Similarity maps of a network over shards, one pass for each kind of frame."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from train.data.frames import TEST_VIEWS, normalise
+from train.data.loader import read_feature, read_frame, stacked
+from train.data.shards import Shards
+from train.evaluation.clips_to_score import ScoredClips
+from train.evaluation.listening import silence
+
+BATCH = 32
+
+
+def network_maps(
+    network: nn.Module, shards: Shards, clips: ScoredClips, feature: str, px: int, workers: int
+) -> Callable[..., Iterator[np.ndarray]]:
+    """A function from a kind of frame to the maps (H, W) of all `clips` in their order.
+
+    As its second argument it takes (N,) whose sound each clip is given instead of its own, by place among the clips, -1
+    for silence. A map comes from one frame and one sound, in evaluation mode. Raises AvpipeError for a sample that
+    cannot be read: a score over other clips than announced would be no score.
+    """
+    fabric = Fabric(accelerator="auto", devices=1)
+    network = network.to(fabric.device, memory_format=torch.channels_last)
+
+    def maps(frame: str, given: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """(H, W) of each clip; `frame` is a key of TEST_VIEWS, `given` the places of the sounds heard instead."""
+        sounds = clips.sounds if given is None else np.where(given < 0, -1, clips.numbers[given])
+
+        def read(place: int) -> tuple[np.ndarray, np.ndarray]:
+            view = TEST_VIEWS[frame](read_frame(shards, int(clips.numbers[place])), px)
+            sound = int(sounds[place])
+            return view, silence(feature) if sound < 0 else read_feature(shards, sound, feature)
+
+        places = range(len(clips.numbers))
+        for batch in stacked((places[first : first + BATCH] for first in places[::BATCH]), read, workers):
+            image_BHW3, spec_B1FT = (fabric.to_device(tensor) for tensor in batch)
+            yield from network.localize(normalise(image_BHW3), spec_B1FT.float()).cpu().numpy()
+
+    return maps

@@ -1,0 +1,193 @@
+"""One evaluation from the command line to its files: who predicts, on which clips, and what is written and printed."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import AvpipeError
+from pipeline.layout import Root, check_split_name, published
+from pipeline.parts import default_workers
+from train import leaks
+from train.data.shards import Shards
+from train.evaluation import evaluate as ev
+from train.evaluation import intervals, metrics
+from train.evaluation.clips_to_score import ScoredClips, clips_of_manifest, clips_of_shards, only, open_split, read_only
+from train.evaluation.listening import sounds_of_other_classes
+
+Maps = Callable[..., Iterator[np.ndarray]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What is to be scored, and how."""
+
+    split: str
+    only: str | None = None
+    """A list of clips, or a split, that the score is confined to."""
+    checkpoint: str | None = None
+    """A run or file; with neither this nor a baseline the newest run."""
+    format_name: str | None = None
+    """Whose published checkpoint it is; None for avpipe's own."""
+    baseline: str | None = None
+    """`centre`, `object` or `random-init`."""
+    object_guided: bool = False
+    """Whether the maps are blended with those of an ImageNet network (OGL)."""
+    weights: Path | None = None
+    """File or folder with the ImageNet weights for `object` and `object_guided`."""
+    protocol: str = ev.DEFAULT
+    """Names with commas, or `all`."""
+    forbid_leak: bool = False
+    """Whether a checkpoint that was trained on scored clips is refused."""
+    workers: int | None = None
+
+    def check(self) -> None:
+        """Raise AvpipeError for a wrong combination."""
+        check_split_name(self.split)
+        if self.only is not None:
+            check_split_name(self.only_name())
+        if self.checkpoint is not None and self.baseline is not None:
+            raise AvpipeError("give either --checkpoint RUN or --baseline centre|object|random-init")
+        if self.format_name is not None and self.checkpoint is None:
+            raise AvpipeError("--format says whose checkpoint --checkpoint is; give that file, too")
+        if self.object_guided and self.baseline is not None:
+            raise AvpipeError("--object-guided blends a model's maps; a baseline is scored as it is")
+        if self.weights is not None and not (self.object_guided or self.baseline == "object"):
+            raise AvpipeError("--weights names the ImageNet weights of --baseline object or --object-guided; add one")
+
+    def only_name(self) -> str | None:
+        """Name of the list that `only` means: a split, or a file without its ending."""
+        return None if self.only is None else Path(self.only).stem
+
+    def folder_name(self) -> str:
+        """Under what name the result is kept in a run's `eval` folder."""
+        only = "" if self.only is None else f"-only-{self.only_name()}"
+        return f"{self.split}{only}{'-object-guided' if self.object_guided else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Predictor:
+    """Who predicts, on what."""
+
+    name: str
+    run: Path
+    clips: ScoredClips
+    maps: Maps
+    shards: Shards | None = None
+    objects: Maps | None = None
+    facts: dict = field(default_factory=dict)
+    """What is known of the checkpoint: `checkpoint`, `trained_on`."""
+
+
+def run_eval(root: Root, request: Request) -> dict:
+    """Score and write `<run>/eval/<split>/`: metrics.json, per_clip.parquet and, with frames, sheet.png.
+
+    Returns what metrics.json holds: the first protocol's figures at the top, all protocols' under `protocols`; for a
+    network the same clips with other sounds under `wrong_audio` and `silence`, what it was trained on and what of that
+    is scored under `trained_on`. The baseline `centre` needs the manifest alone. Raises AvpipeError for a wrong
+    combination, missing input, and a leak that is forbidden.
+    """
+    request.check()
+    names = ev.choose_protocols(request.protocol)
+    who = _centre(root, request) if request.baseline == "centre" else _network(root, request)
+    kept: dict[str, list[np.ndarray]] = {}
+    scores = ev.evaluate(who.clips, _keeping(who.maps, kept), names, who.objects)
+    summaries = [score.summary() for score in scores]
+    folder = who.run / "eval" / request.folder_name()
+    result = {
+        "split": request.split,
+        "only": request.only_name(),
+        "object_guided": request.object_guided,
+        "model": who.name,
+        **who.facts,
+        "clips_listed": who.clips.listed,
+        "negatives_listed": who.clips.negatives_listed,
+        "listed_sha256": who.clips.listed_sha256,
+        **summaries[0],
+        **(_listening(who, scores[0]) if who.shards and request.baseline != "object" else {}),
+        "protocols": {summary["protocol"]: summary for summary in summaries},
+        "per_clip": str(folder / "per_clip.parquet"),
+        "sheet": str(folder / "sheet.png") if who.shards else None,
+    }
+    ev.write_per_clip(scores, folder / "per_clip.parquet")
+    if who.shards:
+        from train.reports.sheet import write_sheet
+
+        title = f"{who.name} on {request.split}: cIoU@0.5 {result['ciou']:.3f} ({scores[0].protocol}), best to worst"
+        frame = ev.PROTOCOLS[scores[0].protocol].frame
+        write_sheet(scores[0], kept[frame], who.clips, who.shards, title, folder / "sheet.png")
+    with published(folder / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _chosen(root: Root, request: Request, clips: ScoredClips) -> ScoredClips:
+    """The clips that `only` leaves."""
+    return clips if request.only is None else only(clips, read_only(root.manifest, request.only))
+
+
+def _centre(root: Root, request: Request) -> _Predictor:
+    clips = _chosen(root, request, clips_of_manifest(root.manifest, request.split))
+    run = root.runs / "baseline-centre"
+    return _Predictor(name=run.name, run=run, clips=clips, maps=ev.centre_maps(clips))
+
+
+def _network(root: Root, request: Request) -> _Predictor:
+    """A trained, published, fresh or merely seeing network over the split's shards."""
+    from train.evaluation.predict import network_maps
+    from train.models import choose_model, object_model
+
+    shards = open_split(root, request.split)
+    clips = _chosen(root, request, clips_of_shards(shards))
+    weights = request.weights if request.baseline == "object" else None
+    model = choose_model(root, shards, request.checkpoint, request.baseline, request.format_name, weights)
+    workers = default_workers() - 1 if request.workers is None else request.workers
+    maps = network_maps(model.network, shards, clips, model.feature, model.image_px, workers)
+    objects, name = None, model.run.name
+    if request.object_guided:
+        sees = object_model(root, shards.metadata["extract"]["features"], request.weights)
+        objects = network_maps(sees.network, shards, clips, sees.feature, sees.image_px, workers)
+        name += " + object-guided"
+    facts = {"checkpoint": model.checkpoint} if model.checkpoint else {}
+    if model.trained_on:
+        found = leaks.leak(model.trained_on.clip_ids, clips.clip_ids)
+        leaks.warn_or_refuse(name, {clips.split: found} if any(found.values()) else {}, request.forbid_leak)
+        facts["trained_on"] = model.trained_on.record() | {"leak": found}
+    return _Predictor(name=name, run=model.run, clips=clips, maps=maps, shards=shards, objects=objects, facts=facts)
+
+
+def _listening(who: _Predictor, own: ev.Score) -> dict:
+    """The first protocol again with the sound of another class, and with silence: {"wrong_audio": …, "silence": …}.
+
+    Each holds `ciou`, `pointing`, and by how much cIoU@0.5 falls: `drop` with its paired `interval`.
+    """
+    found = {}
+    quiet = np.full(len(who.clips.clip_ids), -1)
+    sounds_of = {"wrong_audio": sounds_of_other_classes(who.clips.labels), "silence": quiet}
+    for name, sounds in sounds_of.items():
+        (score,) = ev.evaluate(
+            who.clips, lambda frame, sounds=sounds: who.maps(frame, sounds), [own.protocol], who.objects
+        )
+        fall = intervals.compare(own.scored(), score.scored())
+        peaks = [row["peak_inside"] for row in score.scored() if row["box_area"] > 0]
+        found[name] = {
+            "ciou": metrics.success([row["ciou"] for row in score.scored()]),
+            "pointing": float(np.mean(peaks)),
+            "drop": fall["difference"],
+            "interval": fall["interval"],
+        }
+    return found
+
+
+def _keeping(maps: Maps, kept: dict[str, list[np.ndarray]]) -> Maps:
+    """The same maps, remembered for the pictures."""
+
+    def keep(frame: str) -> Iterator[np.ndarray]:
+        kept[frame] = []
+        for map_HW in maps(frame):
+            kept[frame].append(map_HW)
+            yield map_HW
+
+    return keep
