@@ -221,9 +221,20 @@ def read_metadata(index: Path, address: str | None = None) -> dict:
         metadata = json.loads((pq.read_schema(index).metadata or {})[METADATA_KEY])
     except (OSError, pa.ArrowInvalid, KeyError, ValueError):
         raise AvpipeError(f"{name} is not an index of avpipe shards, or is damaged; run `avpipe shard` again") from None
-    if not isinstance(metadata, dict) or metadata.get("format") != 1 or not metadata.keys() >= METADATA_FIELDS:
+    known = isinstance(metadata, dict) and metadata.get("format") == 1 and metadata.keys() >= METADATA_FIELDS
+    if not known or not _are_negatives(metadata.get("negatives")):
         raise AvpipeError(f"{name} is not an index of format 1, which this avpipe reads; run `avpipe shard` again")
     return metadata
+
+
+def _are_negatives(value: object) -> bool:
+    """Whether it is what `Manifest.negatives` gives, as a stranger's index need not have it."""
+    if value is None:
+        return True
+    if not isinstance(value, dict) or not isinstance(value.get("pairs"), list):
+        return False
+    pairs = all(isinstance(pair, list) and len(pair) == 2 and {*map(type, pair)} == {str} for pair in value["pairs"])
+    return pairs and isinstance(value.get("adds_to"), str | None)
 
 
 def _summary(folder: Path, split: str, listed: int, written: int) -> ShardSummary:

@@ -1,5 +1,6 @@
 """Opening shards by their index."""
 
+import json
 import pickle
 import shutil
 
@@ -82,6 +83,17 @@ def test_a_member_that_is_not_there(done_root):
 def rewritten(folder, change):
     table = pq.read_table(folder / "index.parquet")
     pq.write_table(change(table), folder / "index.parquet")
+
+
+@pytest.mark.parametrize("pairs", [None, ["a"], [["a", "b", "c"]], [["a", 1]]])
+def test_a_foreign_list_of_negatives_is_a_sentence(copied, pairs):
+    def change(table):
+        metadata = json.loads(table.schema.metadata[b"avpipe"]) | {"negatives": {"adds_to": None, "pairs": pairs}}
+        return table.replace_schema_metadata({"avpipe": json.dumps(metadata)})
+
+    rewritten(copied, change)
+    with pytest.raises(AvpipeError, match="not an index of format 1"):
+        open_shards(copied)
 
 
 @pytest.mark.parametrize(
