@@ -9,12 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from train.data import pixels
-from train.data.memory import Memory
+from train.data.memory import BATCHES
 
 # Of a frame in the shards; a damaged header could ask for gigabytes.
 MOST_PIXELS = 1 << 25
-# Of normalised batches: fresh pages for 77 MB would take longer than the scaling.
-_MEMORY = Memory()
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -59,7 +57,7 @@ def normalise(image_BHW3: Tensor) -> Tensor:
     Frames in several views, (B, V, H, W, 3), become image_BV3HW.
     """
     if image_BHW3.device.type == "cpu" and image_BHW3.dtype == torch.uint8:
-        scaled = _MEMORY.room(tuple(image_BHW3.shape), np.float32)
+        scaled = BATCHES.room(tuple(image_BHW3.shape), np.float32)
         pixels.look_up(image_BHW3.contiguous().view(-1, 3).numpy(), _scaled_values(), scaled.view(-1, 3).numpy())
     else:
         scaled = _scaled(image_BHW3)

@@ -1,11 +1,13 @@
 """What a network reads, made of a loaded batch on the device: scaled and recoloured frames, mixed and masked sounds."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from train.data.audio import SpecTransform
 from train.data.colour import recolour
 from train.data.frames import normalise
+from train.data.memory import BATCHES
 
 Batch = dict[str, Tensor]
 """The stacked parts of samples, by the names that `train.data.training_samples.TrainingSamples` gives them."""
@@ -39,7 +41,7 @@ class Inputs:
         return normalise(image)
 
     def _sounds(self, batch: Batch) -> Tensor:
-        spec_B1FT = batch["spec"].float()
+        spec_B1FT = _float32(batch["spec"])
         if "weight" in batch:
             mixed = batch["weight"].nonzero()[:, 0]
             if len(mixed):
@@ -51,6 +53,13 @@ class Inputs:
         weight = weight_B[rows].to(self.device)[:, None]
         own, other = (sounds_B2T[rows.to(self.device)].float() / 32768).unbind(1)
         return self._transform((1 - weight) * own + weight * other)[:, None]
+
+
+def _float32(spec_B1FT: Tensor) -> Tensor:
+    """A copy, on a CPU in memory that is used again."""
+    if spec_B1FT.device.type != "cpu":
+        return spec_B1FT.float()
+    return BATCHES.room(tuple(spec_B1FT.shape), np.float32).copy_(spec_B1FT)
 
 
 def masked(spec_B1FT: Tensor, mask_B4: Tensor) -> Tensor:

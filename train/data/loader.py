@@ -22,7 +22,7 @@ from pipeline.errors import AvpipeError
 from pipeline.features import SPECS
 from pipeline.samples import FRAME, feature_member
 from train.data.frames import decode_frame
-from train.data.memory import Memory
+from train.data.memory import BATCHES
 from train.data.shards import DamagedError, Shards
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 AHEAD = 2
 # Samples that a thread takes at a time: few, so that all threads work on the batch that is wanted next.
 PART = 8
-# Of batches without a GPU: to have 32 MB of fresh pages cleared takes a tenth of the time that loading does.
-_MEMORY = Memory()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +136,7 @@ def stacked(
     The tensors are in pinned memory where there is a GPU, so that copies to it need not be waited for. Raises what
     `read` raises; DamagedError only without `on_damage`, or where nothing of a batch is left.
     """
-    room = _pinned if torch.cuda.is_available() else _MEMORY.room
+    room = _pinned if torch.cuda.is_available() else BATCHES.room
     for batch in _filled((_Batch(keys, read, room) for keys in batches_of_keys), workers):
         for _, error in sorted(batch.damaged.items()):
             if on_damage is None:

@@ -30,3 +30,7 @@ class Memory:
         # A tensor's storage, which its views share, holds on to the very array that it was made from.
         weakref.finalize(array, free.append, block).atexit = False
         return torch.from_numpy(array)
+
+
+# Of all batches without a GPU: to have 30 MB of fresh pages cleared takes a tenth of the time that loading does.
+BATCHES = Memory()
