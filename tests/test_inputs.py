@@ -1,6 +1,7 @@
 """What networks read: changes of colour against Pillow and SciPy, mixed sounds against NumPy, masks by brute force."""
 
 import colorsys
+import contextlib
 import random
 
 import numpy as np
@@ -14,6 +15,7 @@ from pipeline.features import SPECS
 from train.data.colour import ORDERS, recolour
 from train.data.frames import normalise
 from train.data.inputs import Inputs, masked
+from train.data.mixing import Mixing
 from train.data.shards import open_shards
 from train.data.training_samples import TrainingSamples, draw_mask
 
@@ -133,3 +135,27 @@ def test_masks_are_stretches_at_the_lowest_value():
         assert (after.numpy() == np.where(hidden, before.min(), before)).all()
         shares.append(bool(hidden.any()))
     assert 0.65 < np.mean(shares) < 0.95
+
+
+def test_features_that_avpipe_cannot_make_pass_as_they_are():
+    spec = torch.rand(2, 1, 3, 4).half()
+    assert torch.equal(Inputs(CPU, "theirs")({"image": frames(2), "spec": spec})[1], spec.float())
+
+
+def test_nothing_mixes_the_devices(shards, monkeypatch):
+    """Meta tensors hold no numbers, but they refuse to meet others, and to be asked, as a GPU's would have to wait."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    mixing = Mixing(neighbours=np.roll(np.arange(16), 1).astype(np.int32), weight=0.5, share=0.5)
+    samples = TrainingSamples(
+        shards=shards, feature="logspec", image_px=32, seed=0, view="appearance", views=2, masking=True, mixing=mixing
+    )
+    read = [samples[0, number] for number in range(8)]
+    batch = {
+        name: torch.from_numpy(np.stack(part))
+        for name, part in zip(samples.parts, zip(*read, strict=True), strict=True)
+    }
+    assert (batch["weight"] > 0).any() and (batch["colour"][..., [0, 5, 6]] > 0).flatten(0, 1).any(dim=0).all()
+    inputs = Inputs(torch.device("meta"), "logspec")
+    image, spec = inputs(batch)
+    assert image.is_meta and image.shape == (8, 2, 3, 32, 32) and spec.is_meta and spec.shape == (8, 1, 257, 200)
+    assert {name for name, part in inputs.to_device(batch).items() if not part.is_meta} == {"colour", "weight"}

@@ -1,5 +1,7 @@
 """What a network reads, made of a loaded batch on the device: scaled and recoloured frames, mixed and masked sounds."""
 
+from functools import cached_property
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,8 +21,12 @@ class Inputs:
     """Makes the inputs of a method from batches whose sounds are of one feature spec."""
 
     def __init__(self, device: torch.device, feature: str):
-        self.device = device
-        self._transform = SpecTransform(feature).to(device)
+        self.device, self.feature = device, feature
+
+    @cached_property
+    def _transform(self) -> SpecTransform:
+        """Made when sounds are mixed: shards of others may hold features that avpipe cannot make."""
+        return SpecTransform(self.feature).to(self.device)
 
     def to_device(self, batch: Batch) -> Batch:
         """The batch with all that is large on the device; from pinned memory nobody waits for it."""
