@@ -1,17 +1,21 @@
 """Parts of the methods by themselves: margins, objectives, transforms, fusions, what learns at which rate."""
 
+import contextlib
+
 import pytest
 import torch
 
 from pipeline.errors import AvpipeError
+from pipeline.features import SPECS
 from train.data.shards import open_shards
 from train.data.training_samples import TrainingSamples
-from train.evaluation.similarity import similarity_maps
 from train.methods import METHODS
 from train.methods.lvs import LVSConfig, lvs_loss
 from train.methods.ssl_tie import SSLTIE, SSLTIEConfig
 from train.methods.sspl import SSPL, SSPLConfig
 from train.methods.vgg_h import VGGH, VGGHConfig
+from train.recipes import get_recipe
+from train.similarity import similarity_maps
 from train.warp import Warp, draw_warp
 
 
@@ -133,3 +137,19 @@ def test_small_frames_warp_to_the_size_of_the_other_map():
     loss, parts = model.two_branch_loss(torch.randn(2, 3, 112, 112), torch.randn(2, 1, 257, 100), warp)
     assert loss.isfinite() and parts["geometric"] > 0
     assert warp.part(1, 2) == Warp(angles=warp.angles[1:], scale=0.5, flip=True)
+
+
+@pytest.mark.parametrize("name", ["lvs", "ez-vsl", "marginnce", "ssl-tie", "sspl", "vgg-h"])
+def test_a_step_stays_on_its_device_and_never_waits_for_it(name, monkeypatch):
+    """Meta tensors refuse to meet the host's, and to be asked for a number, for which a GPU would have to be waited."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    recipe, method = get_recipe(name, ["init=random"]), METHODS[name]
+    network = method.network(recipe.options).to("meta").train()
+    views = (method.views,) if method.views > 1 else ()
+    image = torch.empty((4, *views, 3, 224, 224), device="meta")
+    spec = torch.empty((4, 1, *SPECS[recipe.feature].shape), device="meta")
+    labels = [torch.zeros(4, dtype=torch.long, device="meta")] if method.labelled else []
+    loss, parts = network(image, spec, *labels)
+    loss.backward()
+    assert loss.is_meta and all(part.is_meta for part in parts.values())
+    assert all(p.grad is not None for p in network.parameters() if p.requires_grad)

@@ -9,9 +9,9 @@ from parity.networks import batch, filled, gradients, relative, running_statisti
 from parity_recipes import from_json, weights
 
 from train.backbones import image_trunk
-from train.evaluation.similarity import similarity_maps
 from train.methods.ez_vsl import EZVSL, EZVSLConfig, ez_vsl_loss, object_map, published_names
 from train.methods.margin_nce import MarginNCEConfig, margin_nce_loss, pair_scores
+from train.similarity import similarity_maps
 
 CONFIG = EZVSLConfig(init="random")
 SAVL = {"absolute": 2e-4}

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import AvpipeError
 from train.backbones import Init, audio_trunk, evaluating, image_trunk
-from train.evaluation.similarity import own_maps, pooled_vectors, similarity_maps, unit
 from train.ranks import Ranks
+from train.similarity import own_maps, pooled_vectors, similarity_maps, unit
 
 CHANNELS = 512
 

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import AvpipeError
-from train.evaluation.similarity import own_maps
 from train.methods import lvs
 from train.methods.lvs import LVS, LVSConfig, lvs_loss
+from train.similarity import own_maps
 from train.warp import Warp, draw_warp
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import AvpipeError
 from train.backbones import Init, evaluating
-from train.evaluation.similarity import own_maps, pooled_vectors, unit
 from train.methods.pcm import PredictiveCoding
+from train.similarity import own_maps, pooled_vectors, unit
 from train.vgg import EMBEDDING, VGGish, freeze, patch_means, vgg16_trunk
 
 CHANNELS = 512

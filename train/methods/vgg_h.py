@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import AvpipeError
 from train.backbones import audio_trunk, evaluating
-from train.evaluation.similarity import unit
+from train.similarity import unit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
