@@ -31,11 +31,6 @@ def decode_frame(data: bytes | memoryview) -> np.ndarray:
         raise OSError(str(error)) from None
 
 
-def open_frame(data: bytes | memoryview) -> Image.Image:
-    """Decode frame.jpg to an RGB image. Raises OSError for what is none or is damaged."""
-    return Image.fromarray(decode_frame(data))
-
-
 def squashed_view(frame: Image.Image, px: int) -> np.ndarray:
     """uint8 (px, px, 3): the whole frame, bicubic, aspect given up; boxes stay true. Source: EZ-VSL's test code."""
     return np.asarray(frame.resize((px, px), Image.Resampling.BICUBIC))
@@ -54,7 +49,7 @@ TEST_VIEWS = {"squash": squashed_view, "crop": cropped_view}
 def normalise(image_BHW3: Tensor) -> Tensor:
     """uint8 (B, H, W, 3) to float32 image_B3HW with ImageNet's mean and standard deviation removed, on its device.
 
-    Frames in several views, (B, V, H, W, 3), become image_BV3HW.
+    Floats in [0, 255] do, too; frames in several views, (B, V, H, W, 3), become image_BV3HW.
     """
     if image_BHW3.device.type == "cpu" and image_BHW3.dtype == torch.uint8:
         scaled = BATCHES.room(tuple(image_BHW3.shape), np.float32)

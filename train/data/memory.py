@@ -32,5 +32,5 @@ class Memory:
         return torch.from_numpy(array)
 
 
-# Of all batches without a GPU: to have 30 MB of fresh pages cleared takes a tenth of the time that loading does.
+# Of all batches without a GPU: to have 30 MB of fresh pages cleared takes a twelfth of the time that loading does.
 BATCHES = Memory()

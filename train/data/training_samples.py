@@ -55,7 +55,7 @@ class TrainingSamples:
     def __getitem__(self, key: tuple[int, int]) -> tuple:
         """The parts of (epoch, sample number). Raises DamagedError, naming shard and clip."""
         epoch, number = key
-        # Not NumPy's generator: to make one takes 120 µs among other work, a fifth of all that is done for a sample.
+        # Not NumPy's generator: to make one takes 120 µs among other work, a tenth of all that is done for a sample.
         rng = random.Random(self.seed << 96 | epoch << 64 | number)
         view, frame_HW3 = TRAINING_VIEWS[self.view], read_pixels(self.shards, number)
         sample = [
