@@ -243,7 +243,7 @@ def _survey(path: Path, probe: dict | None) -> Clip:
         video, audio = shown_streams(container)
         start = Fraction(container.start_time or 0, av.time_base)
         clip = Clip(path=path, container=container, video=video, audio=audio, start=start, late_streams=bool(probe))
-        if probe and heard:  # all of the file was read to find its streams
+        if heard and container.format.name not in HEADER_LENGTHS:  # it was read on and on to find its streams
             clip.note_damage(heard[0][2])
         held, held_bytes, stamps = [], 0, _Stamps(guessed=container.format.name == AVI)
         with complaints() as heard:

@@ -60,12 +60,14 @@ def _way_to(clip: Clip, wanted_pts: int) -> tuple[list[av.Packet], av.Packet]:
     Stamps need not grow: pieces of an edit list begin with packets that are decoded and not shown.
     """
     restarts = restart_test(clip.video.codec_context) or (lambda packet: False)
-    way, target, needed, size = [], None, 0, 0
+    way, begins, target, needed, size = [], [0], None, 0, 0
     for packet in clip.pictures():
         early = packet.pts is None or packet.pts <= wanted_pts
         shown = early and packet.pts is not None and not packet.is_discard
-        if shown and restarts(packet):
-            way, target, needed, size = [], None, 0, 0
+        if early and restarts(packet):
+            if shown:
+                way, begins, target, size = [], [], None, 0
+            begins.append(len(way))
         if early or packet.dts is None or packet.dts <= wanted_pts:
             way.append(packet)
             size += packet.size
@@ -73,11 +75,11 @@ def _way_to(clip: Clip, wanted_pts: int) -> tuple[list[av.Packet], av.Packet]:
                 raise MediaError("corrupt", f"no key frame in {MAX_WAY_BYTES:,} bytes before the centre")
         if shown:
             needed = len(way)
-            if target is None or packet.pts >= target.pts:
-                target = packet
+            if target is None or packet.pts >= way[target].pts:
+                target = needed - 1
     if target is None:
         raise MediaError("corrupt", "no frame is shown before the centre")
-    return way[:needed], target
+    return way[max(begin for begin in begins if begin <= target) : needed], way[target]
 
 
 def _last_until(frames: Iterator[av.VideoFrame], wanted_pts: int) -> av.VideoFrame | None:
