@@ -25,15 +25,17 @@ class Bits:
 
     def take(self, count: int) -> int:
         """The next `count` bits."""
+        if count > self._left:
+            self._value = self._left = 0
+            return 0
         self._left -= count
-        return (self._value >> max(self._left, 0)) & ((1 << count) - 1) if self._left >= 0 else 0
+        taken = self._value >> self._left
+        self._value &= (1 << self._left) - 1
+        return taken
 
     def golomb(self) -> int:
-        """The next number in H.264's Exp-Golomb code ue(v) (section 9.1)."""
-        zeros = 0
-        while self._left > 0 and not self.take(1):
-            zeros += 1
-        return (1 << zeros) - 1 + self.take(zeros)
+        """The next number in H.264's Exp-Golomb code ue(v) (section 9.1): as many zeros as bits follow a one."""
+        return max(self.take(2 * (self._left - self._value.bit_length()) + 1) - 1, 0)
 
 
 class NalUnits:

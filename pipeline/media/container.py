@@ -107,21 +107,36 @@ def _choose(streams: list, kind: str, size) -> av.stream.Stream:
     return max(decodable, key=lambda stream: (bool(stream.disposition & Disposition.default), size(stream)))
 
 
-@dataclass(kw_only=True)
 class Extent:
     """From when to when a stream is shown, seconds of the file's own clock; None before its first packet."""
 
-    start: Fraction | None = None
-    end: Fraction | None = None
+    def __init__(self, stream: av.stream.Stream):
+        self._base = stream.time_base
+        self._start: int | None = None
+        self._end = 0
 
     def add(self, packet: av.Packet) -> None:
-        """Take in the time of one packet."""
+        """Take in the time of one packet. In ticks: fractions would take a tenth of an extraction's time."""
         stamp = packet.dts if packet.pts is None else packet.pts
         if stamp is None or packet.is_discard:
             return
-        start, end = stamp * packet.time_base, (stamp + (packet.duration or 0)) * packet.time_base
-        self.start = start if self.start is None else min(self.start, start)
-        self.end = end if self.end is None else max(self.end, end)
+        end = stamp + (packet.duration or 0)
+        if self._start is None:
+            self._start, self._end = stamp, end
+        elif stamp < self._start:
+            self._start = stamp
+        if end > self._end:
+            self._end = end
+
+    @property
+    def start(self) -> Fraction | None:
+        """When the first packet is shown."""
+        return None if self._start is None else self._start * self._base
+
+    @property
+    def end(self) -> Fraction | None:
+        """When the last one has been shown."""
+        return None if self._start is None else self._end * self._base
 
 
 @dataclass(kw_only=True)
@@ -134,8 +149,8 @@ class Clip:
     audio: av.AudioStream
     start: Fraction
     """Time stamp of the first picture or sound shown, seconds of the file's own clock."""
-    picture: Extent = field(default_factory=Extent)
-    sound: Extent = field(default_factory=Extent)
+    picture: Extent
+    sound: Extent
     duration_s: float = 0.0
     """Seconds from the start to where picture and sound have both ended."""
     broken: bool = False
@@ -242,8 +257,11 @@ def _survey(path: Path, probe: dict | None) -> Clip:
             container = stack.enter_context(open_media(path, probe))
         video, audio = shown_streams(container)
         start = Fraction(container.start_time or 0, av.time_base)
-        clip = Clip(path=path, container=container, video=video, audio=audio, start=start, late_streams=bool(probe))
-        if heard and container.format.name not in HEADER_LENGTHS:  # it was read on and on to find its streams
+        extents = {"picture": Extent(video), "sound": Extent(audio)}
+        streams = {"container": container, "video": video, "audio": audio}
+        clip = Clip(path=path, **streams, **extents, start=start, late_streams=bool(probe))
+        # In its headers, or in what was read to find its streams; those of a file that is cut off are whole.
+        if heard and not (container.format.name in HEADER_LENGTHS and cut_off(path)):
             clip.note_damage(heard[0][2])
         held, held_bytes, stamps = [], 0, _Stamps(guessed=container.format.name == AVI)
         with complaints() as heard:

@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from pipeline.media.container import Clip, open_clip, prepare_decoder
+from pipeline.media.container import Clip, complaints, open_clip, prepare_decoder
 from pipeline.media.errors import MediaError
 from pipeline.media.sound import Sound
 
@@ -61,9 +61,10 @@ def whole_sound(path: Path, sample_rate_hz: int) -> tuple[np.ndarray, float]:
     """
     with open_clip(path) as clip:
         clip.check_until(clip.duration_s, clip.duration_s)
-        sound = Sound(clip.audio, sample_rate_hz, from_s=-math.inf, until_s=math.inf)
-        for packet in itertools.chain(clip.sounds(), (None,)):
-            sound.feed(packet)
+        with complaints() as heard:
+            sound = Sound(clip.audio, sample_rate_hz, -math.inf, math.inf, heard)
+            for packet in itertools.chain(clip.sounds(), (None,)):
+                sound.feed(packet)
         samples_i16, first_s = sound.samples()
         if len(samples_i16) == 0:
             raise MediaError("no_audio", "the audio stream holds no samples")

@@ -2,6 +2,7 @@
 stretch of it as a whole. Where packets are missing there is silence.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 import av
 import numpy as np
 
-from pipeline.media.container import END_TOLERANCE_S, Clip, prepare_decoder
+from pipeline.media.container import COMPLAINT_CHARACTERS, END_TOLERANCE_S, Clip, complaints, prepare_decoder
 from pipeline.media.errors import MediaError
 
 # Samples a block: blocks as short as the decoder's frames (1,024 samples, 371 at 16 kHz) cost a third more time.
@@ -20,8 +21,6 @@ LEAD_S = 0.1
 # A frame that comes later than the one before it ends, by nearly a whole frame: one is missing. Rounded stamps are off
 # by a millisecond, and those of some recorders by a few; frames of PCM may be long.
 GAP_FRAMES, LEAST_GAP_S, MOST_GAP_S = 0.9, 0.01, 0.05
-# Damage so long before the window is a gap; later it may reach into it (AAC and Opus need some frames to recover).
-RECOVERY_S = 1.0
 # Layouts of channels without places; for so many FFmpeg takes the usual ones.
 UNPLACED = re.compile(r"(\d+) channels")
 MOST_DEFAULT_CHANNELS = 8
@@ -34,7 +33,10 @@ class Stretch:
 
     start_s: float
     """Time of the first one, s of the file's own clock."""
-    kind: tuple
+    kind: tuple[int, str, str]
+    """Rate, sample format and layout."""
+    mixable: bool
+    """Whether FFmpeg can mix its channels."""
     blocks: list[np.ndarray] = field(default_factory=list)
     skipped: int = 0
     """Samples at its beginning that were not resampled, at the new rate."""
@@ -59,8 +61,12 @@ class Sound:
     rates, where its phase is that of resampling the whole stretch, and with it every sample.
     """
 
-    def __init__(self, stream: av.AudioStream, sample_rate_hz: int, from_s: float, until_s: float):
-        """`from_s` and `until_s` are seconds of the file's own clock; infinite for all there is."""
+    def __init__(self, stream: av.AudioStream, sample_rate_hz: int, from_s: float, until_s: float, heard: list):
+        """`from_s` and `until_s` are seconds of the file's own clock; infinite for all there is.
+
+        `heard` is the list of `complaints`, within which packets are fed.
+        """
+        self._heard = heard
         self._context, self._rate = stream.codec_context, sample_rate_hz
         prepare_decoder(self._context)
         self._from_s, self._until_s = from_s, until_s
@@ -71,17 +77,23 @@ class Sound:
         """Whether the sound reaches past `until_s`."""
 
     def feed(self, packet: av.Packet | None) -> None:
-        """Decode one packet, or with None what is left at the end. Raises MediaError for damage near the window."""
+        """Decode one packet, or with None what is left at the end.
+
+        Raises MediaError for damage: in AAC what comes behind it has other noise, wherever it is.
+        """
         if self.finished:
             return
         try:
-            if packet is not None and packet.is_corrupt:
-                raise MediaError("corrupt", "a piece of the sound is damaged: the container says so")
             frames = self._context.decode(packet)
-        except (av.error.FFmpegError, MediaError):
-            if self._matters(packet):
-                raise
-            frames = []
+        except av.error.FFmpegError as error:
+            frames, words = [], error.strerror
+        else:
+            words = self._heard[0][2].strip() if self._heard else ""
+        self._heard.clear()
+        if packet is not None and packet.is_corrupt:
+            words = "the container says so"
+        if words and self._stretches:  # a stream may begin in the middle of a frame
+            raise MediaError("corrupt", f"the sound is damaged: {words[:COMPLAINT_CHARACTERS]}")
         for frame in frames:
             self._add(frame)
         self.finished = bool(self._stretches) and self._stretches[-1].made_s(self._rate) >= self._until_s
@@ -101,10 +113,6 @@ class Sound:
             whole[max(place, 0) : place + len(part)] = part[max(-place, 0) :]
         return whole, first_s
 
-    def _matters(self, packet: av.Packet | None) -> bool:
-        stamp = None if packet is None else packet.dts if packet.pts is None else packet.pts
-        return stamp is None or float(stamp * packet.time_base) > self._from_s - RECOVERY_S
-
     def _starts(self, stretch: Stretch) -> float:
         """Time of the first sample that is kept; what the resampler needs before the window is no part of it."""
         lead = round(LEAD_S * self._rate) if stretch.skipped else 0
@@ -119,13 +127,14 @@ class Sound:
         joined = stretch is not None and abs(time_s - stretch.end_s) <= longest_step_s(frame)
         if not joined or kind != stretch.kind:
             self._close()
-            stretch = Stretch(start_s=stretch.end_s if joined else time_s, kind=kind)
+            start_s, mixable = stretch.end_s if joined else time_s, is_mixable(frame.layout.name)
+            stretch = Stretch(start_s=start_s, kind=kind, mixable=mixable)
             self._stretches.append(stretch)
             self._resampler = av.AudioResampler(format="s16", layout="mono", rate=self._rate, frame_size=BLOCK_SAMPLES)
             self._skip_lead(stretch)
         stretch.source_count += frame.samples
         for rest in self._without_lead(frame):
-            stretch.blocks += _blocks(self._resampler.resample(mono(rest)))
+            stretch.blocks += _blocks(self._resampler.resample(rest if stretch.mixable else mono(rest)))
 
     def _skip_lead(self, stretch: Stretch) -> None:
         """Decide how much not to resample, in common multiples of the rates."""
@@ -172,13 +181,12 @@ def sound_around(clip: Clip, centre_s: float, length_s: float, rate: int) -> tup
     from_s = until_s - length_s
     if not early and until_s > end_s:
         from_s = end_s - length_s - END_TOLERANCE_S  # the window will be moved
-    sound = Sound(clip.audio, rate, from_s=start_s + from_s, until_s=start_s + max(until_s, length_s))
-    for packet in clip.sounds():
-        sound.feed(packet)
-        if sound.finished:
-            break
-    else:
-        sound.feed(None)
+    with complaints() as heard:
+        sound = Sound(clip.audio, rate, start_s + from_s, start_s + max(until_s, length_s), heard)
+        for packet in itertools.chain(clip.sounds(), (None,)):
+            sound.feed(packet)
+            if sound.finished:
+                break
     samples_i16, first_s = sound.samples()
     first_s = first_s - start_s if len(samples_i16) else clip.duration_s
     silent_from_s = max(from_s, 0.0 if late else begin_s)
