@@ -37,9 +37,9 @@ COMPLAINT_CHARACTERS = 80
 REORDER_S = 0.5
 # ffmpeg's own limits (fftools, ts_discontinuity_detect): a step back by more, or one ahead by more, is a new clock.
 CLOCK_BACK_S, CLOCK_AHEAD_S = 0.1, 10
-# Formats that say in a header how long they are; of others FFmpeg looks at the end that is there.
 MP4, MATROSKA, AVI = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"
-HEADER_LENGTHS = (MP4, MATROSKA, "asf")
+# Formats with an index, and a header that says how long they are; of others FFmpeg looks at the end that is there.
+INDEXED = (MP4, MATROSKA)
 # These state the length of every stream; others state one for the file, which FFmpeg then copies to its streams.
 STREAM_LENGTHS = (MP4, AVI)
 
@@ -226,12 +226,20 @@ def _declared_end_s(container, stream, start: Fraction) -> float | None:
 def open_clip(path: Path) -> Iterator[Clip]:
     """Read all packets of a file, decode none. Raises MediaError with the ledger's reason, and FileNotFoundError."""
     with decodable():
-        try:
-            clip = _survey(path, None)
-        except IndexError:  # a stream that was not there when the file was opened; it may be the one wanted
-            clip = _survey(path, LONG_PROBE)
+        clip = _survey_all(path)
         with clip.container:
             yield clip
+
+
+def _survey_all(path: Path) -> Clip:
+    try:
+        return _survey(path, None)
+    except IndexError:  # a stream that was not there when the file was opened; it may be the one wanted
+        pass
+    except MediaError as error:
+        if error.reason not in ("no_video", "no_audio"):
+            raise
+    return _survey(path, LONG_PROBE)
 
 
 class _Stamps:
@@ -261,7 +269,7 @@ def _survey(path: Path, probe: dict | None) -> Clip:
         streams = {"container": container, "video": video, "audio": audio}
         clip = Clip(path=path, **streams, **extents, start=start, late_streams=bool(probe))
         # In its headers, or in what was read to find its streams; those of a file that is cut off are whole.
-        if heard and not (container.format.name in HEADER_LENGTHS and cut_off(path)):
+        if heard and not (container.format.name in INDEXED and cut_off(path)):
             clip.note_damage(heard[0][2])
         held, held_bytes, stamps = [], 0, _Stamps(guessed=container.format.name == AVI)
         with complaints() as heard:
@@ -293,25 +301,32 @@ def _settle_duration(clip: Clip) -> None:
     if clip.sound.end is None:
         raise MediaError("no_audio", "the audio stream holds no samples")
     measured_s = float(max(clip.picture.end, clip.sound.end) - clip.start)
-    declared_s = _declared_s(clip, measured_s)
-    late = declared_s - measured_s > END_TOLERANCE_S
+    declared_s = _declared_s(clip)
+    late = declared_s is not None and declared_s - measured_s > END_TOLERANCE_S
     clip.broken = clip.broken or cut_off(clip.path) or (late and len(clip.container.streams) == 2)
-    if clip.broken and not late and clip.container.format.name not in HEADER_LENGTHS:
+    if clip.broken and (declared_s is None or (not late and clip.container.format.name not in INDEXED)):
         raise MediaError("corrupt", f"the file breaks off at {measured_s:.2f} s and does not say how long it was")
-    if clip.container.format.name == AVI and declared_s - measured_s > AVI_TOLERANCE_S:
-        # Its chunks have no times: what is lost moves all that comes behind it.
-        raise MediaError("corrupt", f"{measured_s:.2f} s of the {declared_s:.2f} s that the file declares are there")
-    apart = abs(declared_s - measured_s) > END_TOLERANCE_S
-    clip.duration_s = max(declared_s, measured_s) if clip.broken else measured_s if apart else declared_s
+    if clip.container.format.name == AVI:
+        _check_chunks(clip)
+    near = declared_s is not None and abs(declared_s - measured_s) <= END_TOLERANCE_S
+    clip.duration_s = max(declared_s, measured_s) if clip.broken else declared_s if near else measured_s
     if clip.duration_s <= 0:
         raise MediaError("corrupt", "the file has no duration")
 
 
-def _declared_s(clip: Clip, measured_s: float) -> float:
-    """Seconds that the file declares, `measured_s` where it declares none."""
+def _check_chunks(clip: Clip) -> None:
+    """An AVI's chunks have no times: what is lost moves all that comes behind it."""
+    declared_s = _declared_end_s(clip.container, clip.video, clip.start)
+    measured_s = float(clip.picture.end - clip.start)
+    if declared_s is not None and declared_s - measured_s > AVI_TOLERANCE_S:
+        raise MediaError("corrupt", f"{measured_s:.2f} s of the {declared_s:.2f} s that the file declares are there")
+
+
+def _declared_s(clip: Clip) -> float | None:
+    """Seconds that the file declares, if any."""
     declared = clip.container.duration
     if not declared or declared <= 0:
-        return measured_s
+        return None
     ends_s = [_declared_end_s(clip.container, stream, clip.start) for stream in (clip.video, clip.audio)]
     declared_s = declared / av.time_base
     if None not in ends_s and abs(max(ends_s) - declared_s) > END_TOLERANCE_S:

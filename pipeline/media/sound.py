@@ -24,6 +24,7 @@ GAP_FRAMES, LEAST_GAP_S, MOST_GAP_S = 0.9, 0.01, 0.05
 # Layouts of channels without places; for so many FFmpeg takes the usual ones.
 UNPLACED = re.compile(r"(\d+) channels")
 MOST_DEFAULT_CHANNELS = 8
+MOST_PLANES = 8
 SLICEABLE = {"s16", "s16p", "s32", "s32p", "flt", "fltp", "u8", "u8p"}
 
 
@@ -37,6 +38,8 @@ class Stretch:
     """Rate, sample format and layout."""
     mixable: bool
     """Whether FFmpeg can mix its channels."""
+    sliceable: bool
+    """Whether a piece of a frame can be taken out of it."""
     blocks: list[np.ndarray] = field(default_factory=list)
     skipped: int = 0
     """Samples at its beginning that were not resampled, at the new rate."""
@@ -98,6 +101,11 @@ class Sound:
             self._add(frame)
         self.finished = bool(self._stretches) and self._stretches[-1].made_s(self._rate) >= self._until_s
 
+    @property
+    def begins_s(self) -> float:
+        """Time of the first sample decoded, s of the file's own clock; infinite before there is one."""
+        return self._stretches[0].start_s if self._stretches else math.inf
+
     def samples(self) -> tuple[np.ndarray, float]:
         """((N,) int16, time of the first, s of the file's own clock) with silence in the gaps."""
         if not self.finished:
@@ -128,7 +136,7 @@ class Sound:
         if not joined or kind != stretch.kind:
             self._close()
             start_s, mixable = stretch.end_s if joined else time_s, is_mixable(frame.layout.name)
-            stretch = Stretch(start_s=start_s, kind=kind, mixable=mixable)
+            stretch = Stretch(start_s=start_s, kind=kind, mixable=mixable, sliceable=_is_sliceable(frame))
             self._stretches.append(stretch)
             self._resampler = av.AudioResampler(format="s16", layout="mono", rate=self._rate, frame_size=BLOCK_SAMPLES)
             self._skip_lead(stretch)
@@ -138,10 +146,10 @@ class Sound:
 
     def _skip_lead(self, stretch: Stretch) -> None:
         """Decide how much not to resample, in common multiples of the rates."""
-        source_rate, format_name, _ = stretch.kind
+        source_rate = stretch.kind[0]
         unneeded_s = self._from_s - LEAD_S - stretch.start_s
         self._to_skip = 0
-        if 0 < unneeded_s < math.inf and format_name in SLICEABLE:
+        if 0 < unneeded_s < math.inf and stretch.sliceable:
             step = source_rate // math.gcd(source_rate, self._rate)
             self._to_skip = math.floor(unneeded_s * source_rate / step) * step
         stretch.skipped = self._to_skip * self._rate // source_rate
@@ -176,8 +184,8 @@ def sound_around(clip: Clip, centre_s: float, length_s: float, rate: int) -> tup
     only the sound begins late or ends early, silence stands for it, as when the clip is played. Raises MediaError.
     """
     start_s, until_s = float(clip.start), centre_s + length_s / 2
-    begin_s, end_s = (float(time - clip.start) for time in (clip.sound.start, clip.sound.end))
-    late, early = begin_s > END_TOLERANCE_S, not clip.broken and clip.duration_s - end_s > END_TOLERANCE_S
+    end_s = float(clip.sound.end - clip.start)
+    early = not clip.broken and clip.duration_s - end_s > END_TOLERANCE_S
     from_s = until_s - length_s
     if not early and until_s > end_s:
         from_s = end_s - length_s - END_TOLERANCE_S  # the window will be moved
@@ -189,7 +197,8 @@ def sound_around(clip: Clip, centre_s: float, length_s: float, rate: int) -> tup
                 break
     samples_i16, first_s = sound.samples()
     first_s = first_s - start_s if len(samples_i16) else clip.duration_s
-    silent_from_s = max(from_s, 0.0 if late else begin_s)
+    begins_s = sound.begins_s - start_s
+    silent_from_s = max(from_s, 0.0 if begins_s > END_TOLERANCE_S else begins_s)
     silent_until_s = clip.duration_s if early and not sound.finished else 0.0
     return _with_silence(samples_i16, first_s, silent_from_s, silent_until_s, rate)
 
@@ -216,14 +225,19 @@ def mono(frame: av.AudioFrame) -> av.AudioFrame:
     name = frame.layout.name
     if is_mixable(name):
         return frame
-    samples = frame.to_ndarray()
-    channels = len(frame.layout.channels) or frame.layout.nb_channels
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, channels).T
+    channels = frame.layout.nb_channels
+    if frame.format.is_planar:
+        packer = av.AudioResampler(format=frame.format.packed.name, layout=frame.layout)
+        frame = (packer.resample(frame) + packer.resample(None))[0]
+    samples = frame.to_ndarray().reshape(-1, channels).T
     mixed = samples[:1] if name.startswith("ambisonic") else samples.mean(axis=0, keepdims=True)
     mixed = np.ascontiguousarray(mixed.astype(samples.dtype))
-    packed = frame.format.packed.name
-    return _frame(mixed, packed, "mono", frame.sample_rate, frame.pts, frame.time_base)
+    return _frame(mixed, frame.format.packed.name, "mono", frame.sample_rate, frame.pts, frame.time_base)
+
+
+def _is_sliceable(frame: av.AudioFrame) -> bool:
+    """PyAV knows no arrays of some formats, and reads behind the last of eight or more planes."""
+    return frame.format.name in SLICEABLE and not (frame.format.is_planar and frame.layout.nb_channels >= MOST_PLANES)
 
 
 def _frame(samples: np.ndarray, form: str, layout: str, rate: int, pts=None, time_base=None) -> av.AudioFrame:

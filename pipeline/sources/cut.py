@@ -13,7 +13,7 @@ from pathlib import Path
 import ffmpeg
 
 from pipeline.media.bitstream import restart_test
-from pipeline.media.container import CONTAINER_OPTIONS, END_TOLERANCE_S, Clip, open_clip
+from pipeline.media.container import CONTAINER_OPTIONS, END_TOLERANCE_S, INDEXED, Clip, open_clip
 from pipeline.media.crop import Crop
 from pipeline.media.errors import MediaError
 from pipeline.media.shown import Geometry
@@ -95,8 +95,8 @@ def _plan(clip: Clip, start_s: float, end_s: float) -> _Cut:
 
 def _flags_are_true(clip: Clip, until_s: float) -> bool:
     restarts = restart_test(clip.video.codec_context)
-    if restarts is None or not clip.stamped:
-        return False
+    if restarts is None or not clip.stamped or clip.container.format.name not in INDEXED:
+        return False  # without an index ffmpeg would begin anywhere
     until_pts = (clip.start + int(until_s)) / clip.video.time_base
     early = (packet for packet in clip.pictures() if packet.pts <= until_pts)
     return all(not packet.is_discard and (not packet.is_keyframe or restarts(packet)) for packet in early)
