@@ -31,7 +31,6 @@ MAX_PIXELS = 2**26
 HELD_BYTES = 2**26
 # Seconds by which streams end before or after one another, and before what the file declares, for no deeper reason.
 END_TOLERANCE_S = 0.5
-AVI_TOLERANCE_S = 0.1
 COMPLAINT_CHARACTERS = 80
 # Of a file that breaks off, pictures decoded later may be shown earlier than the last one that is there, by so much.
 REORDER_S = 0.5
@@ -274,8 +273,8 @@ def _survey(path: Path, probe: dict | None) -> Clip:
         held, held_bytes, stamps = [], 0, _Stamps(guessed=container.format.name == AVI)
         with complaints() as heard:
             for packet in _demux(container, clip):
-                if heard and clip.damage is None:
-                    clip.note_damage(heard[0][2])
+                if clip.damage is None and (heard or packet.is_corrupt):
+                    clip.note_damage(heard[0][2] if heard else "a packet is not whole")
                 if packet.stream_index == video.index:
                     clip.picture.add(packet)
                     stamps.add(packet)
@@ -318,7 +317,8 @@ def _check_chunks(clip: Clip) -> None:
     """An AVI's chunks have no times: what is lost moves all that comes behind it."""
     declared_s = _declared_end_s(clip.container, clip.video, clip.start)
     measured_s = float(clip.picture.end - clip.start)
-    if declared_s is not None and declared_s - measured_s > AVI_TOLERANCE_S:
+    half_tick_s = float(clip.video.time_base) / 2
+    if declared_s is not None and declared_s - measured_s > half_tick_s:
         raise MediaError("corrupt", f"{measured_s:.2f} s of the {declared_s:.2f} s that the file declares are there")
 
 
