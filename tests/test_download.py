@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from server import Answer, serve
 
-from pipeline.download import download, plan_download
+from pipeline.download import download
+from pipeline.download_plan import plan_download
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root, file_sha256
 from pipeline.ledger import Ledger, Outcome

@@ -13,7 +13,8 @@ from test_download import clip, clips, content, holds_exactly, latest, mp4, path
 
 import pipeline.disk_space
 import pipeline.sources.youtube
-from pipeline.download import download, plan_download
+from pipeline.download import download
+from pipeline.download_plan import plan_download
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root
 from pipeline.sources.pacing import NO_PACE, PAUSE_S, YOUTUBE_PACE, Breaker, Clock, Pacer, StoppedError
