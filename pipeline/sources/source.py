@@ -13,6 +13,7 @@ from pathlib import Path
 from pipeline.errors import AvpipeError
 from pipeline.manifest import Clip
 from pipeline.media import MediaError
+from pipeline.sources.access import without_address
 from pipeline.sources.archives import ARCHIVE_NAME, KINDS, MAX_CLIP_BYTES, ArchiveSource
 from pipeline.sources.clip_names import clip_id_of, is_video_name
 from pipeline.sources.files import open_regular
@@ -36,14 +37,16 @@ class FolderSource:
         self.skipped: list[str] = []
         """Files that are no clips, with the reason."""
         self._names: dict[str, str] = {}  # of the files; 200,000 paths would take four times as long
+        self._others: dict[str, list[str]] = {}  # further files of the same clips
         real = os.path.realpath(folder)
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 clip_id = clip_id_of(entry.name)
-                if clip_id in self._names:
-                    self._skip(entry, f"{clip_id} is there already")
-                elif clip_id and (reason := _why_not(entry, real)):
+                if clip_id and (reason := _why_not(entry, real)):
                     self._skip(entry, reason)
+                elif clip_id in self._names:
+                    self._skip(entry, f"{clip_id} is there already")
+                    self._others.setdefault(clip_id, []).append(entry.name)
                 elif clip_id:
                     self._names[clip_id] = entry.name
                 elif is_video_name(entry.name) and not entry.is_dir():
@@ -68,17 +71,28 @@ class FolderSource:
         return [[clip] for clip in clips]
 
     def fetch(self, clips: list[Clip], folder: Path) -> Iterator[tuple[Clip, Path | MediaError]]:
-        """Put each clip into `folder` and check it; yields it with its file, or with what went wrong."""
+        """Put each clip into `folder` and check it; yields it with its file, or with what went wrong.
+
+        Of several files of one clip the first that is good counts.
+        """
         for clip in clips:
-            source, target = self.folder / self._names[clip.clip_id], folder / f"{clip.clip_id}.mp4"
-            try:
-                _link_or_copy(source, target)
-                check_clip(target, clip.length_s)
-                yield clip, target
-            except MediaError as error:
-                yield clip, error
-            except OSError as error:
-                yield clip, MediaError("disk", f"{source}: {error.strerror}")
+            names = [self._names[clip.clip_id], *self._others.get(clip.clip_id, [])]
+            results = (self._take(self.folder / name, clip, folder) for name in names)
+            first = next(results)
+            good = (result for result in results if isinstance(result, Path))
+            yield clip, first if isinstance(first, Path) else next(good, first)
+
+    def _take(self, source: Path, clip: Clip, folder: Path) -> Path | MediaError:
+        target = folder / f"{clip.clip_id}.mp4"
+        target.unlink(missing_ok=True)
+        try:
+            _link_or_copy(source, target)
+            check_clip(target, clip.length_s)
+        except MediaError as error:
+            return error
+        except OSError as error:
+            return MediaError("disk", f"{source}: {error.strerror}")
+        return target
 
     def _skip(self, entry: os.DirEntry, reason: str) -> None:
         self.skipped.append(f"{entry.name!r}: {reason}")
@@ -87,23 +101,24 @@ class FolderSource:
 Source = FolderSource | ArchiveSource | UrlSource
 
 
-def open_source(text: str, access: dict | None = None) -> Source:
+def open_source(text: str, access: dict | None = None, follow: bool = False) -> Source:
     """`youtube`, an address with a placeholder, a list of addresses, a folder or an archive.
 
-    `access` holds yt-dlp's parameters of `access_parameters`. Raises AvpipeError for anything else.
+    `access` holds yt-dlp's parameters of `access_parameters`; `follow`: addresses may lead to other hosts. Raises
+    AvpipeError for anything else.
     """
     if text == "youtube":
-        return UrlSource(YOUTUBE, access)
+        return UrlSource(YOUTUBE, access, follow)
     if text.startswith(("http://", "https://")):
-        return UrlSource(text, access)
+        return UrlSource(text, access, follow)
     path = Path(text)
     if path.suffix in LIST_SUFFIXES and path.is_file():
-        return UrlList(path, access)
+        return UrlList(path, access, follow)
     if path.exists():
         return open_local(path)
     raise AvpipeError(
-        f"{text} is neither 'youtube', nor a folder, an archive or a list of addresses (.txt, .csv), nor an http(s) "
-        "address with {clip_id}"
+        f"{without_address(text)} is neither 'youtube', nor a folder, an archive or a list of addresses (.txt, .csv), "
+        "nor an http(s) address with {clip_id}"
     )
 
 

@@ -1,0 +1,149 @@
+"""yt-dlp's client with every connection, redirect and answer watched by an errand, and nothing fetched by ffmpeg."""
+
+import re
+import socket
+import threading
+from urllib.parse import urljoin
+
+import urllib3
+import yt_dlp
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from yt_dlp.downloader import DashSegmentsFD, HlsFD, HttpFD, get_suitable_downloader
+from yt_dlp.networking._requests import RequestsRH, RequestsSession
+from yt_dlp.networking.common import Request, Response
+from yt_dlp.networking.exceptions import HTTPError
+
+from pipeline.sources.errand import Errand
+
+NOT_FETCHED = "a live, encrypted or otherwise special stream, which is not fetched"
+SEGMENT_S = re.compile(r"^#EXTINF:\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)", re.MULTILINE)
+
+_current = threading.local()  # `errand` of each thread: urllib3's connections are far from the client
+
+
+class Client(yt_dlp.YoutubeDL):
+    """A YoutubeDL that goes on errands; one thread has one client."""
+
+    def start(self, errand: Errand) -> None:
+        """All that follows in this thread belongs to `errand`."""
+        _current.errand = errand
+
+    def urlopen(self, req):
+        """Open an address, if the errand may lead there."""
+        _current.errand.check_url(req if isinstance(req, str) else req.url)
+        with _current.errand.waiting():
+            return super().urlopen(req)
+
+    def build_request_director(self, handlers, preferences=None):
+        """HTTP only, and watched, whatever other ways to send requests this yt-dlp has."""
+        return super().build_request_director([_WatchedRequests], preferences)
+
+    def dl(self, name, info, subtitle=False, test=False):
+        """Download one format with yt-dlp's own code. Other programs would follow any address unseen."""
+        kind = NATIVE.get(get_suitable_downloader(info, self.params))
+        if kind is None:
+            raise _current.errand.refuse("setup", NOT_FETCHED)
+        downloader = kind(self, self.params)
+        for hook in self._progress_hooks:
+            downloader.add_progress_hook(hook)
+        info = self._copy_infodict(info)
+        if info.get("http_headers") is None:
+            info["http_headers"] = self._calc_headers(info)
+        return downloader.download(name, info, subtitle)
+
+
+class _NativeHls(HlsFD):
+    """Segments of a playlist. Where yt-dlp would hand the address to ffmpeg, it is refused."""
+
+    @classmethod
+    def can_download(cls, manifest, info_dict, allow_unplayable_formats=False):
+        if not super().can_download(manifest, info_dict, allow_unplayable_formats):
+            raise _current.errand.refuse("setup", NOT_FETCHED)
+        _current.errand.promised_s = sum(map(float, SEGMENT_S.findall(manifest)))
+        return True
+
+
+NATIVE = {HttpFD: HttpFD, HlsFD: _NativeHls, DashSegmentsFD: DashSegmentsFD}
+
+
+class _WatchedRequests(RequestsRH):
+    RH_KEY = "Requests"
+
+    def _create_instance(self, cookiejar, legacy_ssl_support=None):
+        given = super()._create_instance(cookiejar, legacy_ssl_support)
+        session = _WatchedSession()
+        session.__dict__.update(given.__dict__)
+        for adapter in session.adapters.values():
+            adapter.poolmanager.pool_classes_by_scheme = POOLS
+        return session
+
+    def _send(self, request: Request) -> Response:
+        try:
+            response = super()._send(request)
+        except HTTPError as error:
+            _watch(error.response)  # extractors read its body, too
+            raise
+        return _watch(response)
+
+
+def _watch(response: Response) -> Response:
+    read, errand = response.read, _current.errand
+    response.read = lambda amt=None: errand.read(read, amt)
+    return response
+
+
+class _WatchedSession(RequestsSession):
+    def get_redirect_target(self, resp):
+        target = super().get_redirect_target(resp)
+        if target is not None:
+            _current.errand.check_url(urljoin(resp.url, target))
+        return target
+
+
+class _WatchedConnection(HTTPConnection):
+    """Connects to addresses that the errand allows, and can be hung up from outside."""
+
+    def _new_conn(self) -> socket.socket:
+        errand, error = _current.errand, None
+        try:
+            found = socket.getaddrinfo(self._dns_host, self.port, 0, socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as caught:
+            raise urllib3.exceptions.NameResolutionError(self.host, self, caught) from caught
+        for family, kind, protocol, _, address in found:
+            errand.check_address(self._dns_host, address[0])
+            connection = socket.socket(family, kind, protocol)
+            errand.watch_socket(connection)
+            try:
+                connection.settimeout(self.timeout)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection.connect(address)
+                return connection
+            except OSError as caught:
+                connection.close()
+                error = caught
+        raise urllib3.exceptions.NewConnectionError(self, f"Failed to establish a new connection: {error}") from error
+
+    def request(self, *arguments, **options):
+        """Send a request; a connection that is used again is watched again."""
+        if self.sock is not None:
+            _current.errand.watch_socket(self.sock)
+        return super().request(*arguments, **options)
+
+    def connect(self) -> None:
+        super().connect()
+        _current.errand.watch_socket(self.sock)
+
+
+class _WatchedSecureConnection(_WatchedConnection, HTTPSConnection):
+    pass
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _WatchedConnection
+
+
+class _SecurePool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _WatchedSecureConnection
+
+
+POOLS = {"http": _Pool, "https": _SecurePool}
