@@ -11,7 +11,8 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from yt_dlp.downloader import DashSegmentsFD, HlsFD, HttpFD, get_suitable_downloader
 from yt_dlp.networking._requests import RequestsRH, RequestsSession
 from yt_dlp.networking.common import Request, Response
-from yt_dlp.networking.exceptions import HTTPError
+from yt_dlp.networking.exceptions import HTTPError, RequestError
+from yt_dlp.utils import YoutubeDLError
 
 from pipeline.sources.errand import Errand
 
@@ -83,6 +84,10 @@ class _WatchedRequests(RequestsRH):
         except HTTPError as error:
             _watch(error.response)  # extractors read its body, too
             raise
+        except YoutubeDLError:
+            raise
+        except Exception as error:  # requests meets malformed answers with many kinds of error
+            raise RequestError(f"the server's answer is malformed ({error})") from error
         return _watch(response)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from pipeline.sources.gzip_decoder import GzipDecoder
 from pipeline.sources.tar_headers import MAGIC, MAGIC_PLACE
 
 if sys.version_info >= (3, 14):
@@ -24,7 +25,7 @@ else:
 
 READ_BYTES = 1 << 16
 # At most so much comes out at once, whatever a bomb's bytes unpack to.
-PIECE_BYTES = 1 << 18
+PIECE_BYTES = 1 << 16
 # A unit that is cut off lacks its checksum, and a decoder that meets damage notices it only some way behind. Bytes so
 # far before the cut are right unless the file is damaged in two places. For gzip: random bits lead to the end of a
 # block after some 32 kB, and what follows is no block in most cases.
@@ -38,27 +39,6 @@ LAST_ZEROS = 16
 
 class GapError(Exception):
     """Bytes are missing here; reading goes on behind them, at an unknown place."""
-
-
-class _Inflate:
-    """zlib's decoder of one gzip member, with the methods that the other modules' decoders have."""
-
-    def __init__(self):
-        self._inflate = zlib.decompressobj(16 + zlib.MAX_WBITS)
-        self.needs_input = True
-
-    def decompress(self, data: bytes, max_length: int) -> bytes:
-        out = self._inflate.decompress(self._inflate.unconsumed_tail + data, max_length)
-        self.needs_input = not self._inflate.unconsumed_tail and len(out) < max_length
-        return out
-
-    @property
-    def eof(self) -> bool:
-        return self._inflate.eof
-
-    @property
-    def unused_data(self) -> bytes:
-        return self._inflate.unused_data
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,8 +63,8 @@ PACKINGS = (
         name="gzip",
         endings=(".gz", ".tgz"),
         start=re.compile(rb"\x1f\x8b\x08[\x00-\x1f]", re.DOTALL),
-        decoder=_Inflate,
-        errors=(zlib.error,),
+        decoder=GzipDecoder,
+        errors=(zlib.error, ValueError),
         margin=GZIP_MARGIN,
     ),
     Packing(

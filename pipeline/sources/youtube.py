@@ -51,6 +51,7 @@ MESSAGES = (
     ("ffmpeg is not installed", "setup"),
     ("ffmpeg not found", "setup"),
     ("unsupported url", "setup"),
+    ("no video formats found", "setup"),
     # What YouTube tells a session, or a kind of client, and not about the video.
     ("not available on this app", "setup"),
     ("drm protected", "setup"),
@@ -69,8 +70,10 @@ MESSAGES = (
     ("unable to download", "network"),
     ("connection", "network"),
     ("bytes read", "network"),
+    ("giving up after", "network"),
     ("fragment", "network"),
     ("did not get any data", "network"),
+    ("answer is malformed", "network"),
 )
 
 # What only YouTube's own words can say: another server's may be about anything.
@@ -166,6 +169,7 @@ class Downloader:
         client.params["outtmpl"]["default"] = str(folder).replace("%", "%%") + "/video.%(ext)s"
         with Errand(url, anywhere=is_youtube(url), follow=self._follow, stopped=self._stopped) as errand:
             client.start(errand)
+            self._of_thread.errand = errand
             try:
                 client.extract_info(url, download=True)
             except Exception as error:  # extractors are many and raise anything; no clip may end the run
@@ -192,7 +196,7 @@ class Downloader:
         if self._stopped():
             raise DownloadCancelled("the run was stopped")
         if progress.get("downloaded_bytes", 0) > MAX_VIDEO_BYTES:
-            raise DownloadCancelled(f"more than {MAX_VIDEO_BYTES:,} bytes came")
+            raise self._of_thread.errand.refuse("setup", f"more than {MAX_VIDEO_BYTES:,} bytes came: that is no clip")
         if free_bytes(Path(progress["filename"]).parent) < RESERVE_BYTES / 2:
             raise DownloadCancelled("no space left but half of the reserve")
 
@@ -218,6 +222,8 @@ def classify(message: str, cause: BaseException | None = None, youtube: bool = T
         return "rate_limited" if cause.status == 429 else "network"
     reasons = (reason for text, reason in MESSAGES if text in lowered and (youtube or reason not in OF_YOUTUBE))
     reason = next(reasons, "unknown")
+    if not youtube and isinstance(cause, ValueError):
+        return "network"  # an answer that is no HTTP
     if reason in ("network", "unknown"):
         return next((better for kind, better in ERROR_TYPES if isinstance(cause, kind)), reason)
     return reason
