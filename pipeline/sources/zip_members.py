@@ -80,6 +80,7 @@ class ZipReader:
                 place = end
             elif not name.endswith("/"):
                 self._file.seek(extra_length, 1)
+                self.losses.places.append(f"{name[:100]!r} is not where its directory says, or not in it")
                 member = Member(name=name, size=size, refused=refusal(name, is_file=True))
                 if flags & (ENCRYPTED | SIZES_BEHIND) or ZIP64 in (packed, size) or method not in (0, 8):
                     member.refused = member.refused or "its facts stand in the zip's directory, which is damaged"

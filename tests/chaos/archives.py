@@ -49,11 +49,11 @@ class Archive:
     """Bytes whose damage nothing but a look at the video can tell: a clip's data in a plain tar."""
 
 
-def made_clips(seed: int) -> dict[str, bytes]:
+def made_clips(seed: int, count: int = CLIPS) -> dict[str, bytes]:
     """Small videos of different sizes, each with random bytes behind that no player looks at, under mirrors' names."""
     rng = random.Random(seed)
     clips = {}
-    for number in range(CLIPS):
+    for number in range(count):
         filling = rng.randbytes(rng.randrange(100, 60_000))
         box = (8 + len(filling)).to_bytes(4, "big") + b"free" + filling
         suffix = "webm" if number % 7 == 3 else "mp4"
@@ -100,7 +100,7 @@ def zip_of(clips: dict[str, bytes], method: int) -> tuple[bytes, dict[str, Span]
 def archives(clips: dict[str, bytes]) -> list[Archive]:
     """The clips in archives of every kind."""
     tar, touched, inside = tar_of(clips)
-    half = dict(list(clips.items())[: CLIPS // 2]), dict(list(clips.items())[CLIPS // 2 :])
+    half = dict(list(clips.items())[: len(clips) // 2]), dict(list(clips.items())[len(clips) // 2 :])
     first, second = map(tar_of, half)
     behind = {name: (a + len(first[0]), b + len(first[0])) for name, (a, b) in second[1].items()}
     inside_behind = {name: (a + len(first[0]), b + len(first[0])) for name, (a, b) in second[2].items()}
@@ -187,16 +187,16 @@ def try_one(archive: Archive, clips: dict[str, bytes], kind: str, rng: random.Ra
     return counts
 
 
-def run(rounds: int, seed: int, suffixes: set[str] | None = None) -> dict[str, Counter]:
+def run(rounds: int, seed: int, suffixes: set[str] | None = None, clips: int = CLIPS) -> dict[str, Counter]:
     """Counts by kind of archive."""
-    clips, totals = made_clips(seed), {}
-    for archive in archives(clips):
+    made, totals = made_clips(seed, clips), {}
+    for archive in archives(made):
         if suffixes and archive.suffix not in suffixes:
             continue
         rng, total = random.Random(f"{seed} {archive.suffix}"), Counter()
         for number in range(rounds):
             with tempfile.TemporaryDirectory() as folder:
-                counts = try_one(archive, clips, KINDS[number % len(KINDS)], rng, Path(folder))
+                counts = try_one(archive, made, KINDS[number % len(KINDS)], rng, Path(folder))
             for key in (key for key, count in counts.items() if key.startswith("!") and count):
                 print(f"{archive.suffix}, round {number} ({KINDS[number % len(KINDS)]}): {key} {counts[key]}")
             total += counts
