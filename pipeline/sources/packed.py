@@ -32,6 +32,8 @@ PIECE_BYTES = 1 << 16
 GZIP_MARGIN = 1 << 19
 XZ_MARGIN = 1 << 22  # a chunk of LZMA2 holds 2 MiB
 ZSTD_MARGIN = 1 << 19  # a block holds 128 KiB
+# Files' sizes that may be read again behind damaged units, so that no file makes this quadratic.
+AGAIN = 4
 NO_ZEROS = re.compile(rb"[^\0]")
 # What may follow the last byte that is not zero: the end of a checksum or a length.
 LAST_ZEROS = 16
@@ -122,7 +124,7 @@ class PackedStream:
     def __init__(self, file: BinaryIO, packing: Packing):
         self._file, self._packing = file, packing
         self._end = _end_of_content(file)
-        self._again = self._end  # bytes that may be read a second time; no file may make this quadratic
+        self._again = AGAIN * (self._end + READ_BYTES)  # bytes left that may be read again
         self._given = 0
         self._pieces = self._units()
         self.checked = 0
