@@ -49,6 +49,7 @@ class Answers:
     def __init__(self, other: str):
         self.other = other.encode()
         self.good = mp4()
+        self.packed = gzip.compress(PAGE + bytes(150_000_000), 1)
 
     def fine(self, send, path, rng):
         send(_head(self.good) + self.good)
@@ -64,9 +65,8 @@ class Answers:
             send(rng.randbytes(1 << 16))
 
     def bomb(self, send, path, rng):
-        packed = gzip.compress(PAGE + bytes(200_000_000), 9)
         kind = rng.choice([b"text/html", b"video/mp4", b"application/xml", b"application/vnd.apple.mpegurl"])
-        send(_head(packed, kind, b"Content-Encoding: gzip\r\n") + packed)
+        send(_head(self.packed, kind, b"Content-Encoding: gzip\r\n") + self.packed)
 
     def drip(self, send, path, rng):
         start = rng.choice([b"HTTP/1.1 200 OK\r\n", _head(self.good) + self.good[:700], _head(PAGE, b"text/html")])
