@@ -119,11 +119,11 @@ def make_sample(path: Path, settings: ExtractSettings) -> dict[str, bytes]:
     """
     clip = media.read_clip(path, settings.clip_s, settings.audio_s, settings.sample_rate_hz)
     centre_s = min(clip.duration_s, settings.clip_s) / 2
-    source_width, source_height = media.displayed_size(clip.frame, clip.pixel_aspect)
+    source_width, source_height = clip.geometry.displayed_size(clip.frame)
     pcm_i16, audio_facts = cut_window(clip.audio_i16, clip.audio_start_s, centre_s, settings)
     members = {
         samples.FRAME: samples.encode_jpeg(
-            media.scale_to_rgb(clip.frame, settings.frame_short_side, clip.pixel_aspect), settings.jpeg_quality
+            clip.geometry.rgb(clip.frame, settings.frame_short_side), settings.jpeg_quality
         ),
         samples.AUDIO: samples.encode_flac(pcm_i16, settings.sample_rate_hz),
         samples.META: samples.encode_json(

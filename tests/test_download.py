@@ -521,10 +521,10 @@ def test_file_names_are_never_options_or_patterns_of_ffmpeg(video, tmp_path, nam
     assert {second for _, second in greys(tmp_path / name)} == {3}
 
 
-def test_a_cut_of_a_missing_file_is_corrupt(tmp_path):
+def test_a_cut_of_a_missing_file_is_no_fault_of_the_clip(tmp_path):
     with pytest.raises(MediaError) as error:
         cut_clip(tmp_path / "nowhere.mp4", 0, 10, tmp_path / "out.mp4")
-    assert error.value.reason == "corrupt"
+    assert error.value.reason == "disk"
 
 
 def test_a_folder_with_none_of_the_clips_is_a_sentence(tmp_path, corpus):

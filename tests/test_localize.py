@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from pipeline.errors import AvpipeError
 from pipeline.features import SPECS
 from pipeline.layout import Root
+from pipeline.media.play import whole_sound
 from pipeline.samples import decode_npy, feature_member
 from train import localize as lo
 from train.cli import app
@@ -107,7 +108,7 @@ def test_a_clip_gets_maps_that_are_the_networks_own(done_root, trained, tmp_path
 def test_the_sound_around_the_centre_is_the_features_that_extraction_stores(done_root):
     shards = open_shards(done_root.shards / "synth_train")
     clip = done_root.clip_file(shards.clip_ids[0])
-    sound_i16, start_s = lo.read_sound(clip, 16_000)
+    sound_i16, start_s = whole_sound(clip, 16_000)
     meta = json.loads(shards.read(0, "meta.json"))
     feature = lo.heard(sound_i16, min(meta["duration_s"], 10.0) / 2 - start_s, SPECS["logspec"])
     assert (feature[0] == decode_npy(shards.read(0, feature_member("logspec")))).all()

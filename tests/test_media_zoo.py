@@ -1,14 +1,15 @@
 """Frame and sound of every kind of file against what the ffmpeg program shows and plays of it; what is refused."""
 
+from fractions import Fraction
+
 import av
 import numpy as np
 import pytest
 from media_zoo import X264 as X264_FAST
 from media_zoo import ZOO, heard, make, run_ffmpeg, shown
-from test_media import RATE, X264, all_sound, assert_same_as_decoding_everything, reason_of, write_clip
+from test_media import RATE, X264, all_sound, assert_same_as_decoding_everything, reason_of, sound_before, write_clip
 
-from pipeline import media
-from pipeline.media import displayed_size, read_clip, scale_to_rgb
+from pipeline.media import MediaError, container, read_clip
 
 
 def coarse(rgb: np.ndarray) -> np.ndarray:
@@ -21,22 +22,29 @@ def coarse(rgb: np.ndarray) -> np.ndarray:
 def test_frame_and_sound_are_those_that_ffmpeg_shows_and_plays(tmp_path, name):
     path = make(tmp_path, name)
     clips = [read_clip(path, clip_s, 3.0, RATE) for clip_s in (60, 3.5, 2.2, 1.7)]
-    size = displayed_size(clips[0].frame, clips[0].pixel_aspect)
+    size = clips[0].geometry.displayed_size(clips[0].frame)
     times, aspect, pictures = shown(path, size)
+    if path.suffix == ".avi":  # it keeps no presentation times, and ffmpeg shows pictures when they are decoded
+        times = [number / float(Fraction(ZOO[name].rate)) for number in range(len(times))]
     assert size[0] / size[1] == pytest.approx(aspect, rel=0.6 / min(size))
     whole, theirs = all_sound(path), heard(path, RATE).astype(int)
     for clip, clip_s in zip(clips, (60, 3.5, 2.2, 1.7), strict=True):
         centre_s = min(clip.duration_s, clip_s) / 2
         wanted = max(k for k, time in enumerate(times) if time <= centre_s + 1e-4)
         assert clip.frame_time_s == pytest.approx(times[wanted], abs=2e-3)
-        ours = coarse(scale_to_rgb(clip.frame, min(size), clip.pixel_aspect))
+        ours = coarse(clip.geometry.rgb(clip.frame, min(size)))
         apart = {k: np.abs(ours - coarse(pictures[k])).mean() for k in range(len(times)) if abs(k - wanted) < 3}
         assert min(apart, key=apart.get) == wanted
         assert apart[wanted] < 4.5
         assert np.abs((ours - coarse(pictures[wanted])).mean((0, 1))).max() < 2
-        first, end = clip.audio_left_out, clip.audio_left_out + len(clip.audio_i16)
-        assert np.array_equal(clip.audio_i16, whole[first:end])
+        first = sound_before(clip, path)
+        end = first + len(clip.audio_i16)
+        silence = max(end - len(whole), 0) if name == "late_video.mp4" else 0
+        assert np.array_equal(clip.audio_i16, np.pad(whole[first:end], (0, silence)))
         assert len(clip.audio_i16) >= min(3 * RATE, len(whole))
+        if len(whole) - len(theirs) > RATE // 20:  # without asking for more, ffmpeg closes gaps
+            continue
+        end -= silence
         if end > len(theirs):  # it cuts the padding of the last packet, and ends in the resampler's silence
             assert end - len(theirs) < 1024
             end = len(theirs) - 50
@@ -45,7 +53,7 @@ def test_frame_and_sound_are_those_that_ffmpeg_shows_and_plays(tmp_path, name):
 
 @pytest.mark.parametrize("case", X264)
 def test_more_packets_than_are_held_change_nothing(tmp_path, case, monkeypatch):
-    monkeypatch.setattr(media, "HELD_BYTES", 3000)
+    monkeypatch.setattr(container, "HELD_BYTES", 3000)
     assert_same_as_decoding_everything(write_clip(tmp_path / "clip.mp4", **X264[case]), [10, 3.3, 2.4, 1.1])
 
 
@@ -65,8 +73,10 @@ def test_sound_that_begins_late_is_read_as_far_as_the_window_needs(tmp_path):
     early, late = write_clip(tmp_path / "early.mp4", seconds=10, sound_s=6), tmp_path / "late.mp4"
     run_ffmpeg("-i", early, "-itsoffset", "4", "-i", early, "-map", "0:v", "-map", "1:a", "-c", "copy", late)
     clip = read_clip(late, 10, 3.0, RATE)
-    assert clip.audio_start_s == pytest.approx(4, abs=0.05)
-    assert len(clip.audio_i16) >= 3 * RATE
+    assert clip.audio_start_s == pytest.approx(3.5, abs=0.01)
+    silence = round((4 - clip.audio_start_s) * RATE)
+    assert not clip.audio_i16[: silence - 800].any()
+    assert clip.audio_i16[silence + 800 : 3 * RATE].astype(int).std() > 300
 
 
 def test_a_long_file_has_its_centre_in_the_middle(tmp_path):
@@ -77,8 +87,8 @@ def test_a_long_file_has_its_centre_in_the_middle(tmp_path):
     )
     clip = read_clip(path, np.inf, 3.0, RATE)
     assert (clip.duration_s, clip.frame_time_s) == (pytest.approx(600, abs=0.2), pytest.approx(300, abs=0.5))
-    assert 298 * RATE < clip.audio_left_out <= 298.5 * RATE
-    assert 301.5 * RATE <= clip.audio_left_out + len(clip.audio_i16) < 303 * RATE
+    assert 298 < clip.audio_start_s <= 298.5
+    assert 301.5 <= clip.audio_start_s + len(clip.audio_i16) / RATE < 303
 
 
 def test_files_that_name_other_files_are_refused(tmp_path):
@@ -98,13 +108,13 @@ def test_absurd_pictures_are_refused(tmp_path, size, words):
     path, sound = tmp_path / "clip.mkv", ("-f", "lavfi", "-i", "anoisesrc=duration=1")
     picture = ("-f", "lavfi", "-i", f"color=size={size}:rate=2:duration=1")
     run_ffmpeg(*picture, *sound, "-c:v", "mjpeg", "-q:v", "31", "-c:a", "aac", path)
-    with pytest.raises(media.MediaError, match=words) as caught:
+    with pytest.raises(MediaError, match=words) as caught:
         read_clip(path, 10, 3.0, RATE)
     assert caught.value.reason == "corrupt"
 
 
 def test_a_picture_that_grows_beyond_the_limit_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(media, "MAX_PIXELS", 200 * 100)
+    monkeypatch.setattr(container, "MAX_PIXELS", 200 * 100)
     assert read_clip(write_clip(tmp_path / "fits.mp4"), 10, 3.0, RATE).frame.width == 96
     small, large, both = (tmp_path / f"{name}.ts" for name in ("small", "large", "both"))
     write_clip(small, seconds=1, codec="mpeg2video", rate=25)

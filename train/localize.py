@@ -18,14 +18,15 @@ import torch
 from lightning_fabric import Fabric
 from PIL import Image
 
-from pipeline import media
 from pipeline.errors import AvpipeError
 from pipeline.features import SPECS, Spec, pcm_to_float
 from pipeline.layout import Root
-from pipeline.media import MediaError
+from pipeline.media.container import open_clip
+from pipeline.media.errors import MediaError
+from pipeline.media.play import play, whole_sound
+from pipeline.media.shown import Geometry
 from pipeline.progress import ProgressLine
 from pipeline.settings import ExtractSettings
-from pipeline.sound import END_TOLERANCE_S, Sound
 from pipeline.window import window_around
 from train.data.frames import TEST_VIEWS, normalise
 from train.models import Model, named_model
@@ -155,7 +156,7 @@ def video_maps(video: Path, model: Model) -> VideoMaps:
         raise AvpipeError(
             f"{model.run} reads {model.feature} {model.feature_digest}, not this avpipe's; train it again"
         )
-    sound_i16, start_s = read_sound(video, spec.sample_rate_hz)
+    sound_i16, start_s = whole_sound(video, spec.sample_rate_hz)
     fabric = Fabric(accelerator="auto", devices=1)
     network = model.network.to(fabric.device, memory_format=torch.channels_last)
     made, times_s, batch, frames, time_s, size = [], [], [], 0, 0.0, None
@@ -167,13 +168,13 @@ def video_maps(video: Path, model: Model) -> VideoMaps:
         batch.clear()
 
     with ProgressLine("maps", math.ceil(len(sound_i16) / spec.sample_rate_hz / EVERY_S), "maps") as line:
-        for frame, time_s, pixel_aspect in decoded(video, sound=False):
+        for frame, time_s, geometry in decoded(video, sound=False):
             frames += 1
-            size = size or scaled(frame, pixel_aspect).shape[1::-1]
+            size = size or scaled(frame, geometry).shape[1::-1]
             if times_s and time_s < times_s[-1] + EVERY_S - 1e-3:
                 continue
             times_s.append(time_s)
-            batch.append((seen(frame, pixel_aspect, model.image_px), heard(sound_i16, time_s - start_s, spec)))
+            batch.append((seen(frame, geometry, model.image_px), heard(sound_i16, time_s - start_s, spec)))
             if len(batch) == BATCH:
                 run_batch()
         if batch:
@@ -182,12 +183,10 @@ def video_maps(video: Path, model: Model) -> VideoMaps:
     return VideoMaps(maps=np.concatenate(made), times_s=np.array(times_s), frames=frames, end_s=time_s, size=size)
 
 
-def seen(frame: av.VideoFrame, pixel_aspect: Fraction, px: int) -> np.ndarray:
+def seen(frame: av.VideoFrame, geometry: Geometry, px: int) -> np.ndarray:
     """uint8 (px, px, 3): a decoded frame as the network sees the stored frames of clips, but never compressed."""
-    width, height = media.displayed_size(frame, pixel_aspect)
-    if max(width, height) > media.MAX_ASPECT * min(width, height):
-        raise MediaError("corrupt", f"a picture of {width}x{height} pixels is too long for its height or width")
-    rgb_HW3 = media.scale_to_rgb(frame, ExtractSettings().frame_short_side, pixel_aspect)
+    geometry.check(frame)
+    rgb_HW3 = geometry.rgb(frame, ExtractSettings().frame_short_side)
     return TEST_VIEWS[FRAME](Image.fromarray(rgb_HW3), px)
 
 
@@ -197,82 +196,32 @@ def heard(sound_i16: np.ndarray, centre_s: float, spec: Spec) -> np.ndarray:
     return spec.compute(pcm_to_float(window_i16)).astype(np.float16)[None]
 
 
-def read_sound(video: Path, sample_rate_hz: int) -> tuple[np.ndarray, float]:
-    """((N,) int16 mono, time of the first, s): the whole sound of a video. Raises MediaError where it is not whole."""
-    with _open(video) as (container, _, audio):
-        sound = Sound(audio, sample_rate_hz, until_s=math.inf, least_s=0, whole=True)
-        for packet in container.demux(audio):
-            sound.feed(packet)
-        samples_i16, _, start_s = sound.samples()
-        if missing := sound.missing():
-            raise MediaError("corrupt", missing)
-        if len(samples_i16) == 0:
-            raise MediaError("no_audio", "the audio stream holds no samples")
-        return samples_i16, start_s - float(media.start_of(container))
+def decoded(video: Path, sound: bool) -> Iterator[tuple[av.VideoFrame | av.AudioFrame, float, Geometry]]:
+    """Each frame of the picture, and of the `sound` if asked for, with its time (s) and how pictures are shown.
 
-
-def decoded(video: Path, sound: bool) -> Iterator[tuple[av.VideoFrame | av.AudioFrame, float, Fraction]]:
-    """Each frame of the picture, and of the `sound` if asked for, with its time (s) and the aspect of the pixels.
-
-    Frames of the picture come in growing order of time, from 0 on. Raises MediaError where the picture is not whole.
+    Raises MediaError where the picture is not whole.
     """
-    with _open(video) as (container, picture, audio):
-        picture.thread_type = "AUTO"
-        picture.codec_context.options = {"max_pixels": str(media.MAX_PIXELS)}
-        start, stamped = media.start_of(container), container.format.name != "avi"  # an AVI's stamps are guesses
-        pixel_aspect = picture.sample_aspect_ratio or Fraction(1)
-        last_s, end_pts, step_s = -math.inf, 0, float(1 / (picture.average_rate or 25))
-        for packet in container.demux(*((picture, audio) if sound else (picture,))):
-            if packet.stream is picture and (pts := packet.pts if stamped else packet.dts) is not None:
-                end_pts = max(end_pts, pts + (packet.duration or 0))
-            for frame in packet.decode():
-                if packet.stream is audio:
-                    yield frame, max((frame.time or 0.0) - float(start), 0.0), pixel_aspect
-                    continue
-                pts = frame.pts if stamped else frame.dts
-                if pts is None:  # before the file's own time 0, or a packet without a stamp
-                    time_s = max(last_s + step_s, 0.0)
-                else:
-                    time_s = float(pts * picture.time_base - start)
-                if time_s > max(last_s, -1e-3):
-                    last_s = max(time_s, 0.0)
-                    yield frame, last_s, pixel_aspect
-        ends_s, of_s = (float(at * picture.time_base) for at in (end_pts, _declared_end(picture)))
-        if last_s < 0:
-            raise MediaError("no_video", "the video stream holds no frames")
-        if ends_s < of_s - END_TOLERANCE_S:
-            raise MediaError("corrupt", f"video ends at {ends_s:.2f} s of {of_s:.2f} s")
-
-
-def _declared_end(stream: av.VideoStream) -> int:
-    return (stream.start_time or 0) + (stream.duration or 0)
-
-
-@contextmanager
-def _open(video: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream, av.AudioStream]]:
-    """The container with the streams that a player shows; what FFmpeg cannot read becomes a MediaError."""
-    try:
-        with media.open_media(video) as container:
-            yield container, *media.shown_streams(container)
-    except av.error.FFmpegError as error:
-        raise MediaError("corrupt", f"not decodable: {error.strerror}") from None
+    with open_clip(video) as clip:
+        geometry = Geometry.of(clip)
+        for frame, time_s in play(clip, sound):
+            yield frame, time_s, geometry
 
 
 def write_video(video: Path, found: VideoMaps, heat: Heat, out: Path) -> dict[float, np.ndarray]:
     """Write the painted video, its sound encoded anew; returns eight of its frames, made small, by their times."""
     places = np.linspace(0, len(found.times_s) - 1, min(SHEET_FRAMES, len(found.times_s))).round().astype(int)
     wanted, shown = set(found.times_s[places].tolist()), {}
-    with _open(video) as (_, _, audio):
-        kind = SoundKind(rate_hz=audio.codec_context.sample_rate, channels=audio.codec_context.channels)
+    with open_clip(video) as clip:
+        kind = SoundKind(rate_hz=clip.audio.codec_context.sample_rate, channels=clip.audio.codec_context.channels)
     with (
         new_video(out, found.rate(), found.size, kind) as writer,
         ProgressLine("write", found.frames, "frames") as line,
     ):
-        for frame, time_s, pixel_aspect in decoded(video, sound=True):
+        for frame, time_s, geometry in decoded(video, sound=True):
             if isinstance(frame, av.AudioFrame):
                 writer.add_sound(frame, time_s)
                 continue
-            painted_HW3 = heat.paint(scaled(frame, pixel_aspect, found.size), found.at(time_s))
+            painted_HW3 = heat.paint(scaled(frame, geometry, found.size), found.at(time_s))
             writer.add_frame(painted_HW3, time_s)
             if time_s in wanted:
                 shown[time_s] = _thumbnail(painted_HW3)
@@ -280,14 +229,14 @@ def write_video(video: Path, found: VideoMaps, heat: Heat, out: Path) -> dict[fl
     return shown
 
 
-def scaled(frame: av.VideoFrame, pixel_aspect: Fraction, size: tuple[int, int] | None = None) -> np.ndarray:
+def scaled(frame: av.VideoFrame, geometry: Geometry, size: tuple[int, int] | None = None) -> np.ndarray:
     """uint8 (H, W, 3): a decoded frame as shown, of even sides, the longer one at most 1,280 pixels, or of this size.
 
     `size` is (width, height): a video may change its own midway. H.264 in 4:2:0 has no odd sides; the last row or
     column goes.
     """
-    shown = media.displayed_size(frame, pixel_aspect)
-    rgb_HW3 = media.scale_to_rgb(frame, max(2, round(min(shown) * min(1, LONG_SIDE / max(shown)))), pixel_aspect)
+    shown = geometry.displayed_size(frame)
+    rgb_HW3 = geometry.rgb(frame, max(2, round(min(shown) * min(1, LONG_SIDE / max(shown)))))
     height, width = (side // 2 * 2 for side in rgb_HW3.shape[:2])
     if size in (None, (width, height)):
         return np.ascontiguousarray(rgb_HW3[:height, :width])

@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipeline.errors import AvpipeError
 from pipeline.layout import published
+from pipeline.media.sound import longest_step_s, mono
 
 COLOURS = "turbo"
 OPACITY = 0.6
@@ -22,6 +23,7 @@ OPACITY = 0.6
 SHEET_COLUMNS = 4
 # 30 fps, 30000/1001 fps and most others are a whole number of these ticks a frame.
 TIME_BASE = Fraction(1, 90_000)
+FRAME_SAMPLES = 1024
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 BT709 = 1
 LIMITED_RANGE = 1
@@ -84,7 +86,7 @@ class VideoWriter:
         self._container.mux(self._video.encode(frame))
 
     def add_sound(self, frame: av.AudioFrame, start_s: float) -> None:
-        """A decoded piece of sound; `start_s` is the time of the first one, the others follow without a gap."""
+        """A decoded piece of sound and its time, s; where one is missing before it there will be silence."""
         self._container.mux(self._sound.encode(frame, start_s))
 
     def finish(self) -> None:
@@ -111,24 +113,44 @@ class _SoundWriter:
         self._stream.bit_rate = 96_000 * (1 if kind.channels == 1 else 2)
         self._resampler = self._new_resampler()
         self._next: int | None = None
+        self._end_s = 0.0
 
     def encode(self, frame: av.AudioFrame, start_s: float) -> list[av.Packet]:
-        """Packets that one frame of sound completes; `start_s`, seconds, is where the first frame of all belongs."""
+        """Packets that one frame of sound completes; `start_s`, seconds, is where it belongs."""
+        packets = []
         if self._next is None:
             self._next = round(start_s * self._rate)
-        frame.pts = None  # samples are counted instead: strangers' time stamps jump
+        elif start_s - self._end_s > longest_step_s(frame):
+            packets = self._silence_until(start_s)
+        self._end_s = start_s + frame.samples / frame.sample_rate
+        frame = mono(frame)
+        frame.pts = None  # samples are counted between the gaps: untrusted time stamps jitter
         try:
-            return self._packets(self._resampler.resample(frame))
-        except ValueError:  # from here on the sound has another rate or other channels
-            packets = self._packets(self._resampler.resample(None))
-            self._resampler = self._new_resampler()
             return packets + self._packets(self._resampler.resample(frame))
+        except ValueError:  # from here on the sound has another rate or other channels
+            packets += self._flushed()
+            return packets + self._packets(self._resampler.resample(frame))
+
+    def _silence_until(self, time_s: float) -> list[av.Packet]:
+        packets = self._flushed()
+        for first in range(self._next, round(time_s * self._rate), FRAME_SAMPLES):
+            count = min(FRAME_SAMPLES, round(time_s * self._rate) - first)
+            planes = np.zeros((1 if self._layout == "mono" else 2, count), np.float32)
+            silence = av.AudioFrame.from_ndarray(planes, "fltp", self._layout)
+            silence.sample_rate = self._rate
+            packets += self._packets([silence])
+        return packets
+
+    def _flushed(self) -> list[av.Packet]:
+        packets = self._packets(self._resampler.resample(None))
+        self._resampler = self._new_resampler()
+        return packets
 
     def rest(self) -> list[av.Packet]:
         return self._packets(self._resampler.resample(None)) + self._stream.encode(None)
 
     def _new_resampler(self) -> av.AudioResampler:
-        return av.AudioResampler(format="fltp", layout=self._layout, rate=self._rate, frame_size=1024)
+        return av.AudioResampler(format="fltp", layout=self._layout, rate=self._rate, frame_size=FRAME_SAMPLES)
 
     def _packets(self, frames: list[av.AudioFrame]) -> list[av.Packet]:
         packets = []

@@ -37,7 +37,7 @@ from pipeline import extract as stage
 from pipeline.features import pcm_to_float
 from pipeline.layout import Root
 from pipeline.ledger import Ledger, Outcome
-from pipeline.media import read_clip, scale_to_rgb
+from pipeline.media import read_clip
 from pipeline.samples import encode_jpeg
 from pipeline.settings import ExtractSettings
 from pipeline.sources.cut import ffmpeg_program
@@ -59,7 +59,7 @@ def ffmpeg_commands(clip: Path, folder: Path) -> None:
 def pyav_from_start(clip: Path, folder: Path) -> None:
     """Decode every frame up to the centre and all sound."""
     frame = frames_until(clip, 5.0)[-1]
-    encode_jpeg(scale_to_rgb(frame, SETTINGS.frame_short_side), SETTINGS.jpeg_quality)
+    encode_jpeg(Geometry().rgb(frame, SETTINGS.frame_short_side), SETTINGS.jpeg_quality)
     wave = pcm_to_float(whole_sound(clip)[56_000:104_000])
     soundfile.write(folder / "sound.wav", wave, RATE)
     log_spectrogram(wave)

@@ -1,0 +1,154 @@
+"""The last picture shown at or before a time, decoded from where the bit stream lets decoding begin.
+
+Pixels are those of decoding everything. Packets before the last one with which decoding may begin are left out, and of
+H.264 the pictures that no other refers to are skipped. What the decoder reports as damaged on the way to the picture is
+refused: a picture made of damaged ones looks whole.
+"""
+
+import bisect
+import contextlib
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+
+import av
+import av.logging
+
+from pipeline.media.bitstream import FrameNumbers, restart_test
+from pipeline.media.container import Clip, prepare_decoder
+from pipeline.media.errors import MediaError
+
+# Codecs in which packets hold pictures that are never shown.
+HIDDEN_PICTURES = {"vp8", "vp9", "av1"}
+# Packets from where decoding begins to the picture; those of a 10 s clip are 4 MB at most.
+MAX_WAY_BYTES = 2**29
+DETAIL_CHARACTERS = 80
+
+
+def frame_at(clip: Clip, time_s: float) -> tuple[av.VideoFrame, float]:
+    """(the last picture shown at or before `time_s`, when it is shown; s on the clip's time line).
+
+    Raises MediaError, corrupt, where it or a picture that it is made of is damaged or missing.
+    """
+    if not clip.stamped:
+        return _by_order(clip, time_s)
+    # The last tick that is not after the time. Durations are whole microseconds; as a float 4.8 s is a little less, and
+    # a start that was rounded to microseconds may be half of one too early.
+    wanted = clip.start + Fraction(time_s).limit_denominator(2_000_000) + Fraction(1, 2_000_000)
+    frame = _by_stamp(clip, math.floor(wanted / clip.video.time_base))
+    return frame, float(frame.pts * clip.video.time_base - clip.start)
+
+
+def _by_stamp(clip: Clip, wanted_pts: int) -> av.VideoFrame:
+    way, target = _way_to(clip, wanted_pts)
+    with _decoding(clip) as decoder:
+        frame = _last_until(decoder.frames(way[: way.index(target) + 1], only=target), wanted_pts)
+    if frame is None or frame.pts != target.pts:
+        # Packets that are not a picture each: fields, or pictures that are never shown.
+        with _decoding(clip) as decoder:
+            frame = _last_until(decoder.frames(way), wanted_pts)
+    hidden = clip.video.codec_context.codec.canonical_name in HIDDEN_PICTURES
+    if frame is None or (frame.pts != target.pts and not hidden):
+        raise MediaError("corrupt", "the centre frame could not be decoded")
+    return frame
+
+
+def _way_to(clip: Clip, wanted_pts: int) -> tuple[list[av.Packet], av.Packet]:
+    """(packets from where decoding may begin to the last one shown by then, the one with the picture wanted).
+
+    Stamps need not grow: pieces of an edit list begin with packets that are decoded and not shown.
+    """
+    restarts = restart_test(clip.video.codec_context) or (lambda packet: False)
+    way, target, needed, size = [], None, 0, 0
+    for packet in clip.pictures():
+        early = packet.pts is None or packet.pts <= wanted_pts
+        shown = early and packet.pts is not None and not packet.is_discard
+        if shown and restarts(packet):
+            way, target, needed, size = [], None, 0, 0
+        if early or packet.dts is None or packet.dts <= wanted_pts:
+            way.append(packet)
+            size += packet.size
+            if size > MAX_WAY_BYTES:
+                raise MediaError("corrupt", f"no key frame in {MAX_WAY_BYTES:,} bytes before the centre")
+        if shown:
+            needed = len(way)
+            if target is None or packet.pts >= target.pts:
+                target = packet
+    if target is None:
+        raise MediaError("corrupt", "no frame is shown before the centre")
+    return way[:needed], target
+
+
+def _last_until(frames: Iterator[av.VideoFrame], wanted_pts: int) -> av.VideoFrame | None:
+    best = None
+    for frame in frames:
+        if frame.pts is not None and frame.pts <= wanted_pts and (best is None or frame.pts >= best.pts):
+            best = frame
+    return best
+
+
+def _by_order(clip: Clip, time_s: float) -> tuple[av.VideoFrame, float]:
+    """The same for files without presentation times, as AVI: pictures are shown in the order that the decoder gives."""
+    number = max(bisect.bisect_right(clip.order_s, time_s + 1e-6) - 1, 0)
+    first = number if clip.video.codec_context.codec.intra_only else 0
+    with _decoding(clip) as decoder:
+        for count, frame in enumerate(decoder.frames(itertools.islice(clip.pictures(), first, None)), first):
+            if count == number:
+                return frame, clip.order_s[number]
+    raise MediaError("corrupt", "the centre frame could not be decoded")
+
+
+@contextlib.contextmanager
+def _decoding(clip: Clip) -> Iterator["_Decoder"]:
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture() as complaints:
+            yield _Decoder(clip.video, complaints)
+    finally:
+        av.logging.set_level(None)
+
+
+class _Decoder:
+    """Decodes packets in a row and refuses what is damaged."""
+
+    def __init__(self, stream: av.VideoStream, complaints: list):
+        self._context, self._complaints = stream.codec_context, complaints
+        if not self._context.is_open:
+            prepare_decoder(self._context)
+        self._context.flush_buffers()
+        self._h264 = self._context.name == "h264"
+        self._numbers = FrameNumbers(self._context) if self._h264 else None
+
+    def frames(self, packets: Iterable[av.Packet], only: av.Packet | None = None) -> Iterator[av.VideoFrame]:
+        """All frames, in the order in which they are shown; with `only` not those that no other needs.
+
+        Only H.264 says of every frame whether any other needs it. HEVC says it for its temporal layer alone, VP9 keeps
+        probabilities of frames that it does not keep, and libdav1d looks at the wish only when it is opened.
+        """
+        first = None
+        for packet in packets:
+            first = packet if first is None else first
+            self._context.skip_frame = "NONREF" if self._h264 and only is not None and packet is not only else "DEFAULT"
+            yield from self._checked(packet, leading=None not in (first.pts, packet.pts) and packet.pts < first.pts)
+        yield from self._checked(None, leading=False)
+
+    def _checked(self, packet: av.Packet | None, leading: bool) -> list[av.VideoFrame]:
+        """Of pictures shown before the one that decoding began with, what is missing does no harm."""
+        try:
+            frames = self._context.decode(packet)
+        except av.error.FFmpegError as error:
+            if not leading:
+                raise MediaError("corrupt", f"a frame before the centre is damaged: {error.strerror}") from None
+            frames = []
+        if leading:
+            self._complaints.clear()
+            return [frame for frame in frames if not frame.is_corrupt]
+        if packet is not None and packet.is_corrupt:
+            raise MediaError("corrupt", "a frame before the centre is damaged: the container says so")
+        if self._complaints or any(frame.is_corrupt for frame in frames):
+            words = self._complaints[0][2].strip()[:DETAIL_CHARACTERS] if self._complaints else "the decoder says so"
+            raise MediaError("corrupt", f"a frame before the centre is damaged: {words}")
+        if packet is not None and self._numbers and self._numbers.lost_before(packet):
+            raise MediaError("corrupt", "a frame before the centre is missing")
+        return frames
