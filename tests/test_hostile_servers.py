@@ -281,7 +281,7 @@ def test_only_youtubes_own_words_make_a_video_lost(message):
 
 def test_secrets_of_addresses_stand_nowhere(root, tmp_path):
     with serve(
-        {"/a/page": Answer(body=b"<!DOCTYPE html><html>no</html>", headers={"Content-Type": "text/html"})}
+        {f"/a/page?sig={SECRET}": Answer(body=b"<!DOCTYPE html><html>no</html>", headers={"Content-Type": "text/html"})}
     ) as server:
         host = server.address.removeprefix("http://")
         urls = [f"http://nutzer:{SECRET}@{host}{path}?sig={SECRET}" for path in ("/a/page", "/b.mp4", "/c.mp4?x=y.z&")]

@@ -14,7 +14,8 @@ from PIL import ExifTags, Image, ImageOps
 
 from pipeline import samples
 from pipeline.exchange.export_folders import files_sha256
-from pipeline.media import END_TOLERANCE_S, MediaError
+from pipeline.media import MediaError
+from pipeline.media.container import END_TOLERANCE_S
 from pipeline.settings import ExtractSettings
 from pipeline.window import cut_window, feature_members, kept_sound
 

@@ -8,19 +8,19 @@ from http.cookiejar import CookieJar
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import av
 from yt_dlp.networking.exceptions import CertificateVerifyError, HTTPError, ProxyError
 from yt_dlp.utils import DownloadCancelled, GeoRestrictedError
 
 from pipeline.disk_space import RESERVE_BYTES, free_bytes
-from pipeline.media import END_TOLERANCE_S, MediaError
+from pipeline.media import MediaError
+from pipeline.media.container import END_TOLERANCE_S, open_clip
 from pipeline.sources.access import load_cookie_jar, without_address, without_secrets
 from pipeline.sources.client import Client
 from pipeline.sources.cut import ffmpeg_program
 from pipeline.sources.errand import Errand, ErrandError
 from pipeline.sources.js_runtime import find_runtime
 from pipeline.sources.pacing import NO_PACE, YOUTUBE_PACE, StoppedError
-from pipeline.sources.probe import READ_ONLY_THIS, WEB_PAGE
+from pipeline.sources.probe import WEB_PAGE
 
 YOUTUBE = "https://www.youtube.com/watch?v={youtube_id}"
 HOSTS = ("youtube.com", "youtu.be", "youtube-nocookie.com")
@@ -234,9 +234,9 @@ def _check_length(path: Path, promised_s: float | None) -> None:
     if promised_s is None:
         return
     try:
-        with av.open(f"file:{path}", options=READ_ONLY_THIS, metadata_errors="replace") as container:
-            came_s = (container.duration or 0) / av.time_base
-    except (av.error.FFmpegError, OSError):  # `check_clip` says what it is
+        with open_clip(path) as clip:
+            came_s = clip.duration_s
+    except (MediaError, OSError):  # `check_clip` says what it is
         return
     if came_s < promised_s - END_TOLERANCE_S:
         raise MediaError("network", f"{came_s:.1f} s came of the {promised_s:.1f} s that the playlist promises")
