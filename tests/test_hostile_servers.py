@@ -220,6 +220,17 @@ def test_a_server_that_drips_is_given_up(root, monkeypatch):
     assert reasons(root) == {clip(0).clip_id: "timeout"} and not latest(root)[clip(0).clip_id].permanent
 
 
+def test_a_proxy_that_hangs_is_given_up(root, monkeypatch):
+    monkeypatch.setattr(pipeline.sources.errand, "SLOW_S", 0.5)
+    monkeypatch.setattr(pipeline.sources.youtube, "SOCKET_TIMEOUT_S", 30)
+    begin = time.monotonic()
+    with hanging(b"HTTP/1.1 200 OK\r\nContent-Le") as (port, asked):
+        access = access_parameters(proxy=f"http://127.0.0.1:{port}")
+        download(root, clips(1), UrlSource("http://mirror.example/{clip_id}.mp4", access))
+        assert asked.is_set()
+    assert time.monotonic() - begin < 5 and reasons(root) == {clip(0).clip_id: "timeout"}
+
+
 # A typo is no loss
 
 

@@ -23,7 +23,7 @@ PARAMETERS = {
 }
 HIDDEN = "***"
 # An address in a text: scheme, user and password, host, and the rest.
-ADDRESS = re.compile(r"(https?://)(?:[^/\s@]*@)?([^/\s?#'\"<>]*)([^\s'\"<>)]*)", re.IGNORECASE)
+ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*://)(?:[^/\s@]*@)?([^/\s?#'\"<>]*)([^\s'\"<>)]*)", re.IGNORECASE)
 QUERY = re.compile(r"\?[^\s'\"<>)]+")
 # yt-dlp's `[site] id: `, where the id of an address that it does not know is a piece of it.
 SITE_AND_ID = re.compile(r"^\[[\w:.+-]+\] .+?: ")

@@ -7,9 +7,10 @@ from urllib.parse import urljoin
 
 import urllib3
 import yt_dlp
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from requests.structures import CaseInsensitiveDict
+from urllib3.exceptions import NameResolutionError, NewConnectionError
 from yt_dlp.downloader import DashSegmentsFD, HlsFD, HttpFD, get_suitable_downloader
-from yt_dlp.networking._requests import RequestsRH, RequestsSession
+from yt_dlp.networking._requests import RequestsHTTPAdapter, RequestsRH, RequestsSession
 from yt_dlp.networking.common import Request, Response
 from yt_dlp.networking.exceptions import HTTPError, RequestError
 from yt_dlp.utils import YoutubeDLError
@@ -71,11 +72,13 @@ class _WatchedRequests(RequestsRH):
     RH_KEY = "Requests"
 
     def _create_instance(self, cookiejar, legacy_ssl_support=None):
-        given = super()._create_instance(cookiejar, legacy_ssl_support)
+        context = self._make_sslcontext(legacy_ssl_support=legacy_ssl_support)
+        adapter = _WatchedAdapter(ssl_context=context, max_retries=urllib3.util.Retry(False))
         session = _WatchedSession()
-        session.__dict__.update(given.__dict__)
-        for adapter in session.adapters.values():
-            adapter.poolmanager.pool_classes_by_scheme = POOLS
+        session.headers = CaseInsensitiveDict()
+        session.cookies, session.trust_env = cookiejar, False
+        for scheme in ("https://", "http://"):
+            session.mount(scheme, adapter)
         return session
 
     def _send(self, request: Request) -> Response:
@@ -105,15 +108,40 @@ class _WatchedSession(RequestsSession):
         return target
 
 
-class _WatchedConnection(HTTPConnection):
-    """Connects to addresses that the errand allows, and can be hung up from outside."""
+class _WatchedAdapter(RequestsHTTPAdapter):
+    def init_poolmanager(self, *arguments, **options):
+        super().init_poolmanager(*arguments, **options)
+        _watch_pools(self.poolmanager, _Direct)
+
+    def proxy_manager_for(self, proxy, **options):
+        known = proxy in self.proxy_manager
+        manager = super().proxy_manager_for(proxy, **options)
+        return manager if known else _watch_pools(manager, _Watched)
+
+
+class _Watched:
+    """A connection that the errand can hang up."""
+
+    def connect(self) -> None:
+        super().connect()
+        _current.errand.watch_socket(self.sock)
+
+    def request(self, *arguments, **options):
+        """Send a request; a connection that is used again is watched again."""
+        if self.sock is not None:
+            _current.errand.watch_socket(self.sock)
+        return super().request(*arguments, **options)
+
+
+class _Direct(_Watched):
+    """A connection without a proxy: only to addresses that the errand allows, and watched while it is made."""
 
     def _new_conn(self) -> socket.socket:
         errand, error = _current.errand, None
         try:
             found = socket.getaddrinfo(self._dns_host, self.port, 0, socket.SOCK_STREAM)
         except (OSError, UnicodeError) as caught:
-            raise urllib3.exceptions.NameResolutionError(self.host, self, caught) from caught
+            raise NameResolutionError(self.host, self, caught) from caught
         for family, kind, protocol, _, address in found:
             errand.check_address(self._dns_host, address[0])
             connection = socket.socket(family, kind, protocol)
@@ -126,29 +154,14 @@ class _WatchedConnection(HTTPConnection):
             except OSError as caught:
                 connection.close()
                 error = caught
-        raise urllib3.exceptions.NewConnectionError(self, f"Failed to establish a new connection: {error}") from error
-
-    def request(self, *arguments, **options):
-        """Send a request; a connection that is used again is watched again."""
-        if self.sock is not None:
-            _current.errand.watch_socket(self.sock)
-        return super().request(*arguments, **options)
-
-    def connect(self) -> None:
-        super().connect()
-        _current.errand.watch_socket(self.sock)
+        raise NewConnectionError(self, f"Failed to establish a new connection: {error}") from error
 
 
-class _WatchedSecureConnection(_WatchedConnection, HTTPSConnection):
-    pass
-
-
-class _Pool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _WatchedConnection
-
-
-class _SecurePool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _WatchedSecureConnection
-
-
-POOLS = {"http": _Pool, "https": _SecurePool}
+def _watch_pools(manager: urllib3.PoolManager, kind: type[_Watched]) -> urllib3.PoolManager:
+    """Let all connections of a manager be of that kind, too."""
+    pools = {}
+    for scheme, pool in manager.pool_classes_by_scheme.items():
+        connection = type("Connection", (kind, pool.ConnectionCls), {})
+        pools[scheme] = type("Pool", (pool,), {"ConnectionCls": connection})
+    manager.pool_classes_by_scheme = pools
+    return manager

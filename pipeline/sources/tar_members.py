@@ -153,8 +153,9 @@ class TarReader:
         window, start = self._window, self._window.place
         if window.lost:
             return None
-        zeros = window.skip_zeros(BLOCK)
         block = window.peek(BLOCK)
+        zeros = window.skip_zeros(BLOCK) if block and not block.strip(b"\0") else 0
+        block = window.peek(BLOCK) if zeros else block
         if zeros:
             self._judge_zeros(start, zeros, at_end=not block)
         if not block:
