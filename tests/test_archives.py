@@ -206,6 +206,21 @@ def test_cut_off_archives_give_what_is_whole(tmp_path, monkeypatch):
         assert 1 <= len(came(root)) <= 3 and came(root).items() <= noisy.items() and "is missing" in result.damage[0]
 
 
+def test_a_damaged_block_of_bzip2_costs_its_clips_alone(tmp_path):
+    noisy = {
+        one.clip_id: content(one) + (400_008).to_bytes(4) + b"free" + random.Random(one.start_s).randbytes(400_000)
+        for one in clips(12)
+    }
+    stream = bytearray(bz2.compress(tar_of(named(noisy))))  # six blocks, of two to three clips each
+    for name, place, damage in (("flip", 0.5, 1), ("zeros", 0.4, 5000), ("first", 0.05, 1)):
+        begin = round(len(stream) * place)
+        data = stream[:begin] + bytes(byte ^ 0x10 if damage == 1 else 0 for byte in stream[begin : begin + damage])
+        root, result = imported(tmp_path, f"{name}.tar.bz2", bytes(data + stream[begin + damage :]))
+        lost = sorted(noisy.keys() - came(root).keys())
+        assert came(root).items() <= noisy.items() and 2 <= len(lost) <= 4
+        assert list(noisy)[-1] in came(root) and result.damage
+
+
 def _with_margin(packing, margin: int):
     values = {name: getattr(packing, name) for name in packing.__slots__} | {"margin": margin}
     return type(packing)(**values)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from pipeline.sources import bzip2_blocks
 from pipeline.sources.gzip_decoder import GzipDecoder
 from pipeline.sources.tar_headers import MAGIC, MAGIC_PLACE
 
@@ -153,9 +154,10 @@ class PackedStream:
     def _unit(self, start: int) -> Iterator[bytes | GapError]:
         """Unpack the unit at `start`; returns where the search for the next one begins."""
         self._file.seek(start)
-        decoder = self._packing.decoder()
+        decoder, settled = self._packing.decoder(), start
         try:
             while not decoder.eof:
+                before, given = self._file.tell(), self._given
                 data = self._file.read(min(READ_BYTES, self._end - self._file.tell())) if decoder.needs_input else b""
                 if decoder.needs_input and not data:
                     yield self._cut_off()
@@ -166,11 +168,23 @@ class PackedStream:
                     while piece := b"" if decoder.eof else decoder.decompress(b"", PIECE_BYTES):
                         yield piece
                     self.checked = self._given
+                    settled = before if self._given > given else settled
         except (*self._packing.errors, EOFError, MemoryError) as error:
             yield GapError(f"damaged {self._packing.name} data before byte {self._file.tell():,} of the file ({error})")
-            return self._behind(start)
+            return (yield from self._blocks(settled)) if self._packing.blocks else self._behind(start)
         self.checked = self._given
         return self._file.tell() - len(decoder.unused_data)
+
+    def _blocks(self, place: int) -> Iterator[bytes | GapError]:
+        """Blocks with checksums of their own, from `place` on; returns where the search for the next unit begins."""
+        found = bzip2_blocks.blocks(self._file, place, self._end)
+        while True:
+            try:
+                block = next(found)
+            except StopIteration as stop:
+                return stop.value
+            yield GapError("a damaged block") if block is None else block
+            self.checked = self._given
 
     def _cut_off(self) -> GapError:
         """The file ends within a unit. What stands far enough before the end is taken for right."""
