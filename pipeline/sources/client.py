@@ -42,6 +42,8 @@ class Client(yt_dlp.YoutubeDL):
 
     def dl(self, name, info, subtitle=False, test=False):
         """Download one format with yt-dlp's own code. Other programs would follow any address unseen."""
+        if not info.get("url"):
+            self.raise_no_formats(info, forced=True)
         kind = NATIVE.get(get_suitable_downloader(info, self.params))
         if kind is None:
             raise _current.errand.refuse("setup", NOT_FETCHED)

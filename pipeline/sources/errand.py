@@ -129,4 +129,8 @@ class Errand:
 
 
 def _host(url: str) -> str:
-    return (urlsplit(url).hostname or "").lower().rstrip(".")
+    host = (urlsplit(url).hostname or "").lower().rstrip(".")
+    try:
+        return host.encode("idna").decode()  # as connections and redirects have it
+    except UnicodeError:
+        return host

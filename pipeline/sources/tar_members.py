@@ -84,7 +84,7 @@ class TarReader:
                     self._read(header)
             except GapError as gap:
                 yield from self._lose(str(gap))
-            while self._held and self._held[0].end <= self._window.checked:
+            while self._held and (self._held[0].member.file is None or self._held[0].end <= self._window.checked):
                 yield self._held.popleft().member
 
     def _read(self, header: tarfile.TarInfo) -> None:

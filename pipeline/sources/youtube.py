@@ -73,6 +73,7 @@ MESSAGES = (
     ("giving up after", "network"),
     ("fragment", "network"),
     ("did not get any data", "network"),
+    ("downloaded file is empty", "network"),
     ("answer is malformed", "network"),
 )
 
