@@ -52,6 +52,7 @@ MESSAGES = (
     ("ffmpeg not found", "setup"),
     ("unsupported url", "setup"),
     ("no video formats found", "setup"),
+    ("no m3u header", "setup"),
     # What YouTube tells a session, or a kind of client, and not about the video.
     ("not available on this app", "setup"),
     ("drm protected", "setup"),
