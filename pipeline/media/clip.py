@@ -40,8 +40,7 @@ def read_clip(path: Path, clip_s: float, audio_s: float, sample_rate_hz: int) ->
     """
     with decodable(), open_clip(path) as clip:
         centre_s = min(clip.duration_s, clip_s) / 2
-        if missing := clip.missing_picture(centre_s):
-            raise MediaError("corrupt", missing)
+        clip.check_until(centre_s, centre_s + audio_s / 2)
         audio_i16, audio_start_s = sound_around(clip, centre_s, audio_s, sample_rate_hz)
         if len(audio_i16) == 0:
             raise MediaError("no_audio", "the audio stream holds no samples")

@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import av.logging
 from av.codec.context import Flags as CodecFlags
 from av.format import Flags as FormatFlags
 from av.stream import Disposition
@@ -30,12 +31,17 @@ MAX_PIXELS = 2**26
 HELD_BYTES = 2**26
 # Seconds by which streams end before or after one another, and before what the file declares, for no deeper reason.
 END_TOLERANCE_S = 0.5
+AVI_TOLERANCE_S = 0.1
+COMPLAINT_CHARACTERS = 80
 # Of a file that breaks off, pictures decoded later may be shown earlier than the last one that is there, by so much.
 REORDER_S = 0.5
 # ffmpeg's own limits (fftools, ts_discontinuity_detect): a step back by more, or one ahead by more, is a new clock.
 CLOCK_BACK_S, CLOCK_AHEAD_S = 0.1, 10
+# Formats that say in a header how long they are; of others FFmpeg looks at the end that is there.
+MP4, MATROSKA, AVI = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"
+HEADER_LENGTHS = (MP4, MATROSKA, "asf")
 # These state the length of every stream; others state one for the file, which FFmpeg then copies to its streams.
-STREAM_LENGTHS = ("mov,mp4,m4a,3gp,3g2,mj2", "avi")
+STREAM_LENGTHS = (MP4, AVI)
 
 
 def open_media(path: Path, probe: dict | None = None) -> av.container.InputContainer:
@@ -65,6 +71,17 @@ def prepare_decoder(context: av.CodecContext, threads: str | None = None) -> Non
     if context.type == "video":
         context.options = {"max_pixels": str(MAX_PIXELS)}  # a stream may change its size midway
         context.flags |= CodecFlags.unaligned  # else a crop at the left is moved to where copying is quicker
+
+
+@contextlib.contextmanager
+def complaints() -> Iterator[list[tuple[int, str, str]]]:
+    """What FFmpeg reports as an error within the block: (level, who, what)."""
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture() as heard:
+            yield heard
+    finally:
+        av.logging.set_level(None)
 
 
 def shown_streams(container: av.container.InputContainer) -> tuple[av.VideoStream, av.AudioStream]:
@@ -125,6 +142,10 @@ class Clip:
     """Whether the file breaks off before what it declares."""
     order_s: list[float] = field(default_factory=list)
     """When the pictures are shown, one after the other, of a file without presentation times; else empty."""
+    damage: tuple[Fraction, str] | None = None
+    """Up to where, on the file's own clock, it was read before FFmpeg found it damaged, and what it said."""
+    late_streams: bool = False
+    """Whether streams that appear in the course of the file are passed by."""
     _held: list[av.Packet] | None = None
 
     def packets(self) -> Iterator[av.Packet]:
@@ -143,16 +164,28 @@ class Clip:
         """The packets of the sound."""
         return (packet for packet in self.packets() if packet.stream_index == self.audio.index)
 
+    def note_damage(self, words: str) -> None:
+        """Remember where reading has come to."""
+        ends = [self.start if extent.end is None else extent.end for extent in (self.picture, self.sound)]
+        self.damage = min(ends), words.strip()[:COMPLAINT_CHARACTERS]
+
+    def check_until(self, centre_s: float, until_s: float) -> None:
+        """Raise MediaError unless the picture reaches `centre_s` and the sound `until_s` without damage before that."""
+        if missing := self._missing_picture(centre_s) or self._missing_sound(until_s):
+            raise MediaError("corrupt", missing)
+        if self.damage and float(self.damage[0] - self.start) < min(until_s, self.duration_s - END_TOLERANCE_S):
+            raise MediaError("corrupt", f"the file is damaged: {self.damage[1]}")
+
     @property
     def stamped(self) -> bool:
         """Whether every packet of the picture says when it is shown."""
         return not self.order_s
 
-    def missing_picture(self, centre_s: float) -> str | None:
+    def _missing_picture(self, centre_s: float) -> str | None:
         """In words, if the picture ends before the centre for no good reason; else None."""
         return self._missing("video", self.video, self.picture, centre_s, REORDER_S)
 
-    def missing_sound(self, until_s: float) -> str | None:
+    def _missing_sound(self, until_s: float) -> str | None:
         """In words, if the sound ends before `until_s` for no good reason; else None."""
         return self._missing("audio", self.audio, self.sound, until_s, 0.0)
 
@@ -180,7 +213,7 @@ def open_clip(path: Path) -> Iterator[Clip]:
     with decodable():
         try:
             clip = _survey(path, None)
-        except IndexError:  # a stream that was not there when the file was opened
+        except IndexError:  # a stream that was not there when the file was opened; it may be the one wanted
             clip = _survey(path, LONG_PROBE)
         with clip.container:
             yield clip
@@ -205,20 +238,26 @@ class _Stamps:
 
 def _survey(path: Path, probe: dict | None) -> Clip:
     with contextlib.ExitStack() as stack:
-        container = stack.enter_context(open_media(path, probe))
+        with complaints() as heard:
+            container = stack.enter_context(open_media(path, probe))
         video, audio = shown_streams(container)
         start = Fraction(container.start_time or 0, av.time_base)
-        clip = Clip(path=path, container=container, video=video, audio=audio, start=start)
-        held, held_bytes, stamps = [], 0, _Stamps(guessed=container.format.name == "avi")
-        for packet in _demux(container, clip):
-            if packet.stream_index == video.index:
-                clip.picture.add(packet)
-                stamps.add(packet)
-            else:
-                clip.sound.add(packet)
-            held_bytes += packet.size
-            if held_bytes <= HELD_BYTES:
-                held.append(packet)
+        clip = Clip(path=path, container=container, video=video, audio=audio, start=start, late_streams=bool(probe))
+        if heard and container.format.name not in HEADER_LENGTHS:  # it was read on and on to find its streams
+            clip.note_damage(heard[0][2])
+        held, held_bytes, stamps = [], 0, _Stamps(guessed=container.format.name == AVI)
+        with complaints() as heard:
+            for packet in _demux(container, clip):
+                if heard and clip.damage is None:
+                    clip.note_damage(heard[0][2])
+                if packet.stream_index == video.index:
+                    clip.picture.add(packet)
+                    stamps.add(packet)
+                else:
+                    clip.sound.add(packet)
+                held_bytes += packet.size
+                if held_bytes <= HELD_BYTES:
+                    held.append(packet)
         clip._held = held if held_bytes <= HELD_BYTES else None
         if not stamps.complete:
             clip.order_s = _shown_in_order(clip, stamps.decoded)
@@ -236,32 +275,47 @@ def _settle_duration(clip: Clip) -> None:
     if clip.sound.end is None:
         raise MediaError("no_audio", "the audio stream holds no samples")
     measured_s = float(max(clip.picture.end, clip.sound.end) - clip.start)
-    declared = clip.container.duration
-    declared_s = declared / av.time_base if declared and declared > 0 else measured_s
-    ends_s = [_declared_end_s(clip.container, stream, clip.start) for stream in (clip.video, clip.audio)]
-    if None not in ends_s and abs(max(ends_s) - declared_s) > END_TOLERANCE_S:
-        declared_s = max(ends_s)
-    early = declared_s - measured_s > END_TOLERANCE_S
-    clip.broken = clip.broken or cut_off(clip.path) or (early and len(clip.container.streams) == 2)
-    kept = clip.broken or abs(declared_s - measured_s) <= END_TOLERANCE_S
-    clip.duration_s = max(declared_s, measured_s) if clip.broken else declared_s if kept else measured_s
+    declared_s = _declared_s(clip, measured_s)
+    late = declared_s - measured_s > END_TOLERANCE_S
+    clip.broken = clip.broken or cut_off(clip.path) or (late and len(clip.container.streams) == 2)
+    if clip.broken and not late and clip.container.format.name not in HEADER_LENGTHS:
+        raise MediaError("corrupt", f"the file breaks off at {measured_s:.2f} s and does not say how long it was")
+    if clip.container.format.name == AVI and declared_s - measured_s > AVI_TOLERANCE_S:
+        # Its chunks have no times: what is lost moves all that comes behind it.
+        raise MediaError("corrupt", f"{measured_s:.2f} s of the {declared_s:.2f} s that the file declares are there")
+    apart = abs(declared_s - measured_s) > END_TOLERANCE_S
+    clip.duration_s = max(declared_s, measured_s) if clip.broken else measured_s if apart else declared_s
     if clip.duration_s <= 0:
         raise MediaError("corrupt", "the file has no duration")
+
+
+def _declared_s(clip: Clip, measured_s: float) -> float:
+    """Seconds that the file declares, `measured_s` where it declares none."""
+    declared = clip.container.duration
+    if not declared or declared <= 0:
+        return measured_s
+    ends_s = [_declared_end_s(clip.container, stream, clip.start) for stream in (clip.video, clip.audio)]
+    declared_s = declared / av.time_base
+    if None not in ends_s and abs(max(ends_s) - declared_s) > END_TOLERANCE_S:
+        return max(ends_s)
+    if clip.container.format.name == MATROSKA:  # it counts from 0, not from the first stamp
+        declared_s -= max(float(clip.start), 0.0)
+    return declared_s
 
 
 def _shown_in_order(clip: Clip, stamps: list[int | None]) -> list[float]:
     """When pictures are shown that come without presentation times: one a tick, in the decoder's order.
 
-    A tick without a picture shows the one before again, but not where pictures are reordered: there an encoder that
-    looks ahead had nothing to write yet.
+    A tick without a picture shows the one before again, but not behind the first picture, nor anywhere in a stream with
+    reordered pictures: there an encoder that looks ahead had nothing to write yet.
     """
     step = max(1, round(1 / (clip.video.time_base * (clip.video.average_rate or 25))))
-    first = next((stamp for stamp in stamps if stamp is not None), 0)
+    stamps = [None if clip.video.codec_context.has_b_frames and k else stamp for k, stamp in enumerate(stamps)]
+    late = stamps[1] - stamps[0] - step if len(stamps) > 1 and None not in stamps[:2] else 0
     ticks: list[int] = []
     for stamp in stamps:
-        following = ticks[-1] + step if ticks else first
-        counted = stamp is None or clip.video.codec_context.has_b_frames
-        ticks.append(following if counted else max(stamp, following))
+        following = ticks[-1] + step if ticks else stamp or 0
+        ticks.append(following if stamp is None else max(stamp - late, following))
     return [float(tick * clip.video.time_base - clip.start) for tick in ticks]
 
 
@@ -270,13 +324,24 @@ def _demux(container: av.container.InputContainer, clip: Clip) -> Iterator[av.Pa
     streams = [container.streams[stream.index] for stream in (clip.video, clip.audio)]
     clock = _Clock() if container.format.flags & FormatFlags.ts_discont.value else None
     try:
-        for packet in container.demux(streams):
+        for packet in _of_known_streams(container, streams, skip=clip.late_streams):
             if packet.size:
                 if clock:
                     clock.correct(packet)
                 yield packet
     except av.error.FFmpegError:
         clip.broken = True
+
+
+def _of_known_streams(container, streams: list, skip: bool) -> Iterator[av.Packet]:
+    """Packets of these streams; one of a stream that was not there at the start is passed by or raises IndexError."""
+    while True:
+        try:
+            yield from container.demux(streams)
+            return
+        except IndexError:
+            if not skip:
+                raise
 
 
 class _Clock:

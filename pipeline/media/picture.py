@@ -13,17 +13,17 @@ from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 import av
-import av.logging
 
 from pipeline.media.bitstream import FrameNumbers, restart_test
-from pipeline.media.container import Clip, prepare_decoder
+from pipeline.media.container import COMPLAINT_CHARACTERS, Clip, complaints, prepare_decoder
 from pipeline.media.errors import MediaError
 
 # Codecs in which packets hold pictures that are never shown.
 HIDDEN_PICTURES = {"vp8", "vp9", "av1"}
+# FFmpeg's own decoders of these read on behind the end of damaged data.
+CHECKING_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 # Packets from where decoding begins to the picture; those of a 10 s clip are 4 MB at most.
 MAX_WAY_BYTES = 2**29
-DETAIL_CHARACTERS = 80
 
 
 def frame_at(clip: Clip, time_s: float) -> tuple[av.VideoFrame, float]:
@@ -60,12 +60,14 @@ def _way_to(clip: Clip, wanted_pts: int) -> tuple[list[av.Packet], av.Packet]:
     Stamps need not grow: pieces of an edit list begin with packets that are decoded and not shown.
     """
     restarts = restart_test(clip.video.codec_context) or (lambda packet: False)
-    way, target, needed, size = [], None, 0, 0
+    way, begins, target, needed, size = [], [0], None, 0, 0
     for packet in clip.pictures():
         early = packet.pts is None or packet.pts <= wanted_pts
         shown = early and packet.pts is not None and not packet.is_discard
-        if shown and restarts(packet):
-            way, target, needed, size = [], None, 0, 0
+        if early and restarts(packet):
+            if shown:
+                way, begins, target, size = [], [], None, 0
+            begins.append(len(way))
         if early or packet.dts is None or packet.dts <= wanted_pts:
             way.append(packet)
             size += packet.size
@@ -73,11 +75,11 @@ def _way_to(clip: Clip, wanted_pts: int) -> tuple[list[av.Packet], av.Packet]:
                 raise MediaError("corrupt", f"no key frame in {MAX_WAY_BYTES:,} bytes before the centre")
         if shown:
             needed = len(way)
-            if target is None or packet.pts >= target.pts:
-                target = packet
+            if target is None or packet.pts >= way[target].pts:
+                target = needed - 1
     if target is None:
         raise MediaError("corrupt", "no frame is shown before the centre")
-    return way[:needed], target
+    return way[max(begin for begin in begins if begin <= target) : needed], way[target]
 
 
 def _last_until(frames: Iterator[av.VideoFrame], wanted_pts: int) -> av.VideoFrame | None:
@@ -101,24 +103,27 @@ def _by_order(clip: Clip, time_s: float) -> tuple[av.VideoFrame, float]:
 
 @contextlib.contextmanager
 def _decoding(clip: Clip) -> Iterator["_Decoder"]:
-    av.logging.set_level(av.logging.ERROR)
-    try:
-        with av.logging.Capture() as complaints:
-            yield _Decoder(clip.video, complaints)
-    finally:
-        av.logging.set_level(None)
+    with complaints() as heard:
+        yield _Decoder(clip.video, heard)
+
+
+def _checking_decoder(stream: av.VideoStream) -> av.VideoCodecContext:
+    """The stream's decoder, or where there is one another that gives the same pixels and notices damage."""
+    name = CHECKING_DECODERS.get(stream.codec_context.codec.canonical_name)
+    return av.CodecContext.create(name, "r") if name in av.codecs_available else stream.codec_context
 
 
 class _Decoder:
     """Decodes packets in a row and refuses what is damaged."""
 
     def __init__(self, stream: av.VideoStream, complaints: list):
-        self._context, self._complaints = stream.codec_context, complaints
+        self._context, self._complaints = _checking_decoder(stream), complaints
         if not self._context.is_open:
             prepare_decoder(self._context)
         self._context.flush_buffers()
         self._h264 = self._context.name == "h264"
-        self._numbers = FrameNumbers(self._context) if self._h264 else None
+        self._restarts = restart_test(stream.codec_context)
+        self._numbers = FrameNumbers(stream.codec_context) if self._h264 else None
 
     def frames(self, packets: Iterable[av.Packet], only: av.Packet | None = None) -> Iterator[av.VideoFrame]:
         """All frames, in the order in which they are shown; with `only` not those that no other needs.
@@ -129,6 +134,9 @@ class _Decoder:
         first = None
         for packet in packets:
             first = packet if first is None else first
+            # Where a piece of an edit list begins: at what the container calls a key frame.
+            if packet.is_discard and packet.is_keyframe and self._restarts and not self._restarts(packet):
+                raise MediaError("corrupt", "a piece of the edit list begins where decoding cannot")
             self._context.skip_frame = "NONREF" if self._h264 and only is not None and packet is not only else "DEFAULT"
             yield from self._checked(packet, leading=None not in (first.pts, packet.pts) and packet.pts < first.pts)
         yield from self._checked(None, leading=False)
@@ -147,7 +155,7 @@ class _Decoder:
         if packet is not None and packet.is_corrupt:
             raise MediaError("corrupt", "a frame before the centre is damaged: the container says so")
         if self._complaints or any(frame.is_corrupt for frame in frames):
-            words = self._complaints[0][2].strip()[:DETAIL_CHARACTERS] if self._complaints else "the decoder says so"
+            words = self._complaints[0][2].strip()[:COMPLAINT_CHARACTERS] if self._complaints else "the decoder says so"
             raise MediaError("corrupt", f"a frame before the centre is damaged: {words}")
         if packet is not None and self._numbers and self._numbers.lost_before(packet):
             raise MediaError("corrupt", "a frame before the centre is missing")

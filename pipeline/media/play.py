@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from pipeline.media.container import END_TOLERANCE_S, Clip, open_clip, prepare_decoder
+from pipeline.media.container import Clip, open_clip, prepare_decoder
 from pipeline.media.errors import MediaError
 from pipeline.media.sound import Sound
 
@@ -19,8 +19,7 @@ def play(clip: Clip, sound: bool) -> Iterator[tuple[av.VideoFrame | av.AudioFram
     Frames of the picture come in growing order of time, from 0 on; damage is shown as a player shows it. Raises
     MediaError where the picture is not whole.
     """
-    if missing := clip.missing_picture(clip.duration_s):
-        raise MediaError("corrupt", missing)
+    clip.check_until(clip.duration_s, clip.duration_s)
     for stream in (clip.video, clip.audio):
         prepare_decoder(stream.codec_context, threads="AUTO")
     order_s, last_s, heard_s = iter(clip.order_s), -math.inf, 0.0
@@ -61,8 +60,7 @@ def whole_sound(path: Path, sample_rate_hz: int) -> tuple[np.ndarray, float]:
     Raises MediaError where it is not whole.
     """
     with open_clip(path) as clip:
-        if missing := clip.missing_sound(clip.duration_s - END_TOLERANCE_S):
-            raise MediaError("corrupt", missing)
+        clip.check_until(clip.duration_s, clip.duration_s)
         sound = Sound(clip.audio, sample_rate_hz, from_s=-math.inf, until_s=math.inf)
         for packet in itertools.chain(clip.sounds(), (None,)):
             sound.feed(packet)

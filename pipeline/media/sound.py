@@ -180,20 +180,18 @@ def sound_around(clip: Clip, centre_s: float, length_s: float, rate: int) -> tup
     else:
         sound.feed(None)
     samples_i16, first_s = sound.samples()
-    if missing := clip.missing_sound(until_s):
-        raise MediaError("corrupt", missing)
-    return _with_silence(samples_i16, first_s - start_s, clip.duration_s if early and not sound.finished else 0.0, late, from_s, rate)
+    first_s = first_s - start_s if len(samples_i16) else clip.duration_s
+    silent_from_s = max(from_s, 0.0 if late else begin_s)
+    silent_until_s = clip.duration_s if early and not sound.finished else 0.0
+    return _with_silence(samples_i16, first_s, silent_from_s, silent_until_s, rate)
 
 
 def _with_silence(
-    samples_i16: np.ndarray, first_s: float, until_s: float, late: bool, from_s: float, rate: int
+    samples_i16: np.ndarray, first_s: float, from_s: float, until_s: float, rate: int
 ) -> tuple[np.ndarray, float]:
-    """The samples from `from_s`, or 0, on if they begin `late`, and to `until_s`, both on the clip's time line."""
-    if len(samples_i16) == 0:
-        first_s = max(from_s, 0.0)
-    before = round((first_s - max(from_s, 0.0)) * rate) if late else 0
-    behind = round((until_s - first_s) * rate) - len(samples_i16)
-    before, behind = max(before, 0), max(behind, 0)
+    """(the samples and silence before and behind them, time of the first): all that is played in that time."""
+    before = round((first_s - from_s) * rate) if first_s - from_s > MOST_GAP_S else 0
+    behind = max(round((until_s - first_s) * rate) - len(samples_i16), 0)
     return np.pad(samples_i16, (before, behind)), first_s - before / rate
 
 

@@ -79,8 +79,10 @@ def _plan(clip: Clip, start_s: float, end_s: float) -> _Cut:
     held_s = min(end_s, clip.duration_s) - start_s
     if held_s < (end_s - start_s) / 2 - END_TOLERANCE_S:
         raise MediaError("too_short", f"the video ends {max(held_s, 0):.1f} s after {start_s:.0f} s")
-    if missing := clip.missing_picture(start_s + held_s) or clip.missing_sound(start_s + held_s):
-        raise MediaError("network" if clip.broken else "corrupt", missing)
+    try:
+        clip.check_until(start_s + held_s, start_s + held_s)
+    except MediaError as error:
+        raise MediaError("network" if clip.broken else "corrupt", error.detail) from None
     return _Cut(
         held_s=held_s,
         seek=_flags_are_true(clip, start_s),

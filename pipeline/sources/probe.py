@@ -50,8 +50,7 @@ def check_bytes(path: Path) -> None:
 
 def _check(clip: Clip, length_s: float | None) -> None:
     centre_s = min(clip.duration_s, length_s or math.inf) / 2
-    if missing := clip.missing_picture(centre_s) or clip.missing_sound(centre_s + SOUND_S / 2):
-        raise MediaError("corrupt", missing)
+    clip.check_until(centre_s, centre_s + SOUND_S / 2)
     if length_s is not None and clip.duration_s < length_s / 2 - END_TOLERANCE_S:
         raise MediaError("too_short", f"the file lasts {clip.duration_s:.2f} s of {length_s:.0f} s")
     begins_s = float(clip.picture.start - clip.start)
