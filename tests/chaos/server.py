@@ -26,6 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ["no_proxy"] = "127.0.0.1,127.0.0.2"
 
+import yt_dlp
 from test_download import mp4
 
 from pipeline.download import download
@@ -198,6 +199,7 @@ def run(rounds: int, seed: int, first: int = 0) -> Counter:
     errand.SLOW_S, errand.MAX_PAGE_BYTES, youtube.SOCKET_TIMEOUT_S, youtube.RETRIES = 0.8, 4 << 20, 0.8, 1
     youtube.MAX_VIDEO_BYTES = 20_000_000
     counts = Counter(rounds=rounds)
+    yt_dlp.YoutubeDL({"quiet": True}).close()  # loads its extractors, which counts for no server
     with tempfile.TemporaryDirectory() as folder, serving(seed) as (port, asked):
         root = Root(Path(folder) / "root")
         source = UrlSource(f"http://user:secret@127.0.0.1:{port}/{{clip_id}}.mp4?token=secret")
