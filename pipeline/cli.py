@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -75,11 +75,17 @@ def download(
         str,
         typer.Option(
             "--from",
-            help="`youtube`, a folder or tar of <clip_id>.mp4, an address with {clip_id} or {youtube_id}, "
-            "or a .txt or .csv of lines `<clip_id> <address>`.",
+            help="`youtube`, a folder or archive (tar, zip) of <clip_id>.mp4, an address with {clip_id} or "
+            "{youtube_id}, or a .txt or .csv of lines `<clip_id> <address>`.",
         ),
     ] = "youtube",
     retry: Annotated[bool, typer.Option("--retry", help="Try failed clips again that can still be won.")] = False,
+    retry_permanent: Annotated[
+        bool, typer.Option("--retry-permanent", help="Try all failed clips again, those that count as lost, too.")
+    ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Let an address lead to other hosts; YouTube's may anyway.")
+    ] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Downloads at a time; more than one gets addresses blocked.")] = 1,
     cookies: Annotated[str | None, typer.Option(help="yt-dlp's: file of cookies in Netscape format.")] = None,
     cookies_from_browser: Annotated[str | None, typer.Option(help="yt-dlp's: browser to take cookies from.")] = None,
@@ -92,6 +98,7 @@ def download(
     from pipeline.download import download as run
     from pipeline.manifest import Manifest
     from pipeline.sources.access import access_parameters
+    from pipeline.sources.archives import ArchiveSource
     from pipeline.sources.source import open_source
 
     root: Root = context.obj
@@ -104,12 +111,14 @@ def download(
         extractor_args=extractor_args,
         limit_rate=limit_rate,
     )
-    given = open_source(source, access)
-    result = _watch("download", lambda **hooks: run(root, clips, given, jobs=jobs, retry=retry, **hooks), notes=True)
+    given = open_source(source, access, follow)
+    retries = {"retry": retry or retry_permanent, "retry_permanent": retry_permanent}
+    _, result = _watch("download", lambda **hooks: run(root, clips, given, jobs=jobs, **retries, **hooks), notes=True)
     result = {"split": split, "listed": len(clips)} | result
     parts = [f"{result['done']} fetched", f"{result['finished']} there before", *_failure_parts(result)]
     parts += [f"{result['not_offered']} not in this source"] if result["not_offered"] else []
     say(result, f"{root.clips}: {len(clips):,} listed · {' · '.join(parts)}", as_json)
+    _end(result, given.skipped if given.local else [], given.damage if isinstance(given, ArchiveSource) else [])
 
 
 @app.command(epilog="Example: avpipe extract --split vggss --features logspec")
@@ -133,15 +142,15 @@ def extract(
     settings = ExtractSettings(features=tuple(features.split(",")))
     ids = Manifest.open(root.manifest).ids(split)
     place = open_executor(executor, workers, ray_address)
-    result = _watch("extract", lambda **hooks: run(root, ids, settings, workers=place, retry=retry, **hooks))
+    _, result = _watch("extract", lambda **hooks: run(root, ids, settings, workers=place, retry=retry, **hooks))
     result = {"split": split, "listed": len(ids), "cache": root.cache / settings.name} | result
     parts = [f"{result['done']} extracted", f"{result['finished']} there before", *_failure_parts(result)]
     parts += [f"{result['not_downloaded']:,} not downloaded"] if result["not_downloaded"] else []
     say(result, f"{result['cache']}: {' · '.join(parts)}", as_json)
 
 
-def _watch(what: str, run, notes: bool = False) -> dict:
-    """Run a stage under a progress line; returns its plan's counts and its outcomes by reason.
+def _watch(what: str, run, notes: bool = False) -> tuple[Any, dict]:
+    """Run a stage under a progress line; returns its plan, and the plan's counts with its outcomes by reason.
 
     With `notes` the plan is printed before the start, and what the stage tells by `on_note` stands in the line.
     """
@@ -168,7 +177,7 @@ def _watch(what: str, run, notes: bool = False) -> dict:
     counts = {name: len(v) if isinstance(v, list) else v for name, v in values.items()}
     failures = [{"clip_id": o.clip_id, "reason": o.reason, "detail": o.detail} for o in outcomes if not o.done]
     done = len(outcomes) - len(failures)
-    return counts | {"done": done, "failed": count_reasons(outcomes), "failures": failures}
+    return plan, counts | {"done": done, "failed": count_reasons(outcomes), "failures": failures}
 
 
 def _failure_parts(result: dict) -> list[str]:
@@ -277,17 +286,44 @@ def import_(
     if find_layout(source):
         settings = ExtractSettings(features=tuple(features.split(",")))
         place = open_executor(executor, workers, ray_address)
-        result = _watch("import", lambda **hooks: import_frames(root, source, settings, place, **hooks))
+        plan, result = _watch("import", lambda **hooks: import_frames(root, source, settings, place, **hooks))
     else:
-        result = _watch("import", lambda **hooks: import_clips(root, source, **hooks))
+        plan, result = _watch("import", lambda **hooks: import_clips(root, source, **hooks))
     parts = [f"{result['done']} taken in", f"{result['finished']} there before", *_failure_parts(result)]
     parts += [f"{result[name]:,} {text}" for name, text in PASSED_BY.items() if result.get(name)]
     say(result, f"{source}: {' · '.join(parts)}", as_json)
+    _end(result, plan.skipped, getattr(plan, "damage", []))
 
 
+def _end(result: dict, skipped: list[str], damage: list[str]) -> None:
+    """Name what was passed by or found damaged; exit code 1 for damage, and where nothing came of all that was tried.
+
+    Where some clips are there, failures are no reason to stop what comes after this command.
+    """
+    from pipeline.progress import printable
+
+    if skipped:
+        more = f", and {len(skipped) - NAMED:,} more" if len(skipped) > NAMED else ""
+        print(f"avpipe: passed by: {printable('; '.join(skipped[:NAMED]))}{more}", file=sys.stderr)
+    for sentence in damage:
+        print(f"avpipe: {printable(sentence)}", file=sys.stderr)
+    nothing = result["failed"] and not result["done"] + result["finished"]
+    if nothing:
+        first = result["failures"][0]
+        print(
+            f"avpipe: all {len(result['failures']):,} clips failed; the first, {first['clip_id']}: "
+            f"{first['reason']}: {printable(first['detail'])}",
+            file=sys.stderr,
+        )
+    if damage or nothing:
+        raise typer.Exit(1)
+
+
+# Files passed by that are named; the others are counted.
+NAMED = 3
 PASSED_BY = {
     "not_listed": "not in the manifest",
-    "skipped": "with no name of a clip",
+    "skipped": "passed by",
     "frames_alone": "frames without a sound",
     "sounds_alone": "sounds without a frame",
 }

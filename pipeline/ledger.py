@@ -38,6 +38,7 @@ SCHEMA = pa.schema(
         ("sha256", pa.string()),
         ("finished_at", pa.timestamp("us", tz="UTC")),
         ("tool_version", pa.string()),
+        ("source", pa.string()),  # null in files of older versions
     ]
 )
 
@@ -59,6 +60,8 @@ class Outcome:
     """Size of what was made."""
     sha256: str = ""
     """Hash of what was made, in hexadecimal."""
+    source: str | None = None
+    """Where a clip was asked for; None for other stages and in rows of older versions."""
     finished_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def __post_init__(self):
@@ -113,7 +116,8 @@ class Ledger:
         """These columns of every outcome, oldest files first."""
         # One by one: of files this small, the reader of a whole folder makes half as much again.
         tables = [pq.ParquetFile(file).read(columns, use_threads=False) for file in self._files()]
-        return pa.concat_tables(tables).select(columns) if tables else SCHEMA.empty_table().select(columns)
+        wanted = pa.schema([SCHEMA.field(name) for name in columns])  # files of older versions lack columns
+        return pa.concat_tables([wanted.empty_table(), *tables], promote_options="default")
 
     def compact(self) -> None:
         """Rewrite many small files as one; call it only while holding the stage's lock."""

@@ -21,6 +21,8 @@ IMAGE_OR_VIDEO = (".jpg", ".mp4")
 FLICKR_PATH = re.compile(r"videos2?(?:/[0-9])+/([0-9]{1,20})\.mp4", re.ASCII)
 # Flickr's annotators drew on frames of 256 × 256 pixels.
 FLICKR_GRID = 256
+# A byte order mark, which spreadsheets put before a list, is none of its text.
+ENCODING = "utf-8-sig"
 PAIR_HEADER = ["video", "audio", "label"]
 
 
@@ -74,7 +76,7 @@ def text_framing(path: Path) -> dict:
         ends = file.read(1) == b"\n"
     newline = "\r\n" if first.endswith(b"\r\n") else "\n"
     header = ",".join(PAIR_HEADER)
-    has_header = first.rstrip(b"\r\n") == header.encode()
+    has_header = first.rstrip(b"\r\n").decode(ENCODING, "replace") == header
     return {"newline": newline, "last_line_ends": ends, "header": header if has_header else None}
 
 
@@ -97,7 +99,7 @@ def box_defect(box: Box) -> str | None:
 def _csv_rows(path: Path, columns: int) -> Iterator[tuple[str, list[str], str]]:
     """Where a row stands, its values, and its text as published."""
     lines: list[str] = []
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding=ENCODING, newline="") as file:
         reader = csv.reader(_recorded(file, lines), strict=True)
         try:
             for values in reader:
@@ -177,7 +179,7 @@ def _flickr_paths(path: Path) -> Iterator[tuple[str, Row]]:
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """Where a line that is not empty stands, and its text without white space at the ends."""
     name = str(path)
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding=ENCODING) as file:
         for number, line in enumerate(file, 1):
             if text := line.strip():
                 yield f"{name}, line {number}", text
@@ -187,7 +189,7 @@ def _box_json(path: Path) -> Iterator[tuple[str, Row]]:
     """A list of {file, class, bbox: [[xmin, ymin, xmax, ymax], …]}."""
     where = str(path)
     try:
-        for number, entry in enumerate(json.loads(path.read_text(encoding="utf-8")), 1):
+        for number, entry in enumerate(json.loads(path.read_text(encoding=ENCODING)), 1):
             where = f"{path}, entry {number}"
             boxes = [(0, _box(map(float, box))) for box in entry["bbox"]]
             if not (isinstance(entry["file"], str) and isinstance(entry["class"], str)):

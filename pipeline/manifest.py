@@ -54,6 +54,11 @@ class Clip:
     end_s: float | None
     """None where the clip is the whole file."""
 
+    @property
+    def length_s(self) -> float | None:
+        """Seconds that the clip lasts; None where it is the whole file."""
+        return None if self.end_s is None else self.end_s - self.start_s
+
 
 def clip_of(clip_id: str) -> Clip:
     """What an id says: ten seconds of a YouTube video, or a whole file of Flickr."""

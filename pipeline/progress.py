@@ -10,6 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 PLAIN_EVERY_S = 5.0
 
 
+def printable(text: str) -> str:
+    """`text` in one line and without what a terminal obeys: control characters become `?`, white space a blank."""
+    return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
+
+
 class ProgressLine:
     """Counts items done, failures by reason and the rate; use it as a context manager. Writes to standard error."""
 
@@ -24,9 +29,10 @@ class ProgressLine:
         self._shown = shown
         if shown and sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            columns += (TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+            # A note may be what a server said: no markup, and no sequences for the terminal.
+            columns += (TextColumn("{task.fields[note]}", markup=False), TimeRemainingColumn())
             self._bar = Progress(*columns, console=Console(stderr=True))
-            self._task = self._bar.add_task(what, total=total, note="")
+            self._task = self._bar.add_task(what, total=total or None, note="")
 
     def __enter__(self) -> "ProgressLine":
         if self._bar:
@@ -40,10 +46,10 @@ class ProgressLine:
             self._print()
 
     def set_total(self, total: int) -> None:
-        """Say how much there is to do, once it is known."""
+        """Say how much there is to do, once it is known; 0 where nobody knows before the end."""
         self.total = total
         if self._bar:
-            self._bar.update(self._task, total=total)
+            self._bar.update(self._task, total=total or None)
 
     def start_at(self, done: int) -> None:
         """Say how much an earlier run has done: it counts as done, but not for the rate and the time left."""
@@ -55,7 +61,7 @@ class ProgressLine:
         """`count` more items are finished, among them `failures` by reason; `note` is shown behind the count."""
         self.done += count
         self.failures.update(failures or {})
-        self.note = note
+        self.note = printable(note)
         if self._bar:
             self._bar.update(self._task, completed=self.done, note=self._text())
         elif self._shown and time.monotonic() - self._last > PLAIN_EVERY_S:
@@ -73,4 +79,5 @@ class ProgressLine:
         self._last, self._printed = time.monotonic(), self.done
         left_s = (self.total - self.done) / max(self._rate(), 1e-9)
         left = f" · {left_s:.0f} s left" if self._before < self.done < self.total else ""
-        print(f"{self.what}: {self.done}/{self.total} {self.unit} · {self._text()}{left}", file=sys.stderr, flush=True)
+        count = f"{self.done}/{self.total}" if self.total else str(self.done)
+        print(f"{self.what}: {count} {self.unit} · {self._text()}{left}", file=sys.stderr, flush=True)

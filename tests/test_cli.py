@@ -87,17 +87,21 @@ def test_stages_in_a_row_with_json(capsys, monkeypatch, corpus, tmp_path):
 
 def test_bad_clips_are_rows_and_the_stage_ends_well(capsys, monkeypatch, corpus, tmp_path):
     folder = shutil.copytree(corpus / "clips", tmp_path / "clips")
-    bad, *_ = sorted(folder.iterdir())
-    bad.write_text("this is no video")
+    bad, worse, *_ = sorted(folder.iterdir())
+    worse.write_text("this is no video")
     root = ("--root", tmp_path / "r")
     assert call(capsys, monkeypatch, *root, "manifest", "build", "--lists", corpus / "lists")[0] == 0
-    assert call(capsys, monkeypatch, *root, "download", "--from", folder)[0] == 0
+    code, out, _ = call(capsys, monkeypatch, *root, "download", "--from", folder, "--json")
+    assert code == 0 and json.loads(out)["failed"] == {"corrupt": 1} and json.loads(out)["done"] == 19
+    kept = tmp_path / "r" / "clips" / bad.name  # a link to the folder's
+    kept.unlink()
+    kept.write_text("damaged since")
     code, out, _ = call(capsys, monkeypatch, *root, "extract", "--json", "--workers", 1)
     result = json.loads(out)
-    assert code == 0 and result["done"] == 19 and result["failed"] == {"corrupt": 1}
+    assert code == 0 and result["done"] == 18 and result["failed"] == {"corrupt": 1}
     assert result["failures"][0]["clip_id"] == bad.stem
     code, out, _ = call(capsys, monkeypatch, *root, "extract", "--workers", 1)
-    assert "19 there before" in out and "1 failed before" in out
+    assert "18 there before" in out and "1 failed before" in out
 
 
 def test_damage_makes_verify_fail(capsys, monkeypatch, done_root, tmp_path):

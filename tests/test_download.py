@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from server import Answer, serve
 
-from pipeline.download import download, plan_download
+from pipeline.download import download
+from pipeline.download_plan import plan_download
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root, file_sha256
 from pipeline.ledger import Ledger, Outcome
@@ -127,13 +128,54 @@ def test_clips_are_copied_where_no_link_can_be(root, folder, monkeypatch):
     assert not root.clip_file(clips(1)[0].clip_id).samefile(folder / f"{clips(1)[0].clip_id}.mp4")
 
 
-def test_a_link_in_the_folder_gives_the_file_and_not_the_link(root, folder, tmp_path):
-    target, link = tmp_path / "elsewhere.mp4", folder / f"{clip(7).clip_id}.mp4"
+def test_a_link_within_the_folder_gives_the_file_and_not_the_link(root, folder):
+    (folder / "kept").mkdir()
+    target, link = folder / "kept" / "elsewhere.mp4", folder / f"{clip(7).clip_id}.mp4"
     target.write_bytes(content(clip(7)))
     link.symlink_to(target)
     download(root, [clip(7)], FolderSource(folder))
     assert holds_exactly(root, [clip(7)])
     assert not root.clip_file(clip(7).clip_id).is_symlink()
+
+
+def test_what_is_no_plain_file_of_the_folder_is_never_opened(root, folder, tmp_path):
+    (tmp_path / "outside.mp4").write_bytes(content(clip(4)))
+    os.mkfifo(folder / f"{clip(3).clip_id}.mp4")
+    for number, target in enumerate(["/dev/zero", folder / "nowhere", f"{clip(3).clip_id}.mp4"], 5):
+        (folder / f"{clip(number).clip_id}.mp4").symlink_to(target)
+    (folder / f"{clip(4).clip_id}.mp4").symlink_to(tmp_path / "outside.mp4")
+    with open(folder / f"{clip(8).clip_id}.mp4", "wb") as huge:
+        huge.truncate((1 << 30) + 1)
+    source = FolderSource(folder)
+    plan = download(root, clips(9), source)
+    assert holds_exactly(root, clips(3)) and plan.not_offered == 6
+    reasons_ = ["no plain file", "out of the folder", "no plain file", "No such file", "no plain file", "are no clip"]
+    assert len(source.skipped) == 6
+    assert all(reason in text for reason, text in zip(reasons_, source.skipped, strict=True))
+
+
+def test_a_folder_as_yt_dlp_leaves_it_is_taken_in(root, folder):
+    names = [f"{clip(3).clip_id}.webm", f"{clip(4).clip_id}.mkv", f"{clip(5).clip_id}.MP4"]
+    for number, name in enumerate(names, 3):
+        (folder / name).write_bytes(content(clip(number)))
+    for name in (f"{clip(6).clip_id}.f137.mp4", "holiday.webm", f"{clip(2).clip_id}.avi", "x.info.json"):
+        (folder / name).write_bytes(b"x")
+    source = FolderSource(folder)
+    download(root, clips(7), source)
+    assert holds_exactly(root, clips(6))
+    assert [text.split(": ")[1] for text in source.skipped] == [
+        "no name of a clip",
+        f"{clip(2).clip_id} is there already",
+        "no name of a clip",
+    ]
+
+
+def test_what_a_folder_holds_is_checked_before_it_counts(root, folder):
+    (folder / f"{clip(1).clip_id}.mp4").write_bytes(b"")
+    (folder / f"{clip(2).clip_id}.mp4").write_bytes(bytes(100_000))
+    download(root, clips(3), FolderSource(folder))
+    assert reasons(root) == {clip(0).clip_id: None, clip(1).clip_id: "corrupt", clip(2).clip_id: "corrupt"}
+    assert holds_exactly(root, clips(1))
 
 
 def test_hash_and_size_are_in_the_ledger(root, folder):
@@ -187,10 +229,17 @@ def test_a_finished_file_without_a_ledger_row_is_adopted(root):
 def test_a_file_put_there_by_hand_after_a_failure_is_adopted(root):
     with serve({}) as server:
         download(root, [clip(0)], source_of(server))
-        assert reasons(root) == {clip(0).clip_id: "removed"}
+        assert reasons(root) == {clip(0).clip_id: "network"}
         root.clip_file(clip(0).clip_id).write_bytes(content(clip(0)))
         download(root, [clip(0)], source_of(server))
     assert reasons(root) == {clip(0).clip_id: None}
+
+
+def test_what_was_put_there_and_is_no_clip_is_replaced_and_not_adopted(root, folder):
+    root.clips.mkdir(parents=True)
+    root.clip_file(clip(0).clip_id).write_bytes(b"no video")
+    download(root, clips(3), FolderSource(folder))
+    assert holds_exactly(root, clips(3))
 
 
 def test_what_a_killed_run_left_is_cleared(root, folder):
@@ -213,10 +262,10 @@ def test_a_killed_run_keeps_what_it_had(root, folder):
     assert holds_exactly(root, clips(3))
 
 
-def test_an_unreadable_file_is_a_failure_of_that_clip_only(root, folder):
+def test_an_unreadable_file_is_a_failure_of_that_clip_only(root, folder, monkeypatch):
+    source = FolderSource(folder)
     (folder / f"{clip(1).clip_id}.mp4").unlink()
-    (folder / f"{clip(1).clip_id}.mp4").symlink_to(folder / "nowhere")
-    download(root, clips(3), FolderSource(folder))
+    download(root, clips(3), source)
     assert reasons(root) == {clip(0).clip_id: None, clip(1).clip_id: "disk", clip(2).clip_id: None}
 
 
@@ -259,7 +308,7 @@ def test_outcomes_are_told_as_they_come(root):
     assert [(outcome.clip_id, outcome.reason) for outcome in told] == [
         (clip(0).clip_id, None),
         (clip(1).clip_id, None),
-        (clip(2).clip_id, "removed"),
+        (clip(2).clip_id, "network"),
     ]
     assert [plan.clips for plan in plans] == [clips(3)]
 
@@ -440,8 +489,8 @@ def test_all_clips_of_a_video_that_is_gone_have_its_reason(root, video):
     with served_videos(video, VIDEO) as (_, source):
         download(root, [clip(3, OTHER), clip(15, OTHER), clip(3)], source)
     assert reasons(root) == {
-        clip(3, OTHER).clip_id: "removed",
-        clip(15, OTHER).clip_id: "removed",
+        clip(3, OTHER).clip_id: "network",
+        clip(15, OTHER).clip_id: "network",
         clip(3).clip_id: None,
     }
 

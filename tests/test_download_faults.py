@@ -13,7 +13,8 @@ from test_download import clip, clips, content, holds_exactly, latest, mp4, path
 
 import pipeline.disk_space
 import pipeline.sources.youtube
-from pipeline.download import download, plan_download
+from pipeline.download import download
+from pipeline.download_plan import plan_download
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root
 from pipeline.sources.pacing import NO_PACE, PAUSE_S, YOUTUBE_PACE, Breaker, Clock, Pacer, StoppedError
@@ -40,9 +41,9 @@ FAULTS = {
     ),
     "a stall": ([Answer(body=GOOD), Answer(body=GOOD, sends=1000, then="stall"), Answer(body=GOOD)], None, 3),
     "an error on the way": ([Answer(body=GOOD), Answer(status=503), Answer(body=GOOD)], None, 3),
-    "not found": (Answer(status=404), "removed", 1),
-    "gone": (Answer(status=410), "removed", 1),
-    "gone after the look": ([Answer(body=GOOD), Answer(status=410)], "removed", 2),
+    "not found": (Answer(status=404), "network", 1),
+    "gone": (Answer(status=410), "network", 1),
+    "gone after the look": ([Answer(body=GOOD), Answer(status=410)], "network", 2),
     "forbidden": (Answer(status=403), "network", 1),
     "forbidden after the look": ([Answer(body=GOOD), Answer(status=403)], "network", 2),
     "server error": (Answer(status=500), "network", 1),
@@ -246,6 +247,8 @@ def test_five_blocks_in_a_row_stop_the_download_and_keep_what_was_fetched(root):
         (["bot_check", "setup", "disk", "bot_check", "setup"], 5),
         (["setup"] * 4 + [None] + ["setup"] * 4, None),
         (["removed", "corrupt", "unknown"] * 20, None),
+        (["unknown"] * 9, 5),
+        ([None] + ["removed"] * 30, None),
         (["network"] * 30, 20),
         (["network"] * 19 + ["removed"] + ["network"] * 19, None),
     ],
@@ -278,7 +281,7 @@ def test_a_stopped_download_has_ended_before_it_says_so(root):
 
 
 def test_what_does_not_fit_is_refused_before_the_first_request(root, monkeypatch):
-    monkeypatch.setattr("pipeline.download.free_bytes", lambda folder: 1_010_000_000)
+    monkeypatch.setattr("pipeline.download_plan.free_bytes", lambda folder: 1_010_000_000)
     plans = []
     with serve(served(clips(9))) as server:
         with pytest.raises(AvpipeError, match=r"1\.0 GB free, but about 0\.0 GB and a reserve of 1\.0 GB"):
@@ -308,7 +311,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_no_clip_has_failed(root, monkeyp
 
 
 def test_the_plan_says_how_long_it_takes(root, monkeypatch):
-    monkeypatch.setattr("pipeline.download.free_bytes", lambda folder: 500_000_000_000)
+    monkeypatch.setattr("pipeline.download_plan.free_bytes", lambda folder: 500_000_000_000)
     videos = [f"{number:011d}" for number in range(20_000)]
     wanted = [clip(start, video) for video in videos for start in (0, 30)]
     text = str(plan_download(root, wanted, UrlSource("https://www.youtube.com/watch?v={youtube_id}")))
@@ -341,8 +344,8 @@ GOOD_LINE = f"{clip(0).clip_id} http://127.0.0.1/a"
             "list.txt:2: '../../etc/pass_000000' is not a clip id",
         ),
         ([GOOD_LINE, f"{clip(1).clip_id} file:///etc/passwd"], "list.txt:2: 'file:///etc/passwd' is no http"),
-        ([GOOD_LINE, f"{clip(1).clip_id} http://[x/a"], "list.txt:2: 'http://[x/a' is no http"),
-        ([GOOD_LINE, f"{clip(1).clip_id} http:///a"], "list.txt:2: 'http:///a' is no http"),
+        ([GOOD_LINE, f"{clip(1).clip_id} http://[x/a"], "list.txt:2: 'http://[x/…' is no http"),
+        ([GOOD_LINE, f"{clip(1).clip_id} http:///a"], "list.txt:2: 'http:///…' is no http"),
         ([GOOD_LINE, clip(1).clip_id], "list.txt:2: 'zpWuikVorYg_000001' is not `<clip id> <address>`"),
         ([f"{GOOD_LINE} more"], "list.txt:1: "),
         ([GOOD_LINE, "", GOOD_LINE], "list.txt:3: zpWuikVorYg_000000 stands in the list already"),

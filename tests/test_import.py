@@ -1,11 +1,8 @@
 """Other people's files: clips from folders and tars, frames and sounds into the cache, and the way out and back."""
 
-import gzip
 import io
 import json
 import os
-import random
-import tarfile
 from pathlib import Path
 
 import av
@@ -16,12 +13,11 @@ import pytest
 import soundfile
 from conftest import downloaded
 from PIL import Image
-from test_export import cached, pcm, tree
+from test_export import cached, pcm
 from test_media import write_clip
 
 from pipeline import extract as extract_stage
 from pipeline.cache import Cache
-from pipeline.download import download
 from pipeline.errors import AvpipeError
 from pipeline.exchange import import_frames as frames_module
 from pipeline.exchange.export import export
@@ -33,14 +29,11 @@ from pipeline.layout import Root
 from pipeline.ledger import Ledger, Outcome
 from pipeline.manifest import TABLES, Manifest
 from pipeline.manifest_build import build_manifest
+from pipeline.samples import encode_jpeg
 from pipeline.settings import ExtractSettings
-from pipeline.sources import tar as tar_source
 from pipeline.sources.clip_names import clip_id_of
-from pipeline.sources.tar import TarSource
 
 SETTINGS = ExtractSettings()
-IDS = [f"abcdefghij{k}_{k:06d}" for k in range(4)]
-CONTENT = {name: f"clip {name} ".encode() * 300 for name in IDS}
 
 
 @pytest.fixture(autouse=True)
@@ -48,27 +41,6 @@ def serial(monkeypatch) -> None:
     """Parts run in this process."""
     for module in (extract_stage, frames_module):
         monkeypatch.setattr(module, "run_parts", lambda function, parts, workers: map(function, parts))
-
-
-def write_tar(path: Path, members: list, mode: str = "w") -> Path:
-    """A tar of (name, content) pairs and ready TarInfos."""
-    with tarfile.open(path, mode) as tar:
-        for member in members:
-            if isinstance(member, tarfile.TarInfo):
-                tar.addfile(member)
-            else:
-                info = tarfile.TarInfo(member[0])
-                info.size = len(member[1])
-                tar.addfile(info, io.BytesIO(member[1]))
-    return path
-
-
-def good_tar(path: Path, mode: str = "w") -> Path:
-    return write_tar(path, [(f"a/folder/{name}.mp4", content) for name, content in CONTENT.items()], mode)
-
-
-def clips_of(root: Root) -> dict[str, bytes]:
-    return {path.stem: path.read_bytes() for path in root.clips.glob("*.mp4")}
 
 
 def downloads(root: Root) -> dict[str, Outcome]:
@@ -91,7 +63,10 @@ def downloads(root: Root) -> dict[str, Outcome]:
         ("abc_efg-ijk_-5.mp4", None),
         ("abc_efg-ijk_٣.mp4", None),
         ("abc_efg-ijk.mp4", None),
-        ("abc_efg-ijk_000030.mkv", None),
+        ("abc_efg-ijk_000030.mkv", "abc_efg-ijk_000030"),
+        ("abc_efg-ijk_30.WebM", "abc_efg-ijk_000030"),
+        ("abc_efg-ijk_000030.mkv.part", None),
+        ("abc_efg-ijk_000030.jpg", None),
         ("../abc_efg-ijk_000030.mp4", None),
         ("abc_efg-ijk_000030\n.mp4", None),
     ],
@@ -130,180 +105,6 @@ def test_a_folder_is_linked_with_the_ledger_of_a_download(corpus, tmp_path):
     assert (again.to_do, again.finished) == (1, 2)
     root.ledger.joinpath("download").rename(tmp_path / "lost")  # as a kill before the first rows leaves it
     assert (len(import_clips(root, mine)), downloads(root).keys()) == (0, rows.keys())
-
-
-@pytest.mark.parametrize("mode", ["w", "w:gz"])
-def test_tars_are_copied_and_not_again(tmp_path, mode, monkeypatch):
-    suffix = "tar.gz" if mode == "w:gz" else "tar"
-    tars = tmp_path / "tars"
-    tars.mkdir()
-    good_tar(tars / f"1.{suffix}", mode)
-    write_tar(tars / f"2.{suffix}", [(f"{IDS[0]}.mp4", b"another"), ("z/abcdefghijk_7.mp4", b"more")], mode)
-    root = Root(tmp_path / "root")
-    plan = import_clips(root, tars)
-    expected = CONTENT | {"abcdefghijk_000007": b"more"}
-    assert clips_of(root) == expected
-    assert {i for i, o in downloads(root).items() if o.done} == expected.keys()
-    assert "is there already" in plan.skipped[0]
-    root.clip_file(IDS[2]).unlink()
-    seen = []
-    assert import_clips(root, tars, on_outcome=seen.extend).finished == 4
-    assert [o.clip_id for o in seen] == [IDS[2]]
-    assert clips_of(root) == expected
-
-
-@pytest.mark.parametrize("jobs", [1, 3])
-def test_download_reads_from_tars_too(corpus, tmp_path, jobs):
-    tar = tmp_path / "all.tar"
-    with tarfile.open(tar, "w") as file:
-        file.add(corpus / "clips", "clips")
-    root = Root(tmp_path / "root")
-    build_manifest(corpus / "lists", root.manifest)
-    manifest = Manifest.open(root.manifest)
-    plan = download(root, manifest.clips(manifest.ids("synth_train")), TarSource([tar]), jobs=jobs)
-    assert (len(plan), plan.not_offered) == (16, 0)
-    assert clips_of(root) == {path.stem: path.read_bytes() for path in (corpus / "clips").glob("*.mp4")
-                              if path.stem in manifest.split_ids("synth_train")}  # fmt: skip
-
-
-def hostile_members() -> list:
-    def special(name: str, kind: bytes, link: str = "") -> tarfile.TarInfo:
-        info = tarfile.TarInfo(name)
-        info.type, info.linkname = kind, link
-        return info
-
-    return [
-        (f"/{IDS[0]}.mp4", b"absolute"),
-        (f"../../{IDS[0]}.mp4", b"outside"),
-        special(f"x/{IDS[0]}.mp4", tarfile.SYMTYPE, "/etc/passwd"),
-        special(f"{IDS[0]}.mp4", tarfile.LNKTYPE, "../../secret"),
-        special(f"{IDS[0]}.mp4", tarfile.CHRTYPE),
-        special(f"{IDS[0]}.mp4", tarfile.FIFOTYPE),
-        special(f"{IDS[0]}.mp4", tarfile.DIRTYPE),
-        ("n" * 5000 + ".mp4", b"long name"),
-        ("m" * 3_000_000 + f"/{IDS[0]}.mp4", b"giant name"),
-        ("\udcff\x1b[31m.mp4", b"no text"),
-        ("", b"no name"),
-    ]
-
-
-@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-@pytest.mark.parametrize("mode", ["w", "w:gz"])
-def test_hostile_members_are_skipped_and_named(tmp_path, mode, format, monkeypatch):
-    monkeypatch.setattr(tarfile, "DEFAULT_FORMAT", format)
-    monkeypatch.setattr(tar_source, "MAX_CLIP_BYTES", 10_000)
-    members = [*hostile_members(), ("abcdefghijk_1.mp4", b"x" * 10_001), (f"{IDS[1]}.mp4", b"good")]
-    tar = write_tar(tmp_path / "bad.tar", [*members, (f"again/{IDS[1]}.mp4", b"second")], mode)
-    before = tree(tmp_path)
-    plan = import_clips(Root(tmp_path / "root"), tar)
-    assert clips_of(Root(tmp_path / "root")) == {IDS[1]: b"good"}
-    assert len(plan.skipped) == 13  # the header with the giant name is one of them
-    assert all(len(text) < 700 and text.isprintable() for text in plan.skipped)
-    assert {name: content for name, content in tree(tmp_path).items() if not name.startswith("root/")} == before
-
-
-def test_sparse_and_negative_sizes_are_no_clips(tmp_path):
-    info = tarfile.TarInfo(f"{IDS[0]}.mp4")
-    info.size = 4
-    head = bytearray(info.tobuf(tarfile.GNU_FORMAT))
-    sparse, negative = bytearray(head), bytearray(head)
-    sparse[156:157] = tarfile.GNUTYPE_SPARSE
-    sparse[386:410] = b"%011o\0%011o\0" % (0, 4)
-    sparse[483:495] = b"%011o\0" % (1 << 30)
-    negative[124:136] = tarfile.itn(-1024, 12, tarfile.GNU_FORMAT)
-    for block in (sparse, negative):
-        block[148:156] = b"        "
-        block[148:156] = b"%06o\0 " % sum(block)
-    good = tarfile.TarInfo(f"{IDS[1]}.mp4")
-    good.size = 4
-    first = good.tobuf(tarfile.GNU_FORMAT) + b"good".ljust(512, b"\0")
-    path = tmp_path / "bad.tar"
-    path.write_bytes(first + bytes(sparse) + b"hole".ljust(512, b"\0") + bytes(1024))
-    assert len(import_clips(Root(tmp_path / "a"), path).skipped) == 1
-    assert clips_of(Root(tmp_path / "a")) == {IDS[1]: b"good"}
-    path.write_bytes(first + bytes(negative) + bytes(2048))
-    with pytest.raises(AvpipeError, match="cut off or damaged"):
-        import_clips(Root(tmp_path / "b"), path)
-    assert clips_of(Root(tmp_path / "b")) == {IDS[1]: b"good"}
-
-
-@pytest.mark.parametrize("mode", ["w", "w:gz"])
-def test_impossible_sizes_and_endless_names_end_the_archive(tmp_path, mode):
-    good = tarfile.TarInfo(f"{IDS[1]}.mp4").tobuf(tarfile.GNU_FORMAT)
-    nested = tarfile.TarInfo("././@LongLink")
-    nested.type, nested.size = tarfile.GNUTYPE_LONGNAME, 4
-    sized = tarfile.TarInfo("pax")
-    sized.type, sized.size = tarfile.XHDTYPE, 25
-    for number, bad in enumerate([
-        sized.tobuf(tarfile.GNU_FORMAT) + b"25 size=9999999999999999\n".ljust(512, b"\0") + good,
-        (nested.tobuf(tarfile.GNU_FORMAT) + b"abc".ljust(512, b"\0")) * 2000,
-    ]):  # fmt: skip
-        content = good + bad + bytes(1024)
-        path, root = tmp_path / f"{number}.tar", Root(tmp_path / str(number))
-        path.write_bytes(gzip.compress(content) if mode == "w:gz" else content)
-        with pytest.raises(AvpipeError, match="cut off or damaged behind its first 1 members"):
-            import_clips(root, path)
-        assert clips_of(root) == {IDS[1]: b""}
-
-
-@pytest.mark.parametrize("mode", ["w", "w:gz"])
-def test_a_tar_that_is_cut_off_gives_what_is_complete(tmp_path, mode):
-    whole = good_tar(tmp_path / "whole.tar", mode).read_bytes()
-    plain = gzip.decompress(whole) if mode == "w:gz" else whole
-    lengths = [512 * (1 + -(-len(content) // 512)) for content in CONTENT.values()]
-    ends = np.cumsum(lengths)
-    for number, cut in enumerate([700, ends[0], ends[0] + 100, ends[1] + 512 + 1000, ends[2] - 10, ends[3]]):
-        content = plain[:cut]
-        path = tmp_path / f"{number}.tar"
-        path.write_bytes(gzip.compress(content) if mode == "w:gz" else content)
-        root = Root(tmp_path / str(number))
-        with pytest.raises(AvpipeError, match="cut off or damaged"):
-            import_clips(root, path)
-        complete = IDS[: np.searchsorted(ends, cut, "right")]
-        if cut == ends[2] - 10:  # the last ten bytes are padding, but that is for nobody to know
-            complete = IDS[:2]
-        assert clips_of(root) == {name: CONTENT[name] for name in complete}
-        assert downloads(root).keys() == set(complete)
-        if complete:
-            whole_path = tmp_path / "whole.tar"
-            assert len(import_clips(root, whole_path)) == 4 - len(complete)
-    if mode == "w:gz":
-        (tmp_path / "stream.tar").write_bytes(whole[:-20])
-        with pytest.raises(AvpipeError, match="cut off or damaged"):
-            import_clips(Root(tmp_path / "stream"), tmp_path / "stream.tar")
-
-
-def test_damage_anywhere_in_a_tar_is_a_sentence_or_skipped(tmp_path):
-    random_ = random.Random(0)
-    plain = write_tar(tmp_path / "t.tar", [(f"{'d' * 150}/{name}.mp4", c) for name, c in CONTENT.items()]).read_bytes()
-    for number in range(60):
-        content = bytearray(plain)
-        for _ in range(1 + number % 4):
-            content[random_.randrange(len(content))] = random_.randrange(256)
-        if number % 2:
-            start = random_.randrange(0, len(content), 512)
-            content[start : start + 512] = random_.randbytes(512)
-        packed = number % 3 == 0
-        path, root = tmp_path / "damaged.tar", Root(tmp_path / f"root{number}")
-        path.write_bytes(gzip.compress(content, 1) if packed else content)
-        try:
-            import_clips(root, path)
-        except AvpipeError as error:
-            assert str(path) in str(error)
-        assert clips_of(root).keys() <= set(IDS)
-
-
-def test_what_holds_no_clips_is_a_sentence(tmp_path, corpus):
-    root = Root(tmp_path / "root")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "text.tar").write_text("no tar at all" * 99)
-    write_tar(tmp_path / "other.tar", [("readme.txt", b"hello")])
-    for name in ("nowhere", "empty", "text.tar", "other.tar"):
-        with pytest.raises(AvpipeError, match=name):
-            import_clips(root, tmp_path / name)
-    build_manifest(corpus / "lists", root.manifest)
-    with pytest.raises(AvpipeError, match=r"none of the 4 clips .* is in the manifest"):
-        import_clips(root, good_tar(tmp_path / "good.tar"))
 
 
 @pytest.mark.parametrize("features", [("logspec",), tuple(SPECS)[:3]])
@@ -369,6 +170,44 @@ def wav(seconds: float, rate: int = 16_000, channels: int = 1, subtype: str = "P
     file = io.BytesIO()
     soundfile.write(file, data, rate, format=format, subtype=subtype)
     return file.getvalue()
+
+
+def test_pictures_are_upright_and_of_eight_bits(tmp_path):
+    folder, root = tmp_path / "in", Root(tmp_path / "root")
+    red_above = np.zeros((400, 300, 3), np.uint8)
+    red_above[:200, :, 0] = 200
+    turned, file = Image.fromarray(np.rot90(red_above)), io.BytesIO()  # as a camera held upright stores it
+    turned.save(file, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0")
+    camera = add_pair(folder, 0, file.getvalue(), wav(3))
+    levels = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(256, 0)
+    grey = io.BytesIO()
+    Image.fromarray(levels).save(grey, "PNG")
+    deep = add_pair(folder, 1, grey.getvalue(), wav(3), (".png", ".wav"))
+    inks = add_pair(folder, 2, jpeg((256, 256), "CMYK"), wav(3))
+    palette = add_pair(folder, 3, jpeg((256, 256), "P", "PNG"), wav(3), (".png", ".wav"))
+    import_frames(root, folder, SETTINGS, workers=1)
+    found = {name: np.asarray(Image.open(io.BytesIO(cached(root)[name]["frame.jpg"])), int) for name in cached(root)}
+    assert found[camera].shape == (341, 256, 3)
+    assert np.abs(found[camera][:150] - (200, 0, 0)).max() < 20 and found[camera][-150:].max() < 20
+    assert np.abs(found[deep][..., 0] - np.linspace(0, 255, 256)).max() < 6
+    given = np.asarray(Image.open(io.BytesIO(jpeg((256, 256), "CMYK"))).convert("RGB"))
+    expected = np.asarray(Image.open(io.BytesIO(encode_jpeg(given, SETTINGS.jpeg_quality))), int)
+    assert (found[inks] == expected).all()
+    assert found[palette].shape == (256, 256, 3)
+
+
+@pytest.mark.parametrize("format", ["WAV", "FLAC"])
+def test_half_a_sound_is_corrupt(tmp_path, format):
+    folder, root = tmp_path / "in", Root(tmp_path / "root")
+    suffixes = (".jpg", f".{format.lower()}")
+    sound = wav(6, format=format)
+    for number, part in enumerate([sound, sound[: len(sound) // 2], sound[:-4000]]):
+        add_pair(folder, number, jpeg((256, 256)), part, suffixes)
+    piped = wav(3)
+    add_pair(folder, 3, jpeg((256, 256)), piped[:40] + b"\xff" * 4 + piped[44:])
+    outcomes = []
+    import_frames(root, folder, SETTINGS, workers=1, on_outcome=outcomes.extend)
+    assert [outcome.reason for outcome in outcomes] == [None, "corrupt", "corrupt", None]
 
 
 def add_pair(folder: Path, number: int, image: bytes, audio: bytes, suffixes=(".jpg", ".wav")) -> str:

@@ -159,12 +159,23 @@ def test_the_columns_are_those_of_the_contract_and_say_status_and_permanence(led
     (file,) = ledger.folder.iterdir()
     table = pq.read_table(file)
     columns = (
-        "clip_id, stage, status, reason, permanent, detail, attempts, seconds, bytes, sha256, finished_at, tool_version"
+        "clip_id, stage, status, reason, permanent, detail, attempts, seconds, bytes, sha256, finished_at, "
+        "tool_version, source"
     )
     assert table.column_names == columns.split(", ")
     assert table.schema.field("finished_at").type == pa.timestamp("us", tz="UTC")
     found = [(row["stage"], row["status"], row["reason"], row["permanent"]) for row in table.to_pylist()]
     assert found == [("download", "done", None, False), ("download", "failed", "private", True)]
+
+
+def test_rows_of_older_versions_without_a_source_are_read(ledger):
+    ledger.write([at(1)])
+    (file,) = ledger.folder.iterdir()
+    pq.write_table(pq.read_table(file).drop_columns(["source"]), file)
+    assert ledger.latest_values("reason", "source") == {CLIP: (None, None)}
+    ledger.write([at(2, OTHER, source="youtube")])
+    assert ledger.latest_values("source") == {CLIP: (None,), OTHER: ("youtube",)}
+    assert ledger.latest()[OTHER].source == "youtube"
 
 
 def test_reasons_are_counted_the_most_frequent_first():

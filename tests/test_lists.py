@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import AvpipeError
-from pipeline.lists import PARSERS, Row, box_defect, parse_list
+from pipeline.lists import PARSERS, Row, box_defect, parse_list, text_framing
 
 FLICKR_ONLY = {"flickr_paths", "box_xml"}
 FORMS = sorted(PARSERS.keys() - FLICKR_ONLY)
@@ -364,3 +364,12 @@ def test_a_box_without_a_defect_shows_some_of_the_frame(box):
         width, height = (min(box[i + 2], 1) - max(box[i], 0) for i in (0, 1))
         assert width > 0
         assert height > 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_byte_order_mark_is_none_of_the_text(tmp_path, form):
+    content = content_of(form, A, B) if form != "box_json" else one_row(form, A)
+    assert parse(tmp_path, form, b"\xef\xbb\xbf" + content.encode()) == parse(tmp_path, form, content)
+    if form == "pair_csv":
+        (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + content.encode())
+        assert text_framing(tmp_path / "list.txt")["header"] == HEADER.strip()

@@ -39,8 +39,6 @@ REMOVED = [
     "Video unavailable. This video has been removed by the uploader",
     "This video has been removed for violating YouTube's Terms of Service",
     "This video is no longer available due to a copyright claim by SME",
-    "Unable to download webpage: HTTP Error 404: Not Found (caused by <HTTPError 404: Not Found>)",
-    "Unable to download webpage: HTTP Error 410: Gone (caused by <HTTPError 410: Gone>)",
 ]
 GEO = [
     "The uploader has not made this video available in your country",
@@ -56,6 +54,7 @@ BOT = [
     f"Sign in to confirm you’re not a bot. {COOKIES}",
     f"Sign in to confirm you're not a bot. {COOKIES}",
     "Video unavailable. YouTube is requiring a captcha challenge before playback",
+    f"Please sign in. {COOKIES}",
 ]
 LIMITED = [
     LATER,
@@ -68,8 +67,13 @@ SETUP = [
     "Postprocessing: ffmpeg not found. Please install or provide the path using --ffmpeg-location",
     "Postprocessing: ffprobe and ffmpeg not found. Please install or provide the path using --ffmpeg-location",
     "Unsupported URL: http://127.0.0.1/page.html",
+    "The page needs to be reloaded.",
+    "This video is DRM protected",
+    "The following content is not available on this app. Watch on the latest version of YouTube.",
 ]
 NETWORK = [
+    "Unable to download webpage: HTTP Error 404: Not Found (caused by <HTTPError 404: Not Found>)",
+    "Unable to download webpage: HTTP Error 410: Gone (caused by <HTTPError 410: Gone>)",
     "unable to download video data: HTTP Error 403: Forbidden",
     "Unable to download webpage: HTTP Error 500: Internal Server Error (caused by <HTTPError 500>)",
     "Unable to download API page: HTTP Error 503: Service Unavailable",
@@ -90,8 +94,11 @@ TABLE = {
     "rate_limited": LIMITED,
     "setup": SETUP,
     "network": NETWORK,
-    "disk": ["unable to write data: [Errno 28] No space left on device"],
-    "unknown": ["The page needs to be reloaded.", "This live event will begin in 3 hours.", ""],
+    "disk": [
+        "unable to write data: [Errno 28] No space left on device",
+        "unable to write data: [Errno 122] Disk quota exceeded",
+    ],
+    "unknown": ["This live event will begin in 3 hours.", ""],
 }
 CASES = [(message, reason) for reason, messages in TABLE.items() for message in messages]
 

@@ -3,17 +3,19 @@
 import io
 import json
 import math
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from pipeline import samples
 from pipeline.exchange.export_folders import files_sha256
 from pipeline.media import MediaError
+from pipeline.media.container import END_TOLERANCE_S
 from pipeline.settings import ExtractSettings
 from pipeline.window import cut_window, feature_members, kept_sound
 
@@ -24,6 +26,12 @@ MAX_META_BYTES = 1 << 16
 # What may be tried on a stranger's file: the common formats, none of which refers to other files or addresses.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 AUDIO_FORMATS = "wav,w64,flac,mp3,ogg,aac,mov"
+# Of these FFmpeg reads the sound's length from a header, as of an MP3 with such a frame; of others it guesses.
+LENGTH_FORMATS = ("flac", "mov,mp4,m4a,3gp,3g2,mj2", "w64")
+XING = re.compile(rb"Xing|Info")
+# Of a WAV whose writer could not go back to its start.
+UNKNOWN_LENGTHS = (0, 0x7FFFFFFF, 0xFFFFFFFF)
+SIXTEEN_BITS = 65_535
 NUMBER = (int, float)
 META_TYPES = {
     "audio_own_s": NUMBER,
@@ -95,29 +103,43 @@ def import_sample(pair: FramePair, image: bytes, audio: bytes, settings: Extract
 def frame_jpeg(data: bytes, settings: ExtractSettings) -> tuple[bytes, int, int]:
     """(JPEG with the wanted short side, width and height of the given image, pixels).
 
-    An RGB JPEG of that size is returned as it is; anything else is decoded, scaled (bicubic, aspect kept) and encoded.
+    An upright RGB JPEG of that size is returned as it is; anything else is decoded, turned upright as its EXIF says,
+    scaled (bicubic, aspect kept) and encoded. Of an animation it is the first picture.
     """
+    side = settings.frame_short_side
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-            image.load()
+            given = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+            given.load()
+            upright = given.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            if (given.format, given.mode, min(given.size), upright) == ("JPEG", "RGB", side, True):
+                return data, *given.size
+            image = _rgb(given)
         except Exception as error:  # Pillow meets damage with many kinds of error
             raise MediaError("corrupt", f"the image is not decodable: {error}") from error
     width, height = image.size
-    side = settings.frame_short_side
-    if (image.format, image.mode, min(width, height)) == ("JPEG", "RGB", side):
-        return data, width, height
     scale = side / min(width, height)
     size = tuple(max(side, round(length * scale)) for length in (width, height))
     if size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
         raise MediaError("corrupt", f"an image of {width}x{height} pixels is no frame")
-    rgb = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    rgb = image.resize(size, Image.Resampling.BICUBIC)
     return samples.encode_jpeg(np.asarray(rgb), settings.jpeg_quality), width, height
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """A picture as viewers show it: upright, and its levels in eight bits."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion would make all from 255 on white
+        levels = np.asarray(image).astype(np.float64).clip(0, SIXTEEN_BITS) * (255 / SIXTEEN_BITS)
+        image = Image.fromarray(levels.round().astype(np.uint8))
+    return image.convert("RGB")
 
 
 def decode_audio(data: bytes, sample_rate_hz: int) -> np.ndarray:
     """(N,) int16 mono of a sound file, N >= 1. Raises MediaError: no_audio or corrupt."""
+    if (promised := _wav_bytes(data)) is not None and promised > len(data):
+        raise MediaError("corrupt", f"the sound is cut off: {len(data):,} of {promised:,} bytes are there")
     blocks, count = [], 0
     try:
         with av.open(
@@ -125,6 +147,7 @@ def decode_audio(data: bytes, sample_rate_hz: int) -> np.ndarray:
         ) as container:
             if not container.streams.audio:
                 raise MediaError("no_audio", "the sound file has no audio stream")
+            promised_s = _promised_s(container, data)
             resampler = av.AudioResampler(format="s16", layout="mono", rate=sample_rate_hz)
             for frame in [*container.decode(audio=0), None]:
                 for block in resampler.resample(frame):
@@ -136,7 +159,33 @@ def decode_audio(data: bytes, sample_rate_hz: int) -> np.ndarray:
         raise MediaError("corrupt", f"the sound is not decodable: {error}") from error
     if not count:
         raise MediaError("no_audio", "the sound file holds no samples")
+    if count < (promised_s - END_TOLERANCE_S) * sample_rate_hz:
+        raise MediaError(
+            "corrupt", f"the sound is cut off: {count / sample_rate_hz:.2f} of {promised_s:.2f} s are there"
+        )
     return np.concatenate(blocks)
+
+
+def _wav_bytes(data: bytes) -> int | None:
+    """Bytes that a WAV must have by the length of its samples; None where it is none, or was written into a pipe."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return None
+    place = 12
+    while place + 8 <= len(data):
+        kind, length = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], "little")
+        if kind == b"data":
+            return None if length in UNKNOWN_LENGTHS else place + 8 + length
+        place += 8 + length + length % 2
+    return None
+
+
+def _promised_s(container: av.container.InputContainer, data: bytes) -> float:
+    """Seconds of sound that a file's header promises; 0 where it has no such header, and they are a guess."""
+    stream = container.streams.audio[0]
+    has_length = container.format.name in LENGTH_FORMATS or (
+        container.format.name == "mp3" and XING.search(data, 0, 8192)
+    )
+    return float(stream.duration * stream.time_base) if has_length and stream.duration else 0.0
 
 
 def _read_meta(path: Path, computed: dict) -> tuple[dict | None, str]:

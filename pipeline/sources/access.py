@@ -1,11 +1,12 @@
 """How yt-dlp goes online: cookies, proxy, extractor arguments and rate limit, each read by yt-dlp's own parser."""
 
 import io
+import re
 from contextlib import redirect_stderr
 from http.cookiejar import CookieJar
 from optparse import OptParseError
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import yt_dlp
 from yt_dlp.cookies import CookieLoadError, load_cookies
@@ -21,6 +22,13 @@ PARAMETERS = {
     "limit-rate": "ratelimit",
 }
 HIDDEN = "***"
+# An address in a text: scheme, user and password, host, and the rest.
+ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*://)(?:[^/\s@]*@)?([^/\s?#'\"<>]*)([^\s'\"<>)]*)", re.IGNORECASE)
+QUERY = re.compile(r"\?[^\s'\"<>)]+")
+# yt-dlp's `[site] id: `, where the id of an address that it does not know is a piece of it.
+SITE_AND_ID = re.compile(r"^\[[\w:.+-]+\] .+?: ")
+# Shorter ones may be parts of other words.
+TELLING_CHARACTERS = 3
 
 
 def access_parameters(**texts: str | None) -> dict:
@@ -54,10 +62,16 @@ def load_cookie_jar(parameters: dict) -> CookieJar | None:
         return None
     try:
         with redirect_stderr(io.StringIO()):  # its warnings show the cookies
-            return load_cookies(file, browser, yt_dlp.YoutubeDL({"quiet": True, "no_warnings": True}))
+            jar = load_cookies(file, browser, yt_dlp.YoutubeDL({"quiet": True, "no_warnings": True}))
     except CookieLoadError:
         where = f"--cookies {file}" if file is not None else f"--cookies-from-browser {browser[0]}"
         raise AvpipeError(f"{where}: yt-dlp cannot read these cookies; a file must be in Netscape format") from None
+    if file is not None and not len(jar):
+        raise AvpipeError(
+            f"--cookies {file}: no line of it is a cookie, seven fields with a tab between them (an editor or a copy "
+            "may have made blanks of the tabs); export the browser's cookies again"
+        )
+    return jar
 
 
 def without_secrets(text: str, parameters: dict) -> str:
@@ -69,4 +83,27 @@ def without_secrets(text: str, parameters: dict) -> str:
     secrets = [proxy, parts.netloc, parts.password or ""]
     for secret in filter(None, secrets):
         text = text.replace(secret, HIDDEN)
+    return text
+
+
+def public_template(template: str) -> str:
+    """A template for addresses without user, password and the values of its query, which may be secret."""
+    try:
+        parts = urlsplit(template)
+    except ValueError:
+        return without_address(template)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="…" if parts.query else "").geturl()
+
+
+def without_address(text: str, url: str = "") -> str:
+    """`text` with no more of any address than its host: user, password, path and query of `url` may be secret."""
+    text = SITE_AND_ID.sub("", text)
+    text = ADDRESS.sub(lambda match: match[1] + match[2] + ("/…" if len(match[3]) > 1 else match[3]), text)
+    text = QUERY.sub("?…", text)
+    parts = urlsplit(url)
+    secrets = [parts.query, parts.path, parts.username, parts.password, *(value for _, value in parse_qsl(parts.query))]
+    for secret in filter(None, secrets):
+        for form in {secret, unquote(secret)}:
+            if len(form) >= TELLING_CHARACTERS:
+                text = text.replace(form, HIDDEN)
     return text

@@ -6,19 +6,27 @@ from pipeline.layout import CLIP_ID
 
 # <id>_<seconds> or <id>_<start ms>_<end ms>; the id is the first eleven characters and may hold '_' itself.
 TIMES = re.compile(r"([A-Za-z0-9_-]{11})_([0-9]{1,9})(?:_([0-9]{1,9}))?", re.ASCII)
-SUFFIX = ".mp4"
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".3gp", ".webm", ".mkv", ".avi", ".flv", ".ts", ".mpg", ".mpeg", ".ogv", ".ogg", ".wmv",
+    ".asf",
+)  # fmt: skip
+
+
+def is_video_name(name: str) -> bool:
+    """Whether a file's name ends like that of a video, whatever the container; large letters count as small."""
+    return name.lower().endswith(VIDEO_SUFFIXES)
 
 
 def clip_id_of(name: str) -> str | None:
-    """The clip id that a file name stands for, or None if it is no name of a clip.
+    """The clip id that a video's file name stands for, or None if it is no name of a clip.
 
     `<youtube id>_<start>.mp4` with the start in whole seconds, padded to six digits or not;
     `<youtube id>_<start>_<end>.mp4` in milliseconds, as AudioSet's tools write, the start a whole second;
-    `<number>.mp4` for a Flickr clip.
+    `<number>.mp4` for a Flickr clip. Any of VIDEO_SUFFIXES may stand for `.mp4`.
     """
-    if not name.endswith(SUFFIX):
+    if not is_video_name(name):
         return None
-    stem = name.removesuffix(SUFFIX)
+    stem = name[: name.rindex(".")]
     if match := TIMES.fullmatch(stem):
         youtube_id, start, end = match[1], int(match[2]), match[3]
         if end is not None:

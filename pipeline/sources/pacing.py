@@ -6,6 +6,7 @@ once. One pacer is shared by all threads of a run.
 
 import math
 import random
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,13 +25,19 @@ NOTE_EVERY_S = 60.0
 NOTE_CHARACTERS = 100
 # The same trouble so often in a row is not the clips'. A block gets worse with every further request; a dead line fails
 # any clip at once, and would write off the whole list within the hour.
-IN_A_ROW = {"blocks": 5, "network failures": 20}
+IN_A_ROW = {"blocks": 5, "network failures": 20, "unexplained failures": 5}
+# What differs between two failures of one cause: yt-dlp's `[site] id: ` and numbers.
+OF_THE_VIDEO = re.compile(r"\[[^\]]*\] [^:]*: |[0-9]+")
+# Where nothing has ever come from a source, so many failures alike are a wrong address and not so many dead videos.
+ALIKE_FROM_START = 20
 KINDS = {
     "bot_check": "blocks",
     "rate_limited": "blocks",
     "setup": "blocks",
     "disk": "blocks",
     "network": "network failures",
+    "timeout": "network failures",
+    "unknown": "unexplained failures",
 }
 
 
@@ -132,20 +139,41 @@ class Pacer:
 
 
 class Breaker:
-    """Stops a run in which one kind of trouble comes video after video."""
+    """Stops a run in which one kind of trouble comes video after video, or in which nothing else ever came."""
 
-    def __init__(self):
+    def __init__(self, untried: bool = False):
+        """`untried`: nothing has come from this source yet, so that its address may be wrong altogether."""
         self._kind: str | None = None
         self._count = 0
+        self._first: str | None = None
+        self._alike = 0 if untried else -math.inf
 
     def note(self, reasons: list[str | None], detail: str) -> None:
-        """The outcomes of one video's clips, None for done. Raises AvpipeError at the limit of IN_A_ROW."""
-        kinds = {KINDS.get(reason) for reason in reasons}
+        """The outcomes of one video's clips, None for done. Raises AvpipeError at the limits."""
+        only = reasons[-1] if len(set(reasons)) == 1 else None
+        self._note_start(only, detail)
+        kinds = {_kind(reason, detail) for reason in reasons}
         kind = kinds.pop() if len(kinds) == 1 else None
         self._count = self._count + 1 if kind == self._kind else 1
         self._kind = kind
-        if kind and self._count >= IN_A_ROW[kind]:
+        if kind and self._count >= IN_A_ROW[kind[0]]:
             raise AvpipeError(
-                f"stopped after {self._count} {kind} in a row ({reasons[-1]}: {detail}); "
+                f"stopped after {self._count} {kind[0]} in a row ({reasons[-1]}: {detail}); "
                 "wait or mend this, then run with --retry"
             )
+
+    def _note_start(self, reason: str | None, detail: str) -> None:
+        """Count the failures that are all there was since the start."""
+        self._first = self._first or reason
+        self._alike = self._alike + 1 if reason and reason == self._first else -math.inf
+        if self._alike >= ALIKE_FROM_START:
+            raise AvpipeError(
+                f"stopped: the first {self._alike} videos all failed alike ({reason}: {detail}), and none has ever "
+                "come from this source; see whether its address is right, then run with --retry-permanent"
+            )
+
+
+def _kind(reason: str | None, detail: str) -> tuple[str, str] | None:
+    """What is counted in a row; nobody knows what unexplained failures mean, so only those of one text are alike."""
+    kind = KINDS.get(reason)
+    return kind and (kind, OF_THE_VIDEO.sub("", detail) if reason == "unknown" else "")

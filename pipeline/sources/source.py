@@ -6,20 +6,29 @@ even for clips that failed elsewhere.
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import AvpipeError
 from pipeline.manifest import Clip
 from pipeline.media import MediaError
-from pipeline.sources.clip_names import SUFFIX, clip_id_of
-from pipeline.sources.tar import TAR_SUFFIX, TarSource
+from pipeline.sources.access import without_address
+from pipeline.sources.archives import ARCHIVE_NAME, KINDS, MAX_CLIP_BYTES, ArchiveSource
+from pipeline.sources.clip_names import clip_id_of, is_video_name
+from pipeline.sources.files import open_regular
+from pipeline.sources.probe import check_clip
 from pipeline.sources.url import LIST_SUFFIXES, UrlList, UrlSource
 from pipeline.sources.youtube import YOUTUBE
 
+COPY_BYTES = 1 << 20
+
 
 class FolderSource:
-    """mp4 files of one folder, named in any of the ways of `clip_id_of`; linked where possible, else copied."""
+    """Video files of one folder, named in any of the ways of `clip_id_of`; linked where possible, else copied.
+
+    Pipes, devices, and links that lead out of the folder are never opened.
+    """
 
     local = True
 
@@ -28,16 +37,23 @@ class FolderSource:
         self.skipped: list[str] = []
         """Files that are no clips, with the reason."""
         self._names: dict[str, str] = {}  # of the files; 200,000 paths would take four times as long
-        for name in sorted(name for name in os.listdir(folder) if name.endswith(SUFFIX)):
-            clip_id = clip_id_of(name)
-            if clip_id is None:
-                self.skipped.append(f"{name!r}: no name of a clip")
-            elif clip_id in self._names:
-                self.skipped.append(f"{name!r}: {clip_id} is there already")
-            else:
-                self._names[clip_id] = name
+        self._others: dict[str, list[str]] = {}  # further files of the same clips
+        real = os.path.realpath(folder)
+        with os.scandir(folder) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                clip_id = clip_id_of(entry.name)
+                if clip_id and (reason := _why_not(entry, real)):
+                    self._skip(entry, reason)
+                elif clip_id in self._names:
+                    self._skip(entry, f"{clip_id} is there already")
+                    self._others.setdefault(clip_id, []).append(entry.name)
+                elif clip_id:
+                    self._names[clip_id] = entry.name
+                elif is_video_name(entry.name) and not entry.is_dir():
+                    self._skip(entry, "no name of a clip")
         if not self._names:
-            raise AvpipeError(f"{folder} holds no clip; files are expected as <clip_id>.mp4 or in .tar or .tar.gz")
+            first = f" ({len(self.skipped):,} files are none: {self.skipped[0]})" if self.skipped else ""
+            raise AvpipeError(f"{folder} holds no clip; files are expected as <clip_id>.mp4 or in {KINDS}{first}")
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -55,51 +71,89 @@ class FolderSource:
         return [[clip] for clip in clips]
 
     def fetch(self, clips: list[Clip], folder: Path) -> Iterator[tuple[Clip, Path | MediaError]]:
-        """Put each clip into `folder`; yields it with its file, or with what went wrong."""
+        """Put each clip into `folder` and check it; yields it with its file, or with what went wrong.
+
+        Of several files of one clip the first that is good counts.
+        """
         for clip in clips:
-            source, target = self.folder / self._names[clip.clip_id], folder / f"{clip.clip_id}.mp4"
-            try:
-                _link_or_copy(source, target)
-                yield clip, target
-            except OSError as error:
-                yield clip, MediaError("disk", f"{source}: {error.strerror}")
+            names = [self._names[clip.clip_id], *self._others.get(clip.clip_id, [])]
+            results = (self._take(self.folder / name, clip, folder) for name in names)
+            first = next(results)
+            good = (result for result in results if isinstance(result, Path))
+            yield clip, first if isinstance(first, Path) else next(good, first)
+
+    def _take(self, source: Path, clip: Clip, folder: Path) -> Path | MediaError:
+        target = folder / f"{clip.clip_id}.mp4"
+        target.unlink(missing_ok=True)
+        try:
+            _link_or_copy(source, target)
+            check_clip(target, clip.length_s)
+        except MediaError as error:
+            return error
+        except OSError as error:
+            return MediaError("disk", f"{source}: {error.strerror}")
+        return target
+
+    def _skip(self, entry: os.DirEntry, reason: str) -> None:
+        self.skipped.append(f"{entry.name!r}: {reason}")
 
 
-Source = FolderSource | TarSource | UrlSource
+Source = FolderSource | ArchiveSource | UrlSource
 
 
-def open_source(text: str, access: dict | None = None) -> Source:
-    """`youtube`, an address with a placeholder, a list of addresses, a folder or a tar.
+def open_source(text: str, access: dict | None = None, follow: bool = False) -> Source:
+    """`youtube`, an address with a placeholder, a list of addresses, a folder or an archive.
 
-    `access` holds yt-dlp's parameters of `access_parameters`. Raises AvpipeError for anything else.
+    `access` holds yt-dlp's parameters of `access_parameters`; `follow`: addresses may lead to other hosts. Raises
+    AvpipeError for anything else.
     """
     if text == "youtube":
-        return UrlSource(YOUTUBE, access)
+        return UrlSource(YOUTUBE, access, follow)
     if text.startswith(("http://", "https://")):
-        return UrlSource(text, access)
+        return UrlSource(text, access, follow)
     path = Path(text)
     if path.suffix in LIST_SUFFIXES and path.is_file():
-        return UrlList(path, access)
+        return UrlList(path, access, follow)
     if path.exists():
         return open_local(path)
     raise AvpipeError(
-        f"{text} is neither 'youtube', nor a folder, a tar archive or a list of addresses (.txt, .csv), nor an http(s) "
-        "address with {clip_id}"
+        f"{without_address(text)} is neither 'youtube', nor a folder, an archive or a list of addresses (.txt, .csv), "
+        "nor an http(s) address with {clip_id}"
     )
 
 
-def open_local(path: Path) -> FolderSource | TarSource:
-    """A folder of clips, a tar archive, or a folder of archives. Raises AvpipeError for what is none of them."""
+def open_local(path: Path) -> FolderSource | ArchiveSource:
+    """A folder of clips, an archive, or a folder of archives. Raises AvpipeError for what is none of them."""
     if path.is_file():
-        return TarSource([path])
+        return ArchiveSource([path])
     if not path.is_dir():
         raise AvpipeError(f"{path}: there is no such folder or archive")
-    archives = sorted(p for p in path.iterdir() if TAR_SUFFIX.fullmatch(p.name) and p.is_file())
-    return TarSource(archives) if archives else FolderSource(path)
+    archives = sorted(p for p in path.iterdir() if ARCHIVE_NAME.fullmatch(p.name) and p.is_file())
+    if not archives:
+        return FolderSource(path)
+    source = ArchiveSource(archives)
+    source.skipped += [f"{name!r}: beside archives" for name in sorted(os.listdir(path)) if clip_id_of(name)]
+    return source
+
+
+def _why_not(entry: os.DirEntry, folder: str) -> str:
+    """Why an entry of a folder, whose real path is given, can be no clip; "" where it may be one."""
+    try:
+        info = entry.stat()
+    except OSError as error:
+        return error.strerror or "it cannot be looked at"
+    if not stat.S_ISREG(info.st_mode):
+        return "no plain file"
+    if entry.is_symlink() and os.path.commonpath([folder, os.path.realpath(entry.path)]) != folder:
+        return "a link that leads out of the folder; name the folder that it leads to"
+    if info.st_size > MAX_CLIP_BYTES:
+        return f"{info.st_size:,} bytes are no clip"
+    return ""
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
     try:
         target.hardlink_to(source.resolve())
     except OSError:  # another file system, or one that cannot link
-        shutil.copyfile(source, target)
+        with open_regular(source) as given, open(target, "wb") as copy:
+            shutil.copyfileobj(given, copy, COPY_BYTES)

@@ -11,6 +11,7 @@ from pipeline.errors import AvpipeError
 from pipeline.layout import check_clip_id
 from pipeline.manifest import Clip
 from pipeline.media import MediaError
+from pipeline.sources.access import public_template, without_address
 from pipeline.sources.cut import cut_clip
 from pipeline.sources.pacing import NO_PACE, YOUTUBE_PACE, Pace
 from pipeline.sources.probe import check_clip
@@ -26,18 +27,19 @@ class UrlSource:
 
     local = False
 
-    def __init__(self, template: str, access: dict | None = None):
-        """`access` holds yt-dlp's parameters of `access_parameters`."""
+    def __init__(self, template: str, access: dict | None = None, follow: bool = False):
+        """`access` holds yt-dlp's parameters of `access_parameters`; `follow`: other hosts may be led to."""
         fields = _placeholders(template)
         if not fields or not fields <= PLACEHOLDERS:
             raise AvpipeError(
-                f"{template!r} needs {{clip_id}} (address of a clip) or {{youtube_id}} (of a whole video)"
+                f"{public_template(template)!r} needs {{clip_id}} (address of a clip) or {{youtube_id}} (of a video)"
             )
         if not _is_web_address(template.format(youtube_id="x", clip_id="x")):
-            raise AvpipeError(f"{template!r} is no http(s) address; correct it")
+            raise AvpipeError(f"{public_template(template)!r} is no http(s) address; correct it")
         self.whole_videos = "clip_id" not in fields
-        self._name = template
-        self._downloader = Downloader(is_youtube(template), access or {})
+        self._template = template
+        self._name = template if is_youtube(template) else public_template(template)
+        self._downloader = Downloader(is_youtube(template), access or {}, follow)
 
     def __str__(self) -> str:
         return self._name
@@ -84,7 +86,7 @@ class UrlSource:
         shutil.rmtree(scratch)
 
     def _address(self, clip: Clip) -> str:
-        return self._name.format(youtube_id=clip.youtube_id, clip_id=clip.clip_id)
+        return self._template.format(youtube_id=clip.youtube_id, clip_id=clip.clip_id)
 
     def _clip_of(self, video: Path, clip: Clip, folder: Path) -> Path | MediaError:
         target = folder / f"{clip.clip_id}.mp4"
@@ -92,7 +94,7 @@ class UrlSource:
             if self.whole_videos:
                 cut_clip(video, clip.start_s, clip.end_s, target)
             else:
-                check_clip(video, clip.end_s - clip.start_s if clip.end_s is not None else None)
+                check_clip(video, clip.length_s)
                 video.replace(target)
         except MediaError as error:
             return error
@@ -102,12 +104,12 @@ class UrlSource:
 class UrlList(UrlSource):
     """A file with one clip a line, its id and its address: each address holds the clip itself."""
 
-    def __init__(self, path: Path, access: dict | None = None):
-        """`access` holds yt-dlp's parameters of `access_parameters`. Raises AvpipeError with file and line."""
+    def __init__(self, path: Path, access: dict | None = None, follow: bool = False):
+        """As of `UrlSource`. Raises AvpipeError with file and line."""
         self.whole_videos = False
         self._name = str(path)
         self._urls = read_url_list(path)
-        self._downloader = Downloader(any(map(is_youtube, self._urls.values())), access or {})
+        self._downloader = Downloader(any(map(is_youtube, self._urls.values())), access or {}, follow)
 
     def offered(self, clips: list[Clip]) -> list[Clip]:
         """Those of `clips` that the list names."""
@@ -133,10 +135,12 @@ def read_url_list(path: Path) -> dict[str, str]:
         where = f"{path}:{number}"
         match = LINE.fullmatch(line)
         if match is None:
-            raise AvpipeError(f"{where}: {line[:80]!r} is not `<clip id> <address>`; correct or remove it")
+            raise AvpipeError(
+                f"{where}: {without_address(line)[:80]!r} is not `<clip id> <address>`; correct or remove it"
+            )
         clip_id, url = check_clip_id(match[1], where), match[2]
         if not _is_web_address(url):
-            raise AvpipeError(f"{where}: {url[:80]!r} is no http(s) address; correct or remove it")
+            raise AvpipeError(f"{where}: {without_address(url)[:80]!r} is no http(s) address; correct or remove it")
         if clip_id in urls:
             raise AvpipeError(f"{where}: {clip_id} stands in the list already; leave one address")
         urls[clip_id] = url

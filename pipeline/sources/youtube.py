@@ -8,16 +8,18 @@ from http.cookiejar import CookieJar
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import yt_dlp
 from yt_dlp.networking.exceptions import CertificateVerifyError, HTTPError, ProxyError
 from yt_dlp.utils import DownloadCancelled, GeoRestrictedError
 
 from pipeline.disk_space import RESERVE_BYTES, free_bytes
 from pipeline.media import MediaError
-from pipeline.sources.access import load_cookie_jar, without_secrets
+from pipeline.media.container import END_TOLERANCE_S, open_clip
+from pipeline.sources.access import load_cookie_jar, without_address, without_secrets
+from pipeline.sources.client import Client
 from pipeline.sources.cut import ffmpeg_program
+from pipeline.sources.errand import Errand, ErrandError
 from pipeline.sources.js_runtime import find_runtime
-from pipeline.sources.pacing import NO_PACE, YOUTUBE_PACE
+from pipeline.sources.pacing import NO_PACE, YOUTUBE_PACE, StoppedError
 from pipeline.sources.probe import WEB_PAGE
 
 YOUTUBE = "https://www.youtube.com/watch?v={youtube_id}"
@@ -35,8 +37,12 @@ MAX_VIDEO_BYTES = 4_000_000_000
 # address must never read as a dead video, so these stand before the messages of removal.
 MESSAGES = (
     ("no space left", "disk"),
+    ("disk quota exceeded", "disk"),
+    ("unable to open for writing", "disk"),
+    ("read-only file system", "disk"),
     ("not a bot", "bot_check"),
     ("captcha", "bot_check"),
+    ("please sign in", "bot_check"),
     ("try again later", "rate_limited"),
     ("too many requests", "rate_limited"),
     ("http error 429", "rate_limited"),
@@ -45,13 +51,17 @@ MESSAGES = (
     ("ffmpeg is not installed", "setup"),
     ("ffmpeg not found", "setup"),
     ("unsupported url", "setup"),
+    ("no video formats found", "setup"),
+    ("no m3u header", "setup"),
+    # What YouTube tells a session, or a kind of client, and not about the video.
+    ("not available on this app", "setup"),
+    ("drm protected", "setup"),
+    ("page needs to be reloaded", "setup"),
     ("confirm your age", "age_gate"),
     ("age-restricted", "age_gate"),
     ("private video", "private"),
     ("in your country", "geo_blocked"),
     ("geo restriction", "geo_blocked"),
-    ("http error 404", "removed"),
-    ("http error 410", "removed"),
     ("video unavailable", "removed"),
     ("has been removed", "removed"),
     ("been terminated", "removed"),
@@ -61,7 +71,15 @@ MESSAGES = (
     ("unable to download", "network"),
     ("connection", "network"),
     ("bytes read", "network"),
+    ("giving up after", "network"),
+    ("fragment", "network"),
+    ("did not get any data", "network"),
+    ("downloaded file is empty", "network"),
+    ("answer is malformed", "network"),
 )
+
+# What only YouTube's own words can say: another server's may be about anything.
+OF_YOUTUBE = frozenset({"removed", "private", "geo_blocked", "age_gate", "bot_check"})
 
 # Errors whose message says only that the network failed, or whose message varies with the language.
 ERROR_TYPES = ((ProxyError, "setup"), (CertificateVerifyError, "setup"), (GeoRestrictedError, "geo_blocked"))
@@ -100,14 +118,18 @@ def options(youtube: bool, access: dict) -> dict:
         "color": {"stdout": "no_color", "stderr": "no_color"},
         "continuedl": True,
         "ffmpeg_location": ffmpeg_program(),
+        # A file is read by its content; ffmpeg would follow whatever an untrusted one names.
+        "fixup": "detect_or_warn" if youtube else "never",
         "format": FORMAT,
         "fragment_retries": RETRIES,
+        "hls_prefer_native": True,
         "logger": _Silent(),
         "merge_output_format": "mp4",
         "noplaylist": True,
         "noprogress": True,
         "quiet": True,
         "retries": RETRIES,
+        "skip_unavailable_fragments": False,
         "sleep_interval_requests": pace.request_s,
         "socket_timeout": SOCKET_TIMEOUT_S,
     }
@@ -116,9 +138,10 @@ def options(youtube: bool, access: dict) -> dict:
 class Downloader:
     """Fetches single videos; each thread keeps one client, which is six times as fast as a new one each time."""
 
-    def __init__(self, youtube: bool, access: dict):
+    def __init__(self, youtube: bool, access: dict, follow: bool = False):
+        """`follow`: addresses may lead to other hosts than their own; YouTube's always may."""
         self.youtube = youtube
-        self._access = access
+        self._access, self._follow = access, follow
         self._of_thread = threading.local()
         self._cookies: CookieJar | None = None
         self._runtime: dict = {}
@@ -141,23 +164,29 @@ class Downloader:
     def fetch(self, url: str, folder: Path) -> Path:
         """Download one video into `folder` and return its file; half of it, left there, is gone on with.
 
-        Raises SessionLimitError, or MediaError with the ledger's reason.
+        Raises SessionLimitError, MediaError with the ledger's reason, or StoppedError when the run has ended.
         """
         client = self._client()
         # The name is ours and fixed: nothing that a server sends can choose a path. A % of the folder is no field.
         client.params["outtmpl"]["default"] = str(folder).replace("%", "%%") + "/video.%(ext)s"
-        try:
-            client.extract_info(url, download=True)
-        except Exception as error:  # extractors are many and raise anything; no clip may end the run
-            raise self._meaning(error) from None
+        with Errand(url, anywhere=is_youtube(url), follow=self._follow, stopped=self._stopped) as errand:
+            client.start(errand)
+            self._of_thread.errand = errand
+            try:
+                client.extract_info(url, download=True)
+            except Exception as error:  # extractors are many and raise anything; no clip may end the run
+                if self._stopped():
+                    raise StoppedError from None
+                raise self._meaning(errand.error or error, url) from None
         files = [path for path in folder.iterdir() if path.suffix not in (".part", ".ytdl")]
         if len(files) != 1:
-            raise MediaError("unknown", f"{url} gave {len(files)} files instead of one")
+            raise MediaError("unknown", f"the address gave {len(files)} files instead of one")
+        _check_length(files[0], errand.promised_s)
         return files[0]
 
-    def _client(self) -> yt_dlp.YoutubeDL:
+    def _client(self) -> Client:
         if not hasattr(self._of_thread, "client"):
-            client = yt_dlp.YoutubeDL(options(self.youtube, self._access) | self._runtime)
+            client = Client(options(self.youtube, self._access) | self._runtime)
             if self._cookies is not None:
                 client.cookiejar = self._cookies
             client.add_progress_hook(self._guard)
@@ -169,27 +198,50 @@ class Downloader:
         if self._stopped():
             raise DownloadCancelled("the run was stopped")
         if progress.get("downloaded_bytes", 0) > MAX_VIDEO_BYTES:
-            raise DownloadCancelled(f"more than {MAX_VIDEO_BYTES:,} bytes came")
+            raise self._of_thread.errand.refuse("setup", f"more than {MAX_VIDEO_BYTES:,} bytes came: that is no clip")
         if free_bytes(Path(progress["filename"]).parent) < RESERVE_BYTES / 2:
             raise DownloadCancelled("no space left but half of the reserve")
 
-    def _meaning(self, error: Exception) -> MediaError:
+    def _meaning(self, error: Exception, url: str) -> MediaError:
+        youtube = is_youtube(url)
         text = " ".join(str(error).removeprefix("ERROR: ").split())
-        text = without_secrets(text, self._access)
         cause = (getattr(error, "exc_info", None) or (None, error))[1]
-        reason = classify(text, cause)
+        reason = error.reason if isinstance(error, ErrandError) else classify(text, cause, youtube)
+        text = without_secrets(text if youtube else without_address(text, url), self._access)
         if reason == "rate_limited":
             return SessionLimitError(text, retry_after_s(cause))
         return MediaError(reason, f"{WEB_PAGE}: {text}" if "Unsupported URL" in text else text)
 
 
-def classify(message: str, cause: BaseException | None = None) -> str:
-    """The ledger's reason for one of yt-dlp's messages and the error behind it."""
+def classify(message: str, cause: BaseException | None = None, youtube: bool = True) -> str:
+    """The ledger's reason for one of yt-dlp's messages and the error behind it, by `youtube` or another server.
+
+    Only YouTube's own words about a video make it one that is past winning. A status code says nothing about it: a
+    mirror's 404 may be a wrong address; and its phrase is whatever the server likes.
+    """
     lowered = message.lower()
-    reason = next((reason for text, reason in MESSAGES if text in lowered), "unknown")
+    if isinstance(cause, HTTPError) and "http error" in lowered:
+        return "rate_limited" if cause.status == 429 else "network"
+    reasons = (reason for text, reason in MESSAGES if text in lowered and (youtube or reason not in OF_YOUTUBE))
+    reason = next(reasons, "unknown")
+    if not youtube and isinstance(cause, ValueError):
+        return "network"  # an answer that is no HTTP
     if reason in ("network", "unknown"):
         return next((better for kind, better in ERROR_TYPES if isinstance(cause, kind)), reason)
     return reason
+
+
+def _check_length(path: Path, promised_s: float | None) -> None:
+    """Raise MediaError where a playlist promised more seconds than came."""
+    if promised_s is None:
+        return
+    try:
+        with open_clip(path) as clip:
+            came_s = clip.duration_s
+    except (MediaError, OSError):  # `check_clip` says what it is
+        return
+    if came_s < promised_s - END_TOLERANCE_S:
+        raise MediaError("network", f"{came_s:.1f} s came of the {promised_s:.1f} s that the playlist promises")
 
 
 def retry_after_s(cause: BaseException | None) -> float | None:
