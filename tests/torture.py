@@ -368,7 +368,8 @@ def check(path: Path, recipe: Recipe) -> tuple[str, str]:
         centre_s = clip.duration_s / 2
         wanted |= {shown_by_ffmpeg(path, centre_s)}
     # Of a lost picture that no other needs nothing can be seen: the one before is shown.
-    found = [] if wanted & {number + k for k in range(3 if recipe.lost else 1)} else [f"picture {number} for {wanted}"]
+    holes = recipe.lost or (recipe.damage and recipe.suffix == "ts")
+    found = [] if wanted & {number + k for k in range(3 if holes else 1)} else [f"picture {number} for {wanted}"]
     first = max(round((centre_s - 1.5 - clip.audio_start_s) * RATE), 0)
     window = clip.audio_i16[first : first + 3 * RATE] / 32768
     likeness = alike(window, expected[: len(window)])
