@@ -6,7 +6,6 @@ hangs is known after seconds, and of one that died it is known which item it had
 
 import contextlib
 import ctypes
-import errno
 import multiprocessing
 import os
 import signal
@@ -19,9 +18,8 @@ from typing import Any, Protocol
 
 from pebble import ProcessExpired, ProcessPool
 
-from pipeline.errors import AvpipeError
+from pipeline.errors import AvpipeError, mendable
 
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Bytes of memory that Ray shares between processes: parts and results are a few rows each.
 RAY_STORE_BYTES = 256 * 2**20
 
@@ -87,10 +85,10 @@ def _work(function: Callable, part: list, seconds: float, tell: Callable[[int, f
     try:
         return function(_in_hand)
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        sentence = mendable(error)
+        if sentence is None:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        raise AvpipeError(f"{where}no space is left on the disk; make room and run the command again") from None
+        raise AvpipeError(sentence) from None
     finally:
         _in_hand = None
 

@@ -4,11 +4,11 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import AvpipeError
+from pipeline.errors import AvpipeError, named
 
 # YouTube id and start second, or the number of a Flickr photo. Ids come from strangers' lists and become file names:
 # no dot, no slash, no white space can pass.
@@ -101,12 +101,14 @@ def published(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # a name must never point at bytes that a power cut can still take
-        temporary.replace(path)
+        with named(temporary, shown=path):
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())  # a name must never point at bytes that a power cut can still take
+            temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that was unplugged; the error that led here is the one to hear of
+            temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:
