@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline import samples
 from pipeline.errors import AvpipeError
-from pipeline.layout import file_sha256
+from pipeline.layout import check_apart, file_sha256
 from pipeline.shard import INDEX, read_metadata
 
 SIDECAR = ".sha256"
@@ -69,6 +69,11 @@ def open_address(address: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(address, use_listings_cache=False)
 
 
+def is_local(fs: Any) -> bool:
+    """Whether a file system of fsspec is that of this machine."""
+    return "file" in ([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)
+
+
 @contextlib.contextmanager
 def local_copy(address: str) -> Iterator[Path]:
     """A file as a path of this machine: itself, or a copy that is gone afterwards. Raises FileNotFoundError."""
@@ -103,13 +108,16 @@ def send_shards(folder: Path, address: str, on_file: Callable[[int], None] = lam
 
     What is there already in whole is passed by, so that a killed copy goes on where it was. Where anything differs, an
     older index is removed first: a reader never has one beside tars of another set; tars that only the older set had
-    are removed too. Raises AvpipeError when the address cannot be written, or when a tar here is damaged.
+    are removed too. Raises AvpipeError when the address cannot be written or is where the shards lie, or
+    when a tar here is damaged.
     """
     metadata = read_metadata(folder / INDEX)
     split, address = metadata["split"], f"{address.rstrip('/')}/{metadata['split']}"
     hashes = {samples.check_tar_name(shard["name"]): shard["sha256"] for shard in metadata["shards"]}
     sizes = {name: (folder / name).stat().st_size for name in hashes}
     fs, base = open_address(address)
+    if is_local(fs):
+        check_apart(Path(base), folder, "where the shards themselves are")
     with explained(address):
         if not address.startswith(OBJECT_STORES):
             fs.makedirs(base, exist_ok=True)

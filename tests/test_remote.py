@@ -130,6 +130,49 @@ def test_a_tar_that_is_damaged_here_is_never_sent(folder, address):
     assert NAMES[0] not in at(f"{address}/synth_train")
 
 
+def other_names(folder: Path) -> dict[str, str]:
+    """Addresses that end in `/synth_train`, and are the folder or lie in it, each under another name."""
+    folder.with_name("link").symlink_to(folder.parent)
+    (folder / "inner").mkdir()
+    return {
+        "itself": str(folder.parent),
+        "with dots": f"{folder}/../synth_train/..",
+        "an address": f"file://{folder.parent}",
+        "a link": str(folder.with_name("link")),
+        "a folder in it": str(folder / "inner"),
+        "an address in it": f"file://{folder}/new",
+    }
+
+
+def test_shards_are_never_sent_onto_themselves(done_root, tmp_path):
+    folder = shutil.copytree(done_root.shards / "synth_train", tmp_path / "parent/synth_train")
+    before = contents(folder)
+    for what, address in other_names(folder).items():
+        with pytest.raises(AvpipeError, match="where the shards themselves are"):
+            send_shards(folder, address)
+        assert before == {name: (folder / name).read_bytes() for name in before}, what
+        assert sorted(path.name for path in folder.iterdir()) == sorted([*before, "inner"]), what
+
+
+def test_nothing_is_written_over_the_files_of_a_root(done_root, tmp_path):
+    root = shutil.copytree(done_root.path, tmp_path / "root")
+    before = sorted(root.rglob("*"))
+    (tmp_path / "link").symlink_to(root / "cache")
+    for command in (
+        f"export --split synth_test --format folders {root}/cache/x",
+        f"export --split synth_test --format hdf5 {tmp_path}/link/x",
+        f"export --split synth_test --format csv {root}/lists",
+        f"manifest export --out {root}/lists",
+        f"synth --clips 2 {root}",
+        f"synth --clips 2 {root}/clips",
+        f"import {root}/clips",
+    ):
+        done = avpipe("--root", root, *command.split())
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, (command, done.stderr)
+        assert "belongs to the root" in done.stderr or "taken in already" in done.stderr
+    assert sorted(root.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("address", "sentence"),
     [

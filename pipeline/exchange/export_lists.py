@@ -1,6 +1,5 @@
 """Lists written back out of the manifest, byte for byte as they were published."""
 
-import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -67,10 +66,11 @@ def export_lists(manifest: Manifest, folder: Path) -> list[Path]:
             written.append(path)
     if annotations := _flickr_annotations(manifest):
         target = folder / lists["flickr_boxes"].file
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
+        if others := {path.stem for path in target.glob("*")} - annotations.keys():
+            raise AvpipeError(f"{target} holds others, too: {min(others)}.xml; remove them or name another folder")
         for clip_id, root in annotations.items():
-            ElementTree.ElementTree(root).write(target / f"{clip_id}.xml")
+            with published(target / f"{clip_id}.xml") as temporary:
+                ElementTree.ElementTree(root).write(temporary)
         written.append(target)
     if not written:
         raise AvpipeError(f"{manifest.folder} was not built of published lists; there is nothing to export")
