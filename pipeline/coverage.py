@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 
 from pipeline.cache import Cache
 from pipeline.errors import AvpipeError
+from pipeline.index import INDEX
 from pipeline.layout import Root
 from pipeline.ledger import Ledger
-from pipeline.shard import INDEX
 
 
 def coverage(root: Root, clip_ids: list[str]) -> dict:

@@ -14,8 +14,8 @@ from typing import Any
 
 from pipeline import samples
 from pipeline.errors import AvpipeError
+from pipeline.index import INDEX, check_unchanged, read_metadata, read_rows
 from pipeline.layout import check_apart, file_sha256
-from pipeline.shard import INDEX, read_metadata
 
 SIDECAR = ".sha256"
 # They have no folders; there fsspec would create a bucket, and a misspelt one is a mistake.
@@ -112,6 +112,7 @@ def send_shards(folder: Path, address: str, on_file: Callable[[int], None] = lam
     when a tar here is damaged.
     """
     metadata = read_metadata(folder / INDEX)
+    check_unchanged(metadata, read_rows(folder / INDEX), folder / INDEX)
     split, address = metadata["split"], f"{address.rstrip('/')}/{metadata['split']}"
     hashes = {samples.check_tar_name(shard["name"]): shard["sha256"] for shard in metadata["shards"]}
     sizes = {name: (folder / name).stat().st_size for name in hashes}

@@ -19,22 +19,15 @@ from pipeline.cache import Cache
 from pipeline.catalogue import ids_sha256
 from pipeline.errors import AvpipeError
 from pipeline.executors import Executor, allow
+from pipeline.index import EXTRA, INDEX, METADATA_KEY, read_metadata, write_index
 from pipeline.layout import Root, check_split_name, file_sha256, published, remove_leftovers
-from pipeline.manifest import BOX_FIELDS, Manifest
+from pipeline.manifest import Manifest
 from pipeline.parts import Lost, chunks, run_parts, stage_lock
 from pipeline.settings import ExtractSettings, ShardSettings, digest
+from pipeline.tables import write_parquet
 
-INDEX = "index.parquet"
 # A shard of 200 MB may have to go over a slow network.
 SHARD_S = 600.0
-METADATA_KEY = b"avpipe"
-METADATA_FIELDS = {"split", "listed", "listed_sha256", "extract", "shard", "plan", "shards"}
-BOXES_TYPE = pa.list_(pa.struct(BOX_FIELDS))
-EXTRA = [
-    pa.field("shard", pa.string()),
-    pa.field("label", pa.string()),
-    pa.field("boxes", BOXES_TYPE),
-]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,8 +167,7 @@ def write_shard(jobs: list[ShardJob]) -> int:
         size, sha256 = temporary.stat().st_size, file_sha256(temporary)
     table = pa.Table.from_pylist(writer.rows, samples.index_schema(members, EXTRA))
     record = {"name": job.path.name, "samples": len(writer.rows), "bytes": size, "sha256": sha256}
-    with published(_fragment(job.path)) as temporary:
-        pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(record)}), temporary)
+    write_parquet(table.replace_schema_metadata({METADATA_KEY: json.dumps(record)}), _fragment(job.path))
     return len(writer.rows)
 
 
@@ -189,9 +181,7 @@ def _write_index(work: Path, metadata: dict) -> None:
     tables = [pq.read_table(path) for path in fragments]
     shards = [json.loads(table.schema.metadata[METADATA_KEY]) for table in tables]
     whole = pa.concat_tables([table.replace_schema_metadata() for table in tables])
-    metadata = metadata | {"shards": shards}
-    with published(work / INDEX) as temporary:
-        pq.write_table(whole.replace_schema_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)}), temporary)
+    write_index(work / INDEX, whole, metadata | {"shards": shards})
 
 
 def _swap(work: Path, final: Path) -> None:
@@ -208,33 +198,6 @@ def _swap(work: Path, final: Path) -> None:
 
 def _replaced(final: Path) -> Path:
     return final.with_name(f".{final.name}.old.tmp")
-
-
-def read_metadata(index: Path, address: str | None = None) -> dict:
-    """What an index says about its split: list, settings, feature digests, shards with sizes and hashes.
-
-    `address` names it to people where `index` is but a copy. Raises AvpipeError for a file that is not an index of
-    this format.
-    """
-    name = address or index
-    try:
-        metadata = json.loads((pq.read_schema(index).metadata or {})[METADATA_KEY])
-    except (OSError, pa.ArrowInvalid, KeyError, ValueError):
-        raise AvpipeError(f"{name} is not an index of avpipe shards, or is damaged; run `avpipe shard` again") from None
-    known = isinstance(metadata, dict) and metadata.get("format") == 1 and metadata.keys() >= METADATA_FIELDS
-    if not known or not _are_negatives(metadata.get("negatives")):
-        raise AvpipeError(f"{name} is not an index of format 1, which this avpipe reads; run `avpipe shard` again")
-    return metadata
-
-
-def _are_negatives(value: object) -> bool:
-    """Whether it is what `Manifest.negatives` gives, as a stranger's index need not have it."""
-    if value is None:
-        return True
-    if not isinstance(value, dict) or not isinstance(value.get("pairs"), list):
-        return False
-    pairs = all(isinstance(pair, list) and len(pair) == 2 and {*map(type, pair)} == {str} for pair in value["pairs"])
-    return pairs and isinstance(value.get("adds_to"), str | None)
 
 
 def _summary(folder: Path, split: str, listed: int, written: int) -> ShardSummary:

@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.errors import AvpipeError
+from pipeline.index import INDEX
 from pipeline.layout import Root
 from pipeline.ledger import PERMANENT, Ledger, last_of_each_clip
 from pipeline.manifest import Manifest
-from pipeline.shard import INDEX
 
 HOUR_US = 3_600_000_000
 EXTRACT = "extract-"

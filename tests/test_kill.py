@@ -370,8 +370,8 @@ def test_a_sharding_killed_at_its_weakest_points_never_shows_half_a_split(tmp_pa
     with killer(root) as kill:
         for name, call, there in (
             ("pipeline.samples.TarWriter.add", 7, old),  # in the middle of the second tar
-            ("pipeline.shard.pq.write_table", 2, old),  # the third tar has no fragment of the index
-            ("pipeline.shard.pq.write_table", 3, old),  # all fragments, but no index
+            ("pipeline.shard.write_parquet", 2, old),  # the third tar has no fragment of the index
+            ("pipeline.shard.write_parquet", 3, old),  # all fragments, but no index
             ("pipeline.shard._swap", 1, old),
             ("pipeline.shard.Path.unlink", 3, old),  # two of four fragments are away
             ("pipeline.shard.Path.replace", 1, old),

@@ -17,11 +17,12 @@ from pipeline import extract as extract_stage
 from pipeline import shard as stage
 from pipeline.errors import AvpipeError
 from pipeline.extract import extract
+from pipeline.index import read_metadata
 from pipeline.layout import Root
 from pipeline.manifest import Manifest
 from pipeline.parts import stage_lock
 from pipeline.settings import ExtractSettings, ShardSettings
-from pipeline.shard import ShardSummary, order_key, read_metadata, shard
+from pipeline.shard import ShardSummary, order_key, shard
 
 SETTINGS = ExtractSettings()
 MEMBERS = ["audio.flac", "frame.jpg", "logspec.npy", "meta.json"]

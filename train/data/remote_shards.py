@@ -21,10 +21,10 @@ from typing import Any
 from pipeline.disk_space import RESERVE_BYTES, free_bytes, gigabytes
 from pipeline.errors import AvpipeError
 from pipeline.features import digest
-from pipeline.layout import check_split_name, published
+from pipeline.index import INDEX, read_metadata
+from pipeline.layout import published
 from pipeline.remote import explained, is_url, local_copy, open_address
-from pipeline.samples import AUDIO, check_tar_name
-from pipeline.shard import INDEX, read_metadata
+from pipeline.samples import AUDIO
 from train.data.shards import Shards, check_ends, mapped, named_tars, open_shards, read_index
 from train.ranks import is_first
 
@@ -101,13 +101,9 @@ def _fetch_index(address: str, root: Path) -> tuple[Path, dict[str, tuple[int, s
     try:
         with local_copy(place) as copy:
             metadata = read_metadata(copy, place)
-            try:
-                facts = {check_tar_name(s["name"]): (int(s["bytes"]), str(s["sha256"])) for s in metadata["shards"]}
-                split = check_split_name(metadata["split"])
-            except (KeyError, TypeError, ValueError):
-                raise AvpipeError(f"{place} does not describe its shards; run `avpipe shard` again") from None
+            facts = {shard["name"]: (shard["bytes"], shard["sha256"]) for shard in metadata["shards"]}
             named = digest({"address": address, "plan": metadata["plan"], "shards": metadata["shards"]})
-            folder = root / f"{split}-{named}"
+            folder = root / f"{metadata['split']}-{named}"
             with published(folder / INDEX) as temporary:
                 shutil.copyfile(copy, temporary)
     except FileNotFoundError:
