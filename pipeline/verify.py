@@ -12,7 +12,7 @@ from pipeline.errors import AvpipeError
 from pipeline.executors import Executor
 from pipeline.index import INDEX, changes, read_metadata, read_rows
 from pipeline.parts import Lost, run_parts
-from pipeline.remote import local_copy, names_at
+from pipeline.remote import MAX_INDEX_BYTES, local_copy, names_at
 from pipeline.verify_shard import Problem, ShardCheck, check_shard
 
 
@@ -45,7 +45,7 @@ def verify(
     names = names_at(folder)
     if INDEX not in names:
         raise AvpipeError(f"{folder} holds no {INDEX}; give the folder that `avpipe shard` wrote")
-    with local_copy(f"{folder}/{INDEX}") as index:
+    with local_copy(f"{folder}/{INDEX}", MAX_INDEX_BYTES) as index:
         metadata, table = read_metadata(index, f"{folder}/{INDEX}"), read_rows(index, f"{folder}/{INDEX}")
     rows, members = table.to_pylist(), samples.index_members(table.schema)
     by_shard: dict[str, list[dict]] = {}

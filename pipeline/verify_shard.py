@@ -11,7 +11,7 @@ from pipeline import samples
 from pipeline.errors import AvpipeError
 from pipeline.executors import allow
 from pipeline.layout import file_sha256
-from pipeline.remote import local_copy
+from pipeline.remote import TooLongError, local_copy
 from pipeline.shard import SHARD_S
 
 
@@ -45,10 +45,12 @@ def check_shard(checks: list[ShardCheck]) -> tuple[str, list[Problem]]:
     (check,) = checks
     allow(SHARD_S)
     try:
-        with local_copy(check.address) as path:
+        with local_copy(check.address, check.size) as path:
             return check.name, _problems(check, path)
     except FileNotFoundError:
         return check.name, [Problem(kind="missing", shard=check.name, clip_id="", detail="the file is not there")]
+    except TooLongError as error:
+        return check.name, [Problem(kind="damaged", shard=check.name, clip_id="", detail=str(error))]
 
 
 def _problems(check: ShardCheck, path: Path) -> list[Problem]:

@@ -5,7 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -14,7 +19,7 @@ import pytest
 from pipeline import remote
 from pipeline import verify as verify_stage
 from pipeline.errors import AvpipeError
-from pipeline.remote import send_shards
+from pipeline.remote import TooLongError, local_copy, send_shards
 from pipeline.settings import ExtractSettings, ShardSettings
 from pipeline.shard import shard
 from pipeline.verify import verify
@@ -121,6 +126,49 @@ def test_damage_at_the_address_is_found_and_mended(folder, address, serial):
     fs.rm_file(f"{base}/{NAMES[1]}.sha256")
     send_shards(folder, address)
     assert verify(sent.address, workers=1).problems == []
+
+
+@contextmanager
+def endless_server() -> Iterator[str]:
+    """An address below which every file goes on for ever."""
+
+    class Endless(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def do_GET(self):
+            self.do_HEAD()
+            with suppress(OSError):
+                while True:
+                    self.wfile.write(bytes(1_000_000))
+
+        def log_message(self, *_): ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_an_endless_file_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with endless_server() as address:
+        with pytest.raises(TooLongError, match="10,000,000 bytes"), local_copy(f"{address}/index.parquet", 10_000_000):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_for_a_check_has_no_name_that_a_kill_could_leave(folder, address, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    sent = send_shards(folder, address)
+    with local_copy(f"{sent.address}/{NAMES[1]}", 10_000_000) as path:
+        assert path.read_bytes() == (folder / NAMES[1]).read_bytes()
+        assert not list((tmp_path / "temporary").iterdir())
+    with local_copy(f"file://{folder}/{NAMES[1]}", 1) as path:
+        assert path == folder / NAMES[1]
 
 
 def test_a_tar_that_is_damaged_here_is_never_sent(folder, address):

@@ -132,8 +132,10 @@ def test_two_tars_that_changed_places_are_found(folder, serial):
 
 
 def test_a_row_that_is_gone_from_the_index_is_missed(folder, serial):
+    gone = rows_of(folder, "synth_train-000000.tar")[0]["clip_id"]
     rewrite_index(folder, change_rows=lambda rows: rows.pop(0))
-    assert found(verify(folder, workers=1)) == [("missing", "synth_train-000000.tar", "")]
+    expected = [("missing", "synth_train-000000.tar", ""), ("unlisted", "synth_train-000000.tar", gone)]
+    assert found(verify(folder, workers=1)) == expected
 
 
 def test_a_tar_that_the_index_does_not_name_is_unlisted(folder, serial):

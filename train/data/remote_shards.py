@@ -23,7 +23,7 @@ from pipeline.errors import AvpipeError
 from pipeline.features import digest
 from pipeline.index import INDEX, read_metadata
 from pipeline.layout import published
-from pipeline.remote import explained, is_url, local_copy, open_address
+from pipeline.remote import MAX_INDEX_BYTES, explained, is_url, local_copy, open_address
 from pipeline.samples import AUDIO
 from train.data.shards import Shards, check_ends, mapped, named_tars, open_shards, read_index
 from train.ranks import is_first
@@ -99,7 +99,7 @@ def _fetch_index(address: str, root: Path) -> tuple[Path, dict[str, tuple[int, s
     """(folder for the copies, which now holds the index; {name: (bytes, sha256)} of its tars)."""
     place = f"{address}/{INDEX}"
     try:
-        with local_copy(place) as copy:
+        with local_copy(place, MAX_INDEX_BYTES) as copy:
             metadata = read_metadata(copy, place)
             facts = {shard["name"]: (shard["bytes"], shard["sha256"]) for shard in metadata["shards"]}
             named = digest({"address": address, "plan": metadata["plan"], "shards": metadata["shards"]})
