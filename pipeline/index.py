@@ -92,6 +92,12 @@ def read_rows(index: Path, address: str | None = None, without: tuple[str, ...] 
     return table
 
 
+def read_clip_ids(index: Path) -> pa.ChunkedArray:
+    """The clip ids of an index, of shards or of a part of the cache. Raises AvpipeError for one that is damaged."""
+    ids = pa.schema([pa.field("clip_id", pa.string(), nullable=False)])
+    return read_parquet(index, ids, "an index", "remove it and run the stage again")["clip_id"]
+
+
 def changes(metadata: dict, table: pa.Table) -> list[str]:
     """What of an index is not as it was written, by its checksums; [] as well where an older version wrote none."""
     own, sums = metadata.get(_OWN), metadata.get(_COLUMNS, {})

@@ -4,23 +4,29 @@ Parts run in worker processes. A worker that dies or hangs (decoders are native 
 held; the item that it had in hand is tried once more, alone, and only this item fails.
 """
 
+import errno
 import fcntl
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pipeline.errors import AvpipeError
 from pipeline.executors import Executor, WorkerLostError
+from pipeline.layout import remove_leftovers
 from pipeline.local_processes import LocalProcesses
 
 # An item that takes longer hangs: reading a clip takes 0.05 to 1 s. One that hangs costs this twice.
 SECONDS_PER_ITEM = 20.0
 LOOK_EVERY_S = 0.5
+# What Lustre, NFS and FUSE say where `flock` is not to be had.
+NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,15 +39,42 @@ class Lost:
 
 
 @contextmanager
-def stage_lock(folder: Path, what: str) -> Iterator[None]:
-    """Hold `folder` for one process; the kernel lets go of it however the process ends. Raises AvpipeError if held."""
+def stage_lock(folder: Path, what: str, clean: bool = False) -> Iterator[None]:
+    """Hold `folder` for one process; the kernel lets go of it however the process ends. Raises AvpipeError if held.
+
+    With `clean` the temporary files that killed processes left in the folder are removed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(file, wait=False)
         except BlockingIOError:
             raise AvpipeError(f"{folder}: another process is doing {what} here; wait for it or stop it") from None
+        if clean:
+            remove_leftovers(folder)
         yield
+
+
+def lock_file(file: IO, wait: bool) -> None:
+    """Lock an open file until it is closed. Raises BlockingIOError without `wait`, while another process has it.
+
+    On a file system that knows no locks it only warns, once a process.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        _warn_of_no_locks()
+
+
+@cache
+def _warn_of_no_locks() -> None:
+    print(
+        "avpipe: this file system knows no locks (flock): take care that no two commands work in one folder",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def default_workers() -> int:

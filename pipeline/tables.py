@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 from pipeline.errors import AvpipeError
 from pipeline.layout import published
 
-# A value of ours takes more than one byte of a file: only rows made up of repetitions take less.
+# A row of ours takes more than one byte of a file: only rows made up of repetitions take less.
 VALUES_PER_BYTE = 1
 # Compression of real tables saves a factor of 2 to 10.
 UNPACKED_PER_BYTE = 100
 # Below this, sizes are no danger, whatever the ratio.
-SMALL_VALUES, SMALL_BYTES = 100_000, 64_000_000
+SMALL_VALUES, SMALL_BYTES = 2_000_000, 256_000_000
 # What Arrow raises for a file that is not as it should be.
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, NotImplementedError, OverflowError)
 

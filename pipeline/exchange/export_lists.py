@@ -4,7 +4,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.catalogue import OfficialList, load_catalogue
 from pipeline.errors import AvpipeError
@@ -83,7 +82,7 @@ def _whole(definition, entry: OfficialList) -> bool:
 
 def _flickr_annotations(manifest: Manifest) -> dict[str, ElementTree.Element]:
     """One tree a clip: a node for each annotator, in it `bbox` nodes with a name and four pixels of a 256 grid."""
-    table = pq.read_table(manifest.folder / "boxes.parquet")
+    table = manifest.table("boxes")
     roots: dict[str, ElementTree.Element] = {}
     for row in table.filter(pc.utf8_is_digit(table["clip_id"])).to_pylist():
         root = roots.setdefault(row["clip_id"], ElementTree.Element("annotation"))

@@ -7,7 +7,6 @@ come yet, is read from the address by the thread that wants it: as many at a tim
 are the same wherever they come from, and so are the batches.
 """
 
-import fcntl
 import hashlib
 import shutil
 import sys
@@ -23,6 +22,7 @@ from pipeline.errors import AvpipeError
 from pipeline.features import digest
 from pipeline.index import INDEX, read_metadata
 from pipeline.layout import published
+from pipeline.parts import lock_file
 from pipeline.remote import MAX_INDEX_BYTES, explained, is_url, local_copy, open_address
 from pipeline.samples import AUDIO
 from train.data.shards import Shards, check_ends, mapped, named_tars, open_shards, read_index
@@ -219,7 +219,7 @@ def prefetch(tars: RemoteTars, names: list[str]) -> None:
     """
     try:
         with open(tars.folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock_file(lock, wait=True)
             for leftover in tars.folder.glob(".*.tar.*.tmp"):  # of processes that were killed
                 leftover.unlink(missing_ok=True)
             for name in names:
