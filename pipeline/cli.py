@@ -141,6 +141,17 @@ def extract(
     parts = [f"{result['done']} extracted", f"{result['finished']} there before", *_failure_parts(result)]
     parts += [f"{result['not_downloaded']:,} not downloaded"] if result["not_downloaded"] else []
     say(result, f"{result['cache']}: {' · '.join(parts)}", as_json)
+    _check_any_done(result, "extracted")
+
+
+def _check_any_done(result: dict, what: str) -> None:
+    """Raise AvpipeError where every clip that there is has failed: then something is wrong with more than a clip."""
+    if result["failures"] and not result["done"] and not result["finished"]:
+        first = result["failures"][0]
+        raise AvpipeError(
+            f"not one of {len(result['failures']):,} clips could be {what}; the first, {first['clip_id']}: "
+            f"{first['reason']} ({first['detail']})"
+        )
 
 
 def _watch(what: str, run, notes: bool = False) -> dict:

@@ -17,6 +17,7 @@ from pipeline import samples
 from pipeline.errors import AvpipeError, named
 from pipeline.index import INDEX, check_unchanged, read_metadata, read_rows
 from pipeline.layout import check_apart, file_sha256
+from pipeline.shard import CARD_NAME
 
 SIDECAR = ".sha256"
 # A row takes some 100 bytes: enough for ten million samples.
@@ -145,6 +146,8 @@ def send_shards(folder: Path, address: str, on_file: Callable[[int], None] = lam
     check_unchanged(metadata, read_rows(folder / INDEX), folder / INDEX)
     split, address = metadata["split"], f"{address.rstrip('/')}/{metadata['split']}"
     hashes = {samples.check_tar_name(shard["name"]): shard["sha256"] for shard in metadata["shards"]}
+    if (folder / CARD_NAME).exists():
+        hashes[CARD_NAME] = file_sha256(folder / CARD_NAME)
     sizes = {name: (folder / name).stat().st_size for name in hashes}
     fs, base = open_address(address)
     if is_local(fs):

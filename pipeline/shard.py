@@ -26,6 +26,18 @@ from pipeline.parts import Lost, chunks, run_parts, stage_lock
 from pipeline.settings import ExtractSettings, ShardSettings, digest
 from pipeline.tables import write_parquet
 
+# Beside the shards: without it `datasets.load_dataset` takes the index for the data and the tars for nothing.
+CARD_NAME = "README.md"
+CARD = """\
+---
+configs:
+- config_name: default
+  data_files:
+  - split: {role}
+    path: "*.tar"
+---
+The split {split}, as `avpipe shard` wrote it: WebDataset tars, and index.parquet with the place of every sample.
+"""
 # A shard of 200 MB may have to go over a slow network.
 SHARD_S = 600.0
 
@@ -91,6 +103,7 @@ def shard(
     }
     plan_name = digest(metadata | {"samples": [(r["clip_id"], r["sha256"], r["label"], r["boxes"]) for r in rows]})
     final, work = root.shards / split, root.shards / f".{split}-{plan_name}"
+    card = CARD.format(split=split, role=manifest.split_facts(split)["role"])
     with stage_lock(root.shards / ".locks" / split, f"the shards of {split}"):
         for other in root.shards.glob(f".{split}-????????"):
             if other != work:  # an unfinished run over another set of samples: its shards can never be used
@@ -103,7 +116,10 @@ def shard(
                 jobs = _plan_jobs(work, rows, root.cache / extract_settings.name, split, settings)
                 written = _write_all(jobs, workers, on_plan, on_shard)
                 _write_index(work, metadata | {"plan": plan_name})
+            _write_card(work, card)
             _swap(work, final)
+        elif not (final / CARD_NAME).exists():  # an older version wrote none
+            _write_card(final, card)
     return _summary(final, split, len(listed), written)
 
 
@@ -182,6 +198,11 @@ def _write_index(work: Path, metadata: dict) -> None:
     shards = [json.loads(table.schema.metadata[METADATA_KEY]) for table in tables]
     whole = pa.concat_tables([table.replace_schema_metadata() for table in tables])
     write_index(work / INDEX, whole, metadata | {"shards": shards})
+
+
+def _write_card(folder: Path, text: str) -> None:
+    with published(folder / CARD_NAME) as temporary:
+        temporary.write_text(text)
 
 
 def _swap(work: Path, final: Path) -> None:

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -61,8 +61,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_what_arrives_is_what_was_sent_and_is_sent_once(folder, address, serial):
     heard = []
     sent = send_shards(folder, address, on_file=heard.append)
-    assert (sent.address, sent.files) == (f"{address}/synth_train", 5)
-    assert sorted(heard) == sorted(path.stat().st_size for path in folder.glob("*.tar"))
+    assert (sent.address, sent.files) == (f"{address}/synth_train", 6)
+    assert sorted(heard) == sorted(path.stat().st_size for path in folder.iterdir() if path.suffix != ".parquet")
     assert files(at(sent.address)) == contents(folder)
     again = send_shards(folder, address + "/")
     assert (again.files, again.bytes, again.removed) == (0, 0, 0)
@@ -73,11 +73,11 @@ def test_what_arrives_is_what_was_sent_and_is_sent_once(folder, address, serial)
 def test_each_hash_can_be_checked_by_sha256sum(folder, tmp_path):
     send_shards(folder, f"file://{tmp_path}/out")
     sums = sorted((tmp_path / "out/synth_train").glob("*.sha256"))
-    assert len(sums) == 5
+    assert len(sums) == 6
     subprocess.run(["sha256sum", "--check", *sums], cwd=sums[0].parent, check=True, stdout=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("last", range(6))
+@pytest.mark.parametrize("last", range(7))
 def test_a_copy_killed_at_any_file_shows_no_index_and_goes_on_where_it_was(folder, address, monkeypatch, last):
     whole, calls = remote._send_file, []
 
@@ -94,9 +94,9 @@ def test_a_copy_killed_at_any_file_shows_no_index_and_goes_on_where_it_was(folde
             send_shards(folder, address)
         found = at(f"{address}/synth_train")
         assert "index.parquet.sha256" not in found
-        assert ("index.parquet" in found) == (last == 5)
+        assert ("index.parquet" in found) == (last == 6)
     monkeypatch.setattr(remote, "_send_file", whole)
-    assert send_shards(folder, address).files == (6 - last if last else 5)
+    assert send_shards(folder, address).files == (7 - last if last else 6)
     assert files(at(f"{address}/synth_train")) == contents(folder)
 
 
@@ -128,7 +128,7 @@ def test_damage_at_the_address_is_found_and_mended(folder, address, serial):
     assert verify(sent.address, workers=1).problems == []
 
 
-@contextmanager
+@pytest.fixture
 def endless_server() -> Iterator[str]:
     """An address below which every file goes on for ever."""
 
@@ -152,11 +152,11 @@ def endless_server() -> Iterator[str]:
     server.shutdown()
 
 
-def test_an_endless_file_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+def test_an_endless_file_is_a_sentence_and_leaves_nothing(endless_server, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with endless_server() as address:
-        with pytest.raises(TooLongError, match="10,000,000 bytes"), local_copy(f"{address}/index.parquet", 10_000_000):
-            pass
+    address = f"{endless_server}/index.parquet"
+    with pytest.raises(TooLongError, match="10,000,000 bytes"), local_copy(address, 10_000_000):
+        pass
     assert not list(tmp_path.iterdir())
 
 
@@ -250,7 +250,7 @@ def test_the_commands_against_a_real_s3_server(s3, done_root, tmp_path, monkeypa
     first, second = (avpipe(*command, "s3://bucket/deep/prefix") for _ in range(2))
     assert first.returncode == 0, first.stderr
     sent = json.loads(first.stdout)["sent"]
-    assert (sent["address"], sent["files"]) == ("s3://bucket/deep/prefix/synth_test", 2)
+    assert (sent["address"], sent["files"]) == ("s3://bucket/deep/prefix/synth_test", 3)
     assert json.loads(second.stdout)["sent"]["files"] == 0
     checked = avpipe("verify", sent["address"], "--workers", 2, "--json")
     assert json.loads(checked.stdout)["samples"] == 4 and checked.returncode == 0
