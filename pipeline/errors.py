@@ -78,6 +78,6 @@ def named(path: Path, shown: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None or str(error.filename) == str(path):
+        if error.errno is not None and (error.filename is None or str(error.filename) == str(path)):
             error.filename = str(shown or path)
         raise

@@ -37,7 +37,13 @@ def test_no_hostile_index_is_believed(done_root, tmp_path, tally, monkeypatch):
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("name", "how"),
-    [("hdf5", "full"), ("hdf5", "nearly full"), ("extract", "without inodes"), ("shard", "full"), ("build", "read-only")],
+    [
+        ("hdf5", "full"),
+        ("hdf5", "nearly full"),
+        ("extract", "without inodes"),
+        ("shard", "full"),
+        ("build", "read-only"),
+    ],
 )
 def test_a_bad_disk_is_one_sentence(name, how, done_root, corpus, tmp_path, tally):
     disk.attack(name, how, done_root.path, corpus, tmp_path / "disk", random.Random(name), tally)
