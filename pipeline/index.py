@@ -101,7 +101,11 @@ def read_clip_ids(index: Path) -> pa.ChunkedArray:
 def changes(metadata: dict, table: pa.Table) -> list[str]:
     """What of an index is not as it was written, by its checksums; [] as well where an older version wrote none."""
     own, sums = metadata.get(_OWN), metadata.get(_COLUMNS, {})
-    found = [column for column in table.column_names if column in sums and column_sha256(table[column]) != sums[column]]
+    there = set(table.column_names) | {"sha256"}  # which a reader of single samples leaves out
+    found = sorted(sums.keys() - there)
+    found += [
+        column for column in table.column_names if column in sums and column_sha256(table[column]) != sums[column]
+    ]
     if own is not None and own != _json_sha256({key: value for key, value in metadata.items() if key != _OWN}):
         found.append("the metadata")
     return found
