@@ -50,6 +50,8 @@ def mendable(error: BaseException) -> str | None:
         return "the memory is used up; use fewer --workers, smaller batches, or a machine with more"
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which must not be imported to be recognised
         return "the memory of the device is used up; use smaller batches (--set batch_size=…), or end other programs"
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        return f"{error.object!a} has a name that is no UTF-8, which some formats cannot hold; rename it"
     number = _errno(error) if isinstance(error, OSError) else None
     if number is None:
         return None

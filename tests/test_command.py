@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -92,6 +93,7 @@ def test_a_reader_that_ends_early_is_one_sentence(done_root):
         ("OSError(24, 'x', 'a')", 1, "a: too many files are open; raise the limit"),
         ("OSError(\"Can't write (errno = 28, error message = 'No space')\")", 1, "no space is left on the disk"),
         ("BrokenPipeError(32, 'x')", 1, "what should read this has ended"),
+        ("UnicodeEncodeError('utf-8', '/data/\\udcff', 6, 7, 'surrogates not allowed')", 1, "is no UTF-8"),
         ("MemoryError()", 1, "the memory is used up"),
         ("KeyboardInterrupt()", 130, "stopped; what is finished is kept"),
         ("typer.BadParameter('that is no number')", 2, "that is no number"),
@@ -110,6 +112,14 @@ def test_a_fault_of_avpipe_shows_its_place_and_says_that_it_should_be_reported()
         done = failing(what)
         assert done.returncode == 70
         assert "Traceback" in done.stderr and "please report it" in done.stderr.splitlines()[-1]
+
+
+def test_a_root_whose_name_is_no_utf8_works(done_root, tmp_path):
+    root = os.fsencode(tmp_path) + b"/r\xff\xfe"
+    shutil.copytree(os.fsencode(done_root.path), root)
+    for command in ("manifest show synth_test", "shard --split synth_test --workers 1", "status"):
+        done = subprocess.run([*COMMAND, "--root", root, *command.split()], capture_output=True)
+        assert done.returncode == 0, done.stderr
 
 
 def test_a_sentence_commands_no_terminal():

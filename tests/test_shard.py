@@ -251,3 +251,14 @@ def test_a_published_tar_that_was_cut_short_is_written_again(done_root, tmp_path
     assert shard(root, "synth_test", ExtractSettings(), settings, workers=1).written == 1
     assert tar.read_bytes() == whole
     assert shard(root, "synth_test", ExtractSettings(), settings, workers=1).written == 0
+
+
+def test_a_card_leads_datasets_to_the_tars(done_root):
+    """Without one `datasets.load_dataset(folder)` reads index.parquet alone."""
+    card = (done_root.shards / "synth_test/README.md").read_text()
+    assert card.startswith("---\nconfigs:\n")
+    assert '  - split: test\n    path: "*.tar"\n---\n' in card
+    assert "  - split: train\n" in (done_root.shards / "synth_train/README.md").read_text()
+    datasets = pytest.importorskip("datasets")
+    builder = datasets.load_dataset_builder(str(done_root.shards / "synth_test"))
+    assert "webdataset" in type(builder).__module__ and list(builder.config.data_files) == ["test"]

@@ -43,7 +43,7 @@ def export_list(manifest: Manifest, split: str, form: str, target: Path) -> Path
     text = list_text(manifest, split) if as_published else ids_text(manifest, split)
     path = target / f"{split}.{form}"
     with published(path) as temporary:
-        temporary.write_text(text, newline="")
+        temporary.write_text(text, "utf-8", newline="")
     return path
 
 
@@ -61,7 +61,7 @@ def export_lists(manifest: Manifest, folder: Path) -> list[Path]:
         if name in built and built[name]["list"] == definition.list and _whole(definition, entry):
             path = folder / entry.file
             with published(path) as temporary:
-                temporary.write_text(list_text(manifest, name), newline="")
+                temporary.write_text(list_text(manifest, name), "utf-8", newline="")
             written.append(path)
     if annotations := _flickr_annotations(manifest):
         target = folder / lists["flickr_boxes"].file

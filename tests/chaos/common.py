@@ -40,13 +40,12 @@ class Tally:
         self.counts[outcome] += 1
         if fault is not None:
             self.faults.append(f"{outcome}: {fault}")
+            print(f"FAULT {self.faults[-1]}", flush=True)
 
     def finish(self) -> int:
         """Print everything; returns the exit code."""
         for outcome, count in self.counts.most_common():
             print(f"{count:6,} {outcome}")
-        for fault in self.faults:
-            print(f"FAULT {fault}")
         print(f"{sum(self.counts.values()):,} in all, {len(self.faults)} faults")
         return 1 if self.faults else 0
 

@@ -125,6 +125,7 @@ def main() -> int:
             for name in given.commands:
                 for how in DISKS:
                     attack(name, how, done, corpus, Path(temporary) / "disk", draw, tally)
+                print(f"{name} done", flush=True)
     return tally.finish()
 
 

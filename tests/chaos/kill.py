@@ -7,10 +7,12 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,7 +123,8 @@ def _worker_of(pid: int, draw: random.Random) -> int | None:
 
 def _kill(process, victim: str, seconds: float, draw: random.Random) -> bool:
     """Wait, then kill; returns whether there was something to kill."""
-    time.sleep(seconds)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
     if victim != "worker":
         if process.poll() is not None:
             return False
