@@ -12,19 +12,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import samples
 from pipeline.cache import Cache
 from pipeline.catalogue import ids_sha256
 from pipeline.errors import AvpipeError
 from pipeline.executors import Executor, allow
-from pipeline.index import EXTRA, INDEX, METADATA_KEY, read_metadata, write_index
+from pipeline.index import EXTRA, INDEX, MEND, METADATA_KEY, WHAT, read_metadata, read_rows, write_index
 from pipeline.layout import Root, check_split_name, file_sha256, published, remove_leftovers
 from pipeline.manifest import Manifest
 from pipeline.parts import Lost, chunks, run_parts, stage_lock
 from pipeline.settings import ExtractSettings, ShardSettings, digest
-from pipeline.tables import write_parquet
+from pipeline.tables import read_facts, write_parquet
 
 # Beside the shards: without it `datasets.load_dataset` takes the index for the data and the tars for nothing.
 CARD_NAME = "README.md"
@@ -194,9 +193,8 @@ def _fragment(tar: Path) -> Path:
 def _write_index(work: Path, metadata: dict) -> None:
     """Join the fragments into `index.parquet`."""
     fragments = sorted(work.glob("*.part.parquet"))
-    tables = [pq.read_table(path) for path in fragments]
-    shards = [json.loads(table.schema.metadata[METADATA_KEY]) for table in tables]
-    whole = pa.concat_tables([table.replace_schema_metadata() for table in tables])
+    shards = [json.loads(read_facts(path, WHAT, MEND)[1][METADATA_KEY]) for path in fragments]
+    whole = pa.concat_tables([read_rows(path) for path in fragments])
     write_index(work / INDEX, whole, metadata | {"shards": shards})
 
 
