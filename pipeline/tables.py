@@ -2,6 +2,8 @@
 
 import hashlib
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -69,19 +71,16 @@ def _open(path: Path, name: object) -> BinaryIO:
     return open(path, "rb")
 
 
-class _explained:  # noqa: N801 - used as a function
-    """Turns what Arrow raises into a sentence; errors of the system, as a lost permission, pass."""
-
-    def __init__(self, name: object, what: str, mend: str):
-        self.name, self.what, self.mend = name, what, mend
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _, error: BaseException | None, __) -> None:
-        of_the_system = isinstance(error, OSError) and error.errno
-        if isinstance(error, _UNREADABLE) and not of_the_system:
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise AvpipeError(f"{self.name} is not {self.what}, or is damaged ({why}); {self.mend}") from None
+@contextmanager
+def _explained(name: object, what: str, mend: str) -> Iterator[None]:
+    """Turn what Arrow raises into a sentence; errors of the system, as a lost permission, pass."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise AvpipeError(f"{name} is not {what}, or is damaged ({why}); {mend}") from None
 
 
 def _size(file: BinaryIO) -> int:
