@@ -157,7 +157,9 @@ class LocalProcesses:
                 future.set_result(value)
             else:
                 future.set_exception(value)
-        if worker := self._workers.pop(number, None):
+        with self._lock:
+            worker = self._workers.pop(number, None)
+        if worker:
             worker.end()
 
     def _do(self, number: int, place: int, message: bytes) -> tuple[bool, Any]:

@@ -18,7 +18,17 @@ from pipeline.cache import Cache
 from pipeline.catalogue import ids_sha256
 from pipeline.errors import AvpipeError
 from pipeline.executors import Executor, allow
-from pipeline.index import EXTRA, INDEX, MEND, METADATA_KEY, WHAT, read_metadata, read_rows, write_index
+from pipeline.index import (
+    EXTRA,
+    INDEX,
+    MEND,
+    METADATA_KEY,
+    WHAT,
+    check_unchanged,
+    read_metadata,
+    read_rows,
+    write_index,
+)
 from pipeline.layout import Root, check_split_name, file_sha256, published, remove_leftovers
 from pipeline.manifest import Manifest
 from pipeline.parts import Lost, chunks, run_parts, stage_lock
@@ -138,14 +148,21 @@ def _plan_rows(root: Root, split: str, listed: list[str], extract_settings: Extr
 
 
 def _is_published(final: Path, plan_name: str) -> bool:
-    """Whether `final` holds this plan and all its tars in full size; `verify` looks into them, too slow for here."""
+    """Whether `final` holds this plan, its index as it was written and all its tars in full size.
+
+    `verify` looks into the tars, too slow for here.
+    """
     index = final / INDEX
     if not index.exists():
         return False
-    metadata = read_metadata(index)
-    tars = {final / samples.check_tar_name(shard["name"]): shard["bytes"] for shard in metadata["shards"]}
+    try:
+        metadata = read_metadata(index)
+        check_unchanged(metadata, read_rows(index), index)
+    except AvpipeError:
+        return False  # damaged: it is written again
+    tars = {final / shard["name"]: shard["bytes"] for shard in metadata["shards"]}
     whole = all(tar.exists() and tar.stat().st_size == size for tar, size in tars.items())
-    return whole and metadata.get("plan") == plan_name
+    return whole and metadata["plan"] == plan_name
 
 
 def _plan_jobs(work: Path, rows: list[dict], cache: Path, split: str, settings: ShardSettings) -> list[ShardJob]:

@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -262,3 +263,17 @@ def test_a_card_leads_datasets_to_the_tars(done_root):
     datasets = pytest.importorskip("datasets")
     builder = datasets.load_dataset_builder(str(done_root.shards / "synth_test"))
     assert "webdataset" in type(builder).__module__ and list(builder.config.data_files) == ["test"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_damaged_index_is_written_again(done_root, tmp_path, damage):
+    root = Root(shutil.copytree(done_root.path, tmp_path / "root"))
+    index = root.shards / "synth_test/index.parquet"
+    before = index.read_bytes()
+    if damage == "cut":
+        index.write_bytes(before[:-30])
+    else:
+        table = pq.read_table(index)
+        pq.write_table(table.set_column(2, "shard", pa.array(["x.tar"] * len(table))), index)
+    summary = shard(root, "synth_test", ExtractSettings(), ShardSettings(samples_per_shard=5), workers=1)
+    assert summary.written == 1 and index.read_bytes() == before
