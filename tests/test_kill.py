@@ -430,9 +430,9 @@ def test_a_sharding_killed_at_its_weakest_points_never_shows_half_a_split(tmp_pa
             ("pipeline.shard.write_parquet", 2, old),  # the third tar has no fragment of the index
             ("pipeline.shard.write_index", 1, old),  # all fragments, but no index
             ("pipeline.shard._swap", 1, old),
-            ("pipeline.shard.Path.unlink", 3, old),  # two of four fragments are away
-            ("pipeline.shard.Path.replace", 1, old),
-            ("pipeline.shard.Path.replace", 2, None),  # the older folder is away, the new one not yet there
+            ("pipeline.shard.Path.unlink", 4, old),  # two of four fragments are away
+            ("pipeline.shard.Path.replace", 2, old),  # the first one is the card's
+            ("pipeline.shard.Path.replace", 3, None),  # the older folder is away, the new one not yet there
         ):
             kill("shard", name, call)
             assert (hashes(split) if split.exists() else None) == there, name
