@@ -99,7 +99,8 @@ def attack(name: str, how: str, done: Path, corpus: Path, folder: Path, draw: ra
         sentence = [line for line in errors.splitlines() if line.startswith("avpipe: ")][-1:]
         tally.note(f"{name}, {how}: {'done' if code == 0 else sentence}", fault_of(code, errors, (0, 1)))
         mend(folder)
-        code, _, errors = wait(start("--root", root, *command(root, corpus)))
+        if code != 0:  # what is done is done; an export refuses to be done again
+            code, _, errors = wait(start("--root", root, *command(root, corpus)))
         fault = fault_of(code, errors)
         if fault is None and (left := leftovers(root)):
             fault = f"left behind: {left}"
