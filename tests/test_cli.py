@@ -105,6 +105,7 @@ def test_an_extraction_of_which_nothing_came_is_an_error(capsys, monkeypatch, co
     assert call(capsys, monkeypatch, *root, "manifest", "build", "--lists", corpus / "lists")[0] == 0
     assert call(capsys, monkeypatch, *root, "download", "--split", "synth_test", "--from", corpus / "clips")[0] == 0
     for clip in (tmp_path / "r/clips").glob("*.mp4"):
+        clip.unlink()  # it may be the corpus's own file under another name
         clip.write_text("this is no video")
     code, out, err = call(capsys, monkeypatch, *root, "extract", "--split", "synth_test", "--json", "--workers", 1)
     assert code == 1 and json.loads(out)["failed"] == {"corrupt": 4}
