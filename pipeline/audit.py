@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.catalogue import ids_sha256
 from pipeline.errors import AvpipeError
+from pipeline.manifest import Manifest
 from pipeline.parts import chunks
 
 TEXT_COLUMNS = 120
@@ -30,7 +30,7 @@ def audit(folder: Path, roles: dict[str, str]) -> dict:
     A clip counts once in a split, also where only its audio is played. A video is in both splits even when they name
     different clips of it; a Flickr clip is a video of its own. Raises AvpipeError for a split without a role.
     """
-    clips = pq.read_table(folder / "clips.parquet", columns=["clip_id", "youtube_id", "label"]).sort_by("clip_id")
+    clips = Manifest(folder).table("clips", ["clip_id", "youtube_id", "label"]).sort_by("clip_id")
     ids = clips["clip_id"].to_pylist()
     members = _Members(clips)
     splits = {}
@@ -89,7 +89,7 @@ def _codes(column: pa.ChunkedArray) -> np.ndarray:
 
 def _read_splits(folder: Path, clip_ids: pa.ChunkedArray):
     """Yield (split, rows of its clips, rows of clips of which it takes the audio), rows as in `clip_ids`."""
-    table = pq.read_table(folder / "splits.parquet", columns=["split", "clip_id", "audio_clip_id"])
+    table = Manifest(folder).table("splits", ["split", "clip_id", "audio_clip_id"])
     frames = pc.index_in(table["clip_id"], value_set=clip_ids)
     sounds = pc.index_in(table["audio_clip_id"], value_set=clip_ids)
     if frames.null_count or sounds.null_count > table["audio_clip_id"].null_count:
@@ -104,7 +104,7 @@ def _read_splits(folder: Path, clip_ids: pa.ChunkedArray):
 
 
 def _audit_boxes(folder: Path) -> dict:
-    table = pq.read_table(folder / "boxes.parquet", columns=["clip_id", "annotator", "defect"])
+    table = Manifest(folder).table("boxes", ["clip_id", "annotator", "defect"])
     by_clip = table.group_by("clip_id").aggregate(
         [("annotator", "count_distinct"), ("defect", "count"), ([], "count_all")]
     )

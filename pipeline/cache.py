@@ -7,12 +7,21 @@ from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import samples
 from pipeline.errors import AvpipeError
+from pipeline.tables import read_facts, read_parquet
 
 PART_NAME = re.compile(r"part-([0-9]{6})-[A-Za-z0-9_-]+\.(tar|parquet)", re.ASCII)
+WHAT, MEND = "the index of a part of the cache", "remove it and run `avpipe extract` again"
+INDEX_FIELDS = [pa.field(name, pa.string(), nullable=False) for name in ("clip_id", "source_sha256")]
+
+
+def _schema(index: Path) -> pa.Schema:
+    """The columns of a part's index, by the members that it names; all parts of a folder have the same."""
+    members = samples.index_members(read_facts(index, WHAT, MEND)[0])
+    schema = samples.index_schema(members, INDEX_FIELDS[1:])
+    return pa.schema([field.with_nullable(False) for field in schema])
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Cache:
         """SHA-256 of the source file of every clip in the cache."""
         sources = {}
         for path in self.indexes():
-            table = pq.read_table(path, columns=["clip_id", "source_sha256"])
+            table = read_parquet(path, pa.schema(INDEX_FIELDS), WHAT, MEND)
             sources.update(zip(table[0].to_pylist(), table[1].to_pylist(), strict=True))
         return sources
 
@@ -48,8 +57,10 @@ class Cache:
     def table(self) -> pa.Table:
         """One row a clip: the columns of the index and `part`, the path of its tar relative to the folder."""
         tables = []
+        schema: pa.Schema | None = None
         for path in self.indexes():
-            table = pq.read_table(path)
+            schema = schema or _schema(path)
+            table = read_parquet(path, schema, WHAT, MEND)
             name = pa.array([path.with_suffix(".tar").name] * len(table), pa.string())
             tables.append(table.append_column("part", name))
         if not tables:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import samples
 from pipeline.cache import Cache
@@ -16,6 +15,7 @@ from pipeline.ledger import Ledger, Outcome
 from pipeline.media import MediaError
 from pipeline.parts import Lost, chunks
 from pipeline.settings import ExtractSettings
+from pipeline.tables import write_parquet
 
 # Clips a part: small enough that a kill costs seconds, large enough that 200,000 clips are 3,125 files.
 CLIPS_PER_PART = 64
@@ -121,5 +121,4 @@ def _write_index(tar, rows: list[dict], sources: list[str], settings: ExtractSet
     table = pa.Table.from_pylist(
         [row | {"source_sha256": source} for row, source in zip(rows, sources, strict=True)], schema
     )
-    with published(tar.with_suffix(".parquet")) as temporary:
-        pq.write_table(table, temporary)
+    write_parquet(table, tar.with_suffix(".parquet"))

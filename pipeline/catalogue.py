@@ -69,7 +69,7 @@ class SplitDefinition:
 
 def load_catalogue() -> tuple[dict[str, OfficialList], dict[str, SplitDefinition]]:
     """All lists and all splits, by name."""
-    data = tomllib.loads(resources.files("manifests").joinpath("catalogue.toml").read_text())
+    data = tomllib.loads(resources.files("manifests").joinpath("catalogue.toml").read_text("utf-8"))
     lists = {name: OfficialList(name=name, **entry) for name, entry in data["lists"].items()}
     splits = {name: SplitDefinition(name=name, **entry) for name, entry in data["splits"].items()}
     return lists, splits

@@ -8,7 +8,8 @@ import typer
 
 from pipeline.cli_manifest import Features, Json, Workers, manifest_app, say
 from pipeline.cli_status import status_app
-from pipeline.layout import Root
+from pipeline.errors import AvpipeError
+from pipeline.layout import Root, check_outside, is_within
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +43,7 @@ def _options(
 
 @app.command(epilog="Example: avpipe synth demo/source --clips 500")
 def synth(
+    context: typer.Context,
     out: Annotated[Path, typer.Argument(help="Folder for clips/ and lists/.")],
     clips: Annotated[int, typer.Option(min=2, help="Number of ten-second clips, a fifth of them for the test.")] = 500,
     classes: Annotated[int, typer.Option(help="Number of sounding classes.")] = 8,
@@ -56,6 +58,7 @@ def synth(
     from pipeline.progress import ProgressLine
     from pipeline.synth import make_corpus
 
+    check_outside(out, context.obj)
     with ProgressLine("synth", clips) as line:
         summary = make_corpus(
             out, clips=clips, classes=classes, seed=seed, workers=workers or default_workers(), on_done=line.advance
@@ -147,6 +150,17 @@ def extract(
     parts = [f"{result['done']} extracted", f"{result['finished']} there before", *_failure_parts(result)]
     parts += [f"{result['not_downloaded']:,} not downloaded"] if result["not_downloaded"] else []
     say(result, f"{result['cache']}: {' · '.join(parts)}", as_json)
+    _check_any_done(result, "extracted")
+
+
+def _check_any_done(result: dict, what: str) -> None:
+    """Raise AvpipeError where every clip that there is has failed: then something is wrong with more than a clip."""
+    if result["failures"] and not result["done"] and not result["finished"]:
+        first = result["failures"][0]
+        raise AvpipeError(
+            f"not one of {len(result['failures']):,} clips could be {what}; the first, {first['clip_id']}: "
+            f"{first['reason']} ({first['detail']})"
+        )
 
 
 def _watch(what: str, run, notes: bool = False) -> tuple[Any, dict]:
@@ -283,6 +297,8 @@ def import_(
     from pipeline.settings import ExtractSettings
 
     root: Root = context.obj
+    if is_within(source, root.clips):
+        raise AvpipeError(f"{source} is where this root keeps its clips; they are taken in already")
     if find_layout(source):
         settings = ExtractSettings(features=tuple(features.split(",")))
         place = open_executor(executor, workers, ray_address)
@@ -350,6 +366,7 @@ def export(
     from pipeline.settings import ExtractSettings
 
     root: Root = context.obj
+    check_outside(out, root)
     if form in FORMATS:
         path = export_list(Manifest.open(root.manifest), split, form, out)
         say({"split": split, "format": form, "file": path}, str(path), as_json)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.layout import Root
+from pipeline.layout import Root, check_outside
 
 manifest_app = typer.Typer(
     no_args_is_help=True, help="Which clips there should be: the tables, and what to know of them."
@@ -189,10 +189,12 @@ def export(
     from pipeline.exchange.export_lists import export_lists, list_text
     from pipeline.manifest import Manifest
 
-    manifest = Manifest.open(context.obj.manifest)
+    root: Root = context.obj
+    manifest = Manifest.open(root.manifest)
     if (split is None) == (out is None):
         raise AvpipeError("name either a split, or with --out a folder for all lists")
     if split is not None:
         sys.stdout.buffer.write(list_text(manifest, split).encode())
         return
+    check_outside(out, root)
     print("\n".join(map(str, export_lists(manifest, out))))

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.cache import Cache
-from pipeline.errors import AvpipeError
+from pipeline.index import INDEX, read_clip_ids
 from pipeline.layout import Root
 from pipeline.ledger import Ledger
-from pipeline.shard import INDEX
 
 
 def coverage(root: Root, clip_ids: list[str]) -> dict:
@@ -48,18 +46,11 @@ def _folders(parent: Path) -> list[Path]:
 
 def _count(indexes: list[Path], listed: pa.Array) -> int:
     """Distinct clips of `listed` that the indexes name."""
-    present = [_clip_ids(path) for path in indexes]
+    present = [read_clip_ids(path) for path in indexes]
     if not present:
         return 0
     indexed = pa.chunked_array([chunk for column in present for chunk in column.chunks], pa.string())
     return pc.sum(pc.is_in(listed, value_set=indexed)).as_py() or 0
-
-
-def _clip_ids(index: Path) -> pa.ChunkedArray:
-    try:
-        return pq.read_table(index, columns=["clip_id"])["clip_id"]
-    except (pa.ArrowInvalid, KeyError):
-        raise AvpipeError(f"{index} is damaged or is not an index; remove it and run the stage again") from None
 
 
 def histogram(labels: Iterable[str | None]) -> list[tuple[str | None, int]]:

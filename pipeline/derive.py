@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.catalogue import ids_sha256, load_catalogue
 from pipeline.errors import AvpipeError
@@ -36,18 +37,29 @@ def derive(
     """
     check_split_name(name)
     rule = {"base": base, "without": sorted(without), "clips": clips, "whole_videos": whole_videos, "seed": seed}
-    with stage_lock(manifest.folder, "a change of the manifest"):
-        rules = read_rules(manifest)
-        if name in load_catalogue()[1] or rules.get(name, rule) != rule:
-            raise AvpipeError(f"there is a split {name!r} already, made by another rule; choose another name")
-        rows = _without(manifest, manifest.rows(base), without)
-        if clips is not None:
-            rows = _subset(rows, clips, whole_videos, seed, base)
-        if not len(rows):
-            raise AvpipeError(f"no clip of {base} is left; leave out less")
-        with published(manifest.folder / RULES) as temporary:
-            temporary.write_text(json.dumps(rules | {name: rule}, indent=1))
-        return _append(manifest, name, rows, rule)
+    with manifest_lock(manifest.folder):
+        return _derive(manifest, name, rule)
+
+
+def manifest_lock(folder: Path) -> AbstractContextManager[None]:
+    """Held while the tables change; clears what a killed change has left."""
+    return stage_lock(folder, "a change of the manifest", clean=True)
+
+
+def _derive(manifest: Manifest, name: str, rule: dict) -> dict:
+    """`derive` for one that holds the lock."""
+    base, clips = rule["base"], rule["clips"]
+    rules = read_rules(manifest)
+    if name in load_catalogue()[1] or rules.get(name, rule) != rule:
+        raise AvpipeError(f"there is a split {name!r} already, made by another rule; choose another name")
+    rows = _without(manifest, manifest.rows(base), rule["without"])
+    if clips is not None:
+        rows = _subset(rows, clips, rule["whole_videos"], rule["seed"], base)
+    if not len(rows):
+        raise AvpipeError(f"no clip of {base} is left; leave out less")
+    with published(manifest.folder / RULES) as temporary:
+        temporary.write_text(json.dumps(rules | {name: rule}, indent=1))
+    return _append(manifest, name, rows, rule)
 
 
 def read_rules(manifest: Manifest) -> dict[str, dict]:
@@ -63,17 +75,19 @@ def read_rules(manifest: Manifest) -> dict[str, dict]:
 
 
 def derive_all(manifest: Manifest) -> dict[str, str]:
-    """Make every derived split anew; returns {name: why} for those that cannot be made from these lists."""
+    """Make every derived split anew, for one that holds the lock; returns {name: why} for those that cannot be made."""
     failed = {}
     for name, rule in read_rules(manifest).items():
         try:
-            derive(manifest, name, **rule)
-        except (AvpipeError, TypeError) as error:  # the latter for a rule that another version wrote
+            _derive(manifest, name, rule)
+        except AvpipeError as error:
             failed[name] = str(error)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            failed[name] = f"its rule in {RULES} is of another version: {error!r}"
     return failed
 
 
-def _without(manifest: Manifest, rows: pa.Table, without: tuple[str, ...]) -> pa.Table:
+def _without(manifest: Manifest, rows: pa.Table, without: list[str]) -> pa.Table:
     videos = {video_of(clip_id) for split in without for clip_id in manifest.split_ids(split)}
     return rows.filter(pa.array([video_of(clip_id) not in videos for clip_id in rows["clip_id"].to_pylist()]))
 
@@ -97,7 +111,7 @@ def _append(manifest: Manifest, name: str, rows: pa.Table, rule: dict) -> dict:
     ids = rows["clip_id"].to_pylist()
     role = facts["splits"][rule["base"]]["role"]
     facts["splits"][name] = {"role": role, "listed": len(ids), "sha256": ids_sha256(ids), "rule": rule}
-    table = pq.read_table(path)
+    table = manifest.table("splits")
     columns = {
         "split": pa.array([name] * len(ids), pa.string()),
         "clip_id": rows["clip_id"],
@@ -106,5 +120,5 @@ def _append(manifest: Manifest, name: str, rows: pa.Table, rule: dict) -> dict:
         "line": rows["line"],
     }
     kept = table.filter(pc.not_equal(table["split"], name))
-    write_table(pa.concat_tables([kept.cast(SPLITS), pa.table(columns, SPLITS)]), path, facts)
+    write_table(pa.concat_tables([kept, pa.table(columns, SPLITS)]), path, facts)
     return facts["splits"][name]

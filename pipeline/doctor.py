@@ -17,7 +17,7 @@ from pipeline.errors import AvpipeError
 from pipeline.layout import Root
 
 LEAST_PYTHON = (3, 11)
-NEEDED = ("av", "numpy", "pyarrow", "pillow", "soundfile", "pebble", "yt-dlp")
+NEEDED = ("av", "numpy", "pyarrow", "pillow", "soundfile", "yt-dlp")
 OPTIONAL = {"torch": "train", "ray": "ray", "s3fs": "s3"}
 # yt-dlp itself warns from then on: YouTube changes every few weeks.
 YT_DLP_OLD_DAYS = 90

@@ -1,27 +1,19 @@
-"""Where parts run: in processes of this machine, or on Ray. Both outlive the death of a worker.
+"""Where parts run: what an executor is, and Ray as one; processes of this machine are in `local_processes`.
 
 A worker announces each item of its part as it begins it and says for how long it may then be silent. So a worker that
 hangs is known after seconds, and of one that died it is known which item it had in hand.
 """
 
 import contextlib
-import ctypes
-import errno
-import multiprocessing
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol
 
-from pebble import ProcessExpired, ProcessPool
+from pipeline.errors import AvpipeError, mendable
 
-from pipeline.errors import AvpipeError
-
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Bytes of memory that Ray shares between processes: parts and results are a few rows each.
 RAY_STORE_BYTES = 256 * 2**20
 
@@ -81,88 +73,19 @@ def allow(seconds: float) -> None:
         _in_hand.tell(_in_hand.item, seconds)
 
 
-def _work(function: Callable, part: list, seconds: float, tell: Callable[[int, float], None]) -> Any:
+def work(function: Callable, part: list, seconds: float, tell: Callable[[int, float], None]) -> Any:
+    """Run in a worker: `function(part)`; `tell` hears of each item as it is begun, and the seconds left to it."""
     global _in_hand
     _in_hand = _Announced(part, seconds, tell)
     try:
         return function(_in_hand)
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        sentence = mendable(error)
+        if sentence is None:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        raise AvpipeError(f"{where}no space is left on the disk; make room and run the command again") from None
+        raise AvpipeError(sentence) from None
     finally:
         _in_hand = None
-
-
-class _Sign(ctypes.Structure):
-    """A worker's last sign of life, in memory that all processes share; item -1 before the first."""
-
-    _fields_ = (("item", ctypes.c_long), ("until", ctypes.c_double), ("pid", ctypes.c_long))
-
-
-_board: ctypes.Array | None = None
-
-
-def _join_pool(board: ctypes.Array) -> None:
-    """Run once in each local worker."""
-    global _board
-    _board = board
-    parent = multiprocessing.parent_process()
-    # A worker that outlives a killed parent would write into the folder of the run that follows.
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def _work_here(place: int, function: Callable, part: list, seconds: float) -> Any:
-    sign = _board[place]
-
-    def tell(item: int, seconds: float) -> None:
-        # The order matters to a parent that looks in between: an item never meets the time of the one before it.
-        sign.until, sign.pid, sign.item = time.monotonic() + seconds, os.getpid(), item
-
-    return _work(function, part, seconds, tell)
-
-
-class LocalProcesses:
-    """`workers` processes of this machine."""
-
-    def __init__(self, workers: int):
-        self.at_once = workers
-
-    def __enter__(self) -> "LocalProcesses":
-        # Never fork: decoders and NumPy hold threads and locks that a forked child would inherit half-way.
-        context = multiprocessing.get_context("spawn")
-        self._board = multiprocessing.RawArray(_Sign, 2 * self.at_once)
-        self._pool = ProcessPool(
-            max_workers=self.at_once, context=context, initializer=_join_pool, initargs=[self._board]
-        )
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._pool.stop()
-        self._pool.join()
-
-    def submit(self, place: int, function: Callable, part: list, seconds: float) -> Future:
-        """See Executor."""
-        self._board[place].item = -1
-        return self._pool.schedule(_work_here, args=[place, function, part, seconds])
-
-    def result(self, future: Future) -> Any:
-        """See Executor."""
-        try:
-            return future.result()
-        except ProcessExpired as error:
-            raise WorkerLostError(f"the worker process died (exit code {error.exitcode})") from None
-
-    def signs(self) -> dict[int, tuple[int, float]]:
-        """See Executor."""
-        now = time.monotonic()  # one clock for all processes of a machine
-        return {place: (sign.item, sign.until - now) for place, sign in enumerate(self._board) if sign.item >= 0}
-
-    def kill(self, place: int) -> None:
-        """See Executor."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._board[place].pid, signal.SIGKILL)
 
 
 class _RayBoard:
@@ -190,7 +113,7 @@ def _work_on_ray(board: Any, folder: str, place: int, function: Callable, part: 
     except OSError as error:
         raise AvpipeError(f"{folder} is not to be had on {os.uname().nodename} ({error.strerror}); share it") from None
     # Waited for: a worker that dies in the next moment must not take the message with it.
-    return _work(function, part, seconds, lambda item, seconds: ray.get(board.note.remote(place, item, seconds)))
+    return work(function, part, seconds, lambda item, seconds: ray.get(board.note.remote(place, item, seconds)))
 
 
 class RayCluster:

@@ -9,7 +9,7 @@ from pipeline.cache import Cache
 from pipeline.cache_part import Made, part_tasks, settle, write_part
 from pipeline.errors import AvpipeError
 from pipeline.executors import Executor
-from pipeline.layout import Root, remove_leftovers
+from pipeline.layout import Root
 from pipeline.ledger import Ledger, Outcome
 from pipeline.parts import run_parts, stage_lock
 from pipeline.settings import ExtractSettings
@@ -89,8 +89,7 @@ def extract(
     """
     folder = root.cache / settings.name
     ledger = Ledger(root.ledger, f"extract-{settings.name}")
-    with stage_lock(folder, "the extraction"):
-        remove_leftovers(folder)
+    with stage_lock(folder, "the extraction", clean=True):
         Cache(folder).remove_orphans()
         ledger.compact()
         plan = plan_extract(root, clip_ids, settings, retry)

@@ -4,11 +4,11 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import AvpipeError
+from pipeline.errors import AvpipeError, named
 
 # YouTube id and start second, or the number of a Flickr photo. Ids come from strangers' lists and become file names:
 # no dot, no slash, no white space can pass.
@@ -95,18 +95,44 @@ def check_split_name(text: str) -> str:
     raise AvpipeError(f"{text!r} is not the name of a split; `avpipe manifest show` lists the names")
 
 
+def is_within(path: Path, folder: Path) -> bool:
+    """Whether `path` is `folder` or lies in it, whatever links and mounts lead there; either may not exist yet."""
+    path, folder = path.resolve(), folder.resolve()
+    if path.is_relative_to(folder):
+        return True
+    if not folder.exists():
+        return False
+    return any(place.exists() and place.samefile(folder) for place in (path, *path.parents))
+
+
+def check_apart(target: Path, source: Path, what: str) -> None:
+    """Raise AvpipeError if what is written to `target` could meet what is read in `source`: `what`, for people."""
+    if is_within(target, source) or is_within(source, target):
+        raise AvpipeError(f"{target} is {what} ({source}), or one lies in the other; name another place")
+
+
+def check_outside(target: Path, root: Root) -> None:
+    """Raise AvpipeError for a place that is a root in use, or lies in a folder that its stages keep."""
+    kept = (root.lists, root.manifest, root.clips, root.cache, root.shards, root.ledger, root.runs, root.remote)
+    is_root = is_within(target, root.path) and is_within(root.path, target)
+    if any(is_within(target, folder) for folder in kept) or (is_root and root.manifest.exists()):
+        raise AvpipeError(f"{target} belongs to the root {root.path}, whose files must stay; name another folder")
+
+
 @contextmanager
 def published(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it takes that name in one step, else it vanishes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())  # a name must never point at bytes that a power cut can still take
-        temporary.replace(path)
+        with named(temporary, shown=path):
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())  # a name must never point at bytes that a power cut can still take
+            temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that was unplugged; the error that led here is the one to hear of
+            temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:

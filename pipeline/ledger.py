@@ -1,8 +1,10 @@
 """What happened to each clip in each stage: Parquet rows with a closed vocabulary of reasons."""
 
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -10,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.layout import published
+from pipeline.layout import remove_leftovers
+from pipeline.tables import read_facts, read_parquet, write_parquet
 
 REASONS = (
     "removed", "private", "geo_blocked", "age_gate", "bot_check", "rate_limited", "setup", "network", "no_audio",
@@ -23,6 +25,9 @@ PERMANENT = frozenset({"removed", "private", "no_audio", "no_video", "too_short"
 TOOL_VERSION = version("avpipe")
 # Files a reader has to open; above it the ledger is rewritten as one.
 COMPACT_ABOVE = 64
+# Ends the name of a compacted file, whose metadata name the files that it replaces: a reader passes those by.
+COMPACTED, REPLACES = "-compacted", b"replaces"
+WHAT, MEND = "a file of the ledger", "remove it: its clips are looked at again"
 
 SCHEMA = pa.schema(
     [
@@ -38,9 +43,11 @@ SCHEMA = pa.schema(
         ("sha256", pa.string()),
         ("finished_at", pa.timestamp("us", tz="UTC")),
         ("tool_version", pa.string()),
-        ("source", pa.string()),  # null in files of older versions
+        ("source", pa.string()),
     ]
 )
+# Columns that files of older versions lack.
+LATER = frozenset({"source"})
 
 
 @dataclass(kw_only=True, slots=True)
@@ -114,18 +121,43 @@ class Ledger:
 
     def rows(self, columns: list[str]) -> pa.Table:
         """These columns of every outcome, oldest files first."""
-        # One by one: of files this small, the reader of a whole folder makes half as much again.
-        tables = [pq.ParquetFile(file).read(columns, use_threads=False) for file in self._files()]
-        wanted = pa.schema([SCHEMA.field(name) for name in columns])  # files of older versions lack columns
-        return pa.concat_tables([wanted.empty_table(), *tables], promote_options="default")
+        tables = self._tables(columns)
+        return pa.concat_tables(tables.values()) if tables else SCHEMA.empty_table().select(columns)
 
     def compact(self) -> None:
         """Rewrite many small files as one; call it only while holding the stage's lock."""
-        files = self._files()
-        if len(files) > COMPACT_ABOVE:
-            self._publish(self.rows(SCHEMA.names))
-            for file in files:
+        remove_leftovers(self.folder)
+        for name in self._replaced(self._files()):  # by a compaction that was killed
+            (self.folder / name).unlink(missing_ok=True)
+        tables = self._tables(SCHEMA.names)
+        if len(tables) > COMPACT_ABOVE:
+            replaced = json.dumps([file.name for file in tables])
+            whole = pa.concat_tables(tables.values()).replace_schema_metadata({REPLACES: replaced})
+            self._publish(whole, COMPACTED)
+            for file in tables:
                 file.unlink()
+
+    def _tables(self, columns: list[str]) -> dict[Path, pa.Table]:
+        """The files that count, read. While others write and compact: no row is missing, and none there twice."""
+        tables: dict[Path, pa.Table] = {}
+        while True:
+            files = self._files()
+            # One by one: of files this small, the reader of a whole folder makes half as much again.
+            with suppress(FileNotFoundError):  # it has just been compacted; look again
+                for file in files:
+                    if file not in tables:
+                        tables[file] = self._read(file, columns)
+                replaced = self._replaced(files)
+                if files == self._files():
+                    return {file: tables[file] for file in files if file.name not in replaced}
+
+    def _read(self, file: Path, columns: list[str]) -> pa.Table:
+        return read_parquet(file, pa.schema([SCHEMA.field(name) for name in columns]), WHAT, MEND, later=LATER)
+
+    def _replaced(self, files: list[Path]) -> set[str]:
+        """Names of the files whose rows stand in a compacted one."""
+        compacted = [read_facts(file, WHAT, MEND)[1] for file in files if file.stem.endswith(COMPACTED)]
+        return {name for facts in compacted for name in json.loads(facts.get(REPLACES, b"[]"))}
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("*.parquet"))
@@ -139,10 +171,9 @@ class Ledger:
             "tool_version": TOOL_VERSION,
         }
 
-    def _publish(self, table: pa.Table) -> None:
+    def _publish(self, table: pa.Table, ending: str = "") -> None:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
-        with published(self.folder / f"{stamp}-{os.getpid()}.parquet") as temporary:
-            pq.write_table(table, temporary)
+        write_parquet(table, self.folder / f"{stamp}-{os.getpid()}{ending}.parquet")
 
 
 def last_of_each_clip(rows: pa.Table) -> np.ndarray:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.catalogue import load_catalogue
 from pipeline.errors import AvpipeError
-from pipeline.layout import published, youtube_id
+from pipeline.layout import youtube_id
+from pipeline.tables import read_facts, read_parquet, write_parquet
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 BOX_FIELDS = [("annotator", pa.int32()), *((name, pa.float64()) for name in CORNERS)]
@@ -38,6 +38,7 @@ SPLITS = pa.schema(
 )
 TABLES = {"clips": CLIPS, "boxes": BOXES, "splits": SPLITS}
 METADATA_KEY = b"avpipe"
+WHAT, MEND = "a table of the manifest", "remove its folder and run `avpipe manifest build` again"
 # Raised whenever the tables change their form.
 FORMAT = 2
 CLIP_S = 10.0
@@ -72,8 +73,7 @@ def clip_of(clip_id: str) -> Clip:
 def write_table(table: pa.Table, path: Path, facts: dict) -> None:
     """Write one of the three tables with `facts` (lists and splits it was made of) in its metadata."""
     metadata = {METADATA_KEY: json.dumps(facts | {"format": FORMAT})}
-    with published(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(metadata), temporary, compression="zstd")
+    write_parquet(table.replace_schema_metadata(metadata), path, compression="zstd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +95,9 @@ class Manifest:
     def facts(self) -> dict:
         """What the tables were made of: `lists` (sha256, rows, framing) and `splits` (role, list, listed, sha256)."""
         try:
-            metadata = pq.read_schema(self.folder / "splits.parquet").metadata or {}
-            facts = json.loads(metadata.get(METADATA_KEY, b"{}"))
-        except (pa.ArrowInvalid, ValueError):
-            raise AvpipeError(f"{self.folder}/splits.parquet is damaged; run `avpipe manifest build` again") from None
+            facts = json.loads(read_facts(self.folder / "splits.parquet", WHAT, MEND)[1].get(METADATA_KEY, b"{}"))
+        except (ValueError, RecursionError):
+            raise AvpipeError(f"{self.folder}/splits.parquet is damaged; {MEND}") from None
         return facts if isinstance(facts, dict) else {}
 
     def split_facts(self, split: str) -> dict:
@@ -125,8 +124,12 @@ class Manifest:
     def rows(self, split: str) -> pa.Table:
         """clip_id, audio_clip_id and line of a split's rows in their order. Raises AvpipeError for an unknown split."""
         self.split_facts(split)
-        table = pq.read_table(self.folder / "splits.parquet", filters=[("split", "=", split)])
-        return table.sort_by("position").select(["clip_id", "audio_clip_id", "line"])
+        table = self.table("splits")
+        return (
+            table.filter(pc.equal(table["split"], split))
+            .sort_by("position")
+            .select(["clip_id", "audio_clip_id", "line"])
+        )
 
     def split_ids(self, split: str) -> list[str]:
         """Ids of all clips that a split needs: those listed, in their order, then those that only give their audio."""
@@ -150,28 +153,33 @@ class Manifest:
         """Clip ids of a split, or of the whole manifest."""
         if split is not None:
             return self.split_ids(split)
-        return pq.read_table(self.folder / "clips.parquet", columns=["clip_id"])["clip_id"].to_pylist()
+        return self.table("clips", ["clip_id"])["clip_id"].to_pylist()
+
+    def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """All rows of `clips`, `boxes` or `splits`, of all columns or some. Raises AvpipeError for a damaged file."""
+        schema = pa.schema([TABLES[name].field(column) for column in columns or TABLES[name].names])
+        return read_parquet(self.folder / f"{name}.parquet", schema, WHAT, MEND)
 
     def clips(self, clip_ids: Collection[str]) -> list[Clip]:
         """What to download for these clips, in their order."""
         columns = ["clip_id", "youtube_id", "start_s", "end_s"]
-        table = self._rows_of("clips.parquet", clip_ids, columns)
+        table = self._rows_of("clips", clip_ids, columns)
         by_id = {row["clip_id"]: Clip(**row) for row in table.to_pylist()}
         return [by_id[clip_id] for clip_id in clip_ids]
 
     def labels(self, clip_ids: Collection[str]) -> dict[str, str | None]:
         """Label of each clip; None where no list gives one."""
-        table = self._rows_of("clips.parquet", clip_ids, ["clip_id", "label"])
+        table = self._rows_of("clips", clip_ids, ["clip_id", "label"])
         return dict(zip(table["clip_id"].to_pylist(), table["label"].to_pylist(), strict=True))
 
     def usable_boxes(self, clip_ids: Collection[str]) -> dict[str, list[dict]]:
         """Boxes without a defect: {clip_id: [{annotator, xmin, ymin, xmax, ymax}, …]}, fractions of the full frame."""
-        table = self._rows_of("boxes.parquet", clip_ids, BOXES.names)
+        table = self._rows_of("boxes", clip_ids, BOXES.names)
         boxes: dict[str, list[dict]] = {}
         for row in table.filter(pc.is_null(table["defect"])).drop_columns("defect").to_pylist():
             boxes.setdefault(row.pop("clip_id"), []).append(row)
         return boxes
 
     def _rows_of(self, name: str, clip_ids: Collection[str], columns: list[str]) -> pa.Table:
-        table = pq.read_table(self.folder / name, columns=columns)
+        table = self.table(name, columns)
         return table.filter(pc.is_in(table["clip_id"], value_set=pa.array(list(clip_ids), pa.string())))

@@ -16,7 +16,7 @@ from pipeline.catalogue import (
     list_sha256,
     load_catalogue,
 )
-from pipeline.derive import derive_all
+from pipeline.derive import derive_all, manifest_lock
 from pipeline.errors import AvpipeError
 from pipeline.lists import Row, box_defect, parse_list, text_framing
 from pipeline.manifest import BOXES, CLIP_S, CLIPS, CORNERS, SPLITS, Manifest, write_table
@@ -29,8 +29,14 @@ def build_manifest(lists_folder: Path, manifest_folder: Path, accept_changed: bo
 
     A clip's label comes from vggsound.csv, else from test.csv, else from the boxes' file. Unusable boxes are kept with
     their defect. Derived splits are made anew by their rules. Raises AvpipeError, naming file and line, for a list that
-    is not as published, not as recorded by an earlier build, or not readable.
+    is not as published, not as recorded by an earlier build, or not readable; and while another process changes the
+    manifest.
     """
+    with manifest_lock(manifest_folder):
+        return _build(lists_folder, manifest_folder, accept_changed)
+
+
+def _build(lists_folder: Path, manifest_folder: Path, accept_changed: bool) -> dict:
     catalogue, definitions = load_catalogue()
     paths = find_lists(lists_folder, accept_changed)
     hashes = {name: list_sha256(path) for name, path in paths.items()}
@@ -47,7 +53,6 @@ def build_manifest(lists_folder: Path, manifest_folder: Path, accept_changed: bo
         if not accept_changed:
             _check_splits(definitions, facts, rows)
         lists = {name: {"sha256": hashes[name], "rows": len(rows[name])} | _framing(paths[name]) for name in paths}
-        manifest_folder.mkdir(parents=True, exist_ok=True)
         write_table(clips, manifest_folder / "clips.parquet", {"lists": lists})
         write_table(boxes, manifest_folder / "boxes.parquet", {"lists": lists})
         write_table(_split_table(splits), manifest_folder / "splits.parquet", {"lists": lists, "splits": facts})

@@ -5,19 +5,24 @@ hash, and the right size, was sent as a whole.
 """
 
 import contextlib
+import errno
 import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline import samples
-from pipeline.errors import AvpipeError
-from pipeline.layout import file_sha256
-from pipeline.shard import INDEX, read_metadata
+from pipeline.errors import AvpipeError, named
+from pipeline.index import INDEX, check_unchanged, read_metadata, read_rows
+from pipeline.layout import check_apart, file_sha256
+from pipeline.shard import CARD_NAME
 
 SIDECAR = ".sha256"
+# A row takes some 100 bytes: enough for ten million samples.
+MAX_INDEX_BYTES = 1_000_000_000
+COPY_BYTES = 4_000_000
 # They have no folders; there fsspec would create a bucket, and a misspelt one is a mistake.
 OBJECT_STORES = ("s3:", "s3a:", "gs:", "gcs:", "az:", "abfs:")
 
@@ -44,12 +49,20 @@ def explained(address: str) -> Iterator[None]:
     except ImportError as error:
         extra = "pip install 'avpipe[s3]'" if address.startswith("s3") else f"the package it names ({error})"
         raise AvpipeError(f"{address}: what reads such addresses is not installed; install it: {extra}") from None
-    except FileNotFoundError as error:
-        raise AvpipeError(f"{address}: there is no such bucket or file ({_line(error)}); create it first") from None
-    except PermissionError as error:
-        raise AvpipeError(f"{address}: access is denied ({_line(error)}); check your credentials") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):  # of this machine, whatever the address
+            raise
+        raise _explanation(address, error) from None
     except Exception as error:  # each kind of storage raises its own: no credentials, no connection, no such protocol
-        raise AvpipeError(f"{address}: {_line(error)}; check the address and your credentials") from None
+        raise _explanation(address, error) from None
+
+
+def _explanation(address: str, error: Exception) -> AvpipeError:
+    if isinstance(error, FileNotFoundError):
+        return AvpipeError(f"{address}: there is no such bucket or file ({_line(error)}); create it first")
+    if isinstance(error, PermissionError):
+        return AvpipeError(f"{address}: access is denied ({_line(error)}); check your credentials")
+    return AvpipeError(f"{address}: {_line(error)}; check the address and your credentials")
 
 
 def _line(error: Exception) -> str:
@@ -69,22 +82,45 @@ def open_address(address: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(address, use_listings_cache=False)
 
 
+def is_local(fs: Any) -> bool:
+    """Whether a file system of fsspec is that of this machine."""
+    return "file" in ([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)
+
+
+class TooLongError(AvpipeError):
+    """A file at an address that goes on where it should have ended."""
+
+
 @contextlib.contextmanager
-def local_copy(address: str) -> Iterator[Path]:
-    """A file as a path of this machine: itself, or a copy that is gone afterwards. Raises FileNotFoundError."""
+def local_copy(address: str, limit: int) -> Iterator[Path]:
+    """A file as a path of this machine: itself, or a copy that is gone afterwards, however this process ends.
+
+    Raises FileNotFoundError, and TooLongError for a file at an address of more than `limit` bytes.
+    """
     if not is_url(address):
         yield Path(address)
         return
     fs, path = open_address(address)
+    if is_local(fs):
+        yield Path(path)
+        return
     with explained(address):
         there = fs.exists(path)
     if not there:
         raise FileNotFoundError(address)
-    with tempfile.TemporaryDirectory(prefix="avpipe-") as folder:
-        copy = Path(folder) / path.rpartition("/")[2]
-        with explained(address):
-            fs.get_file(path, str(copy))
-        yield copy
+    with tempfile.TemporaryFile(prefix="avpipe-") as copy:  # without a name: a kill leaves nothing
+        with explained(address), named(Path(tempfile.gettempdir())):
+            _copy(fs, path, copy, limit, address)
+        yield Path(f"/proc/self/fd/{copy.fileno()}")
+
+
+def _copy(fs: Any, path: str, copy: BinaryIO, limit: int, address: str) -> None:
+    with fs.open(path, "rb") as file:
+        while data := file.read(COPY_BYTES):
+            copy.write(data)
+            if copy.tell() > limit:
+                raise TooLongError(f"{address} has more than {limit:,} bytes, too many; it is not what was sent there")
+    copy.flush()
 
 
 def names_at(address: str) -> set[str]:
@@ -103,13 +139,19 @@ def send_shards(folder: Path, address: str, on_file: Callable[[int], None] = lam
 
     What is there already in whole is passed by, so that a killed copy goes on where it was. Where anything differs, an
     older index is removed first: a reader never has one beside tars of another set; tars that only the older set had
-    are removed too. Raises AvpipeError when the address cannot be written, or when a tar here is damaged.
+    are removed too. Raises AvpipeError when the address cannot be written or is where the shards lie, or
+    when a tar here is damaged.
     """
     metadata = read_metadata(folder / INDEX)
+    check_unchanged(metadata, read_rows(folder / INDEX), folder / INDEX)
     split, address = metadata["split"], f"{address.rstrip('/')}/{metadata['split']}"
     hashes = {samples.check_tar_name(shard["name"]): shard["sha256"] for shard in metadata["shards"]}
+    if (folder / CARD_NAME).exists():
+        hashes[CARD_NAME] = file_sha256(folder / CARD_NAME)
     sizes = {name: (folder / name).stat().st_size for name in hashes}
     fs, base = open_address(address)
+    if is_local(fs):
+        check_apart(Path(base), folder, "where the shards themselves are")
     with explained(address):
         if not address.startswith(OBJECT_STORES):
             fs.makedirs(base, exist_ok=True)

@@ -12,29 +12,43 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import samples
 from pipeline.cache import Cache
 from pipeline.catalogue import ids_sha256
 from pipeline.errors import AvpipeError
 from pipeline.executors import Executor, allow
+from pipeline.index import (
+    EXTRA,
+    INDEX,
+    MEND,
+    METADATA_KEY,
+    WHAT,
+    check_unchanged,
+    read_metadata,
+    read_rows,
+    write_index,
+)
 from pipeline.layout import Root, check_split_name, file_sha256, published, remove_leftovers
-from pipeline.manifest import BOX_FIELDS, Manifest
+from pipeline.manifest import Manifest
 from pipeline.parts import Lost, chunks, run_parts, stage_lock
 from pipeline.settings import ExtractSettings, ShardSettings, digest
+from pipeline.tables import read_facts, write_parquet
 
-INDEX = "index.parquet"
+# Beside the shards: without it `datasets.load_dataset` takes the index for the data and the tars for nothing.
+CARD_NAME = "README.md"
+CARD = """\
+---
+configs:
+- config_name: default
+  data_files:
+  - split: {role}
+    path: "*.tar"
+---
+The split {split}, as `avpipe shard` wrote it: WebDataset tars, and index.parquet with the place of every sample.
+"""
 # A shard of 200 MB may have to go over a slow network.
 SHARD_S = 600.0
-METADATA_KEY = b"avpipe"
-METADATA_FIELDS = {"split", "listed", "listed_sha256", "extract", "shard", "plan", "shards"}
-BOXES_TYPE = pa.list_(pa.struct(BOX_FIELDS))
-EXTRA = [
-    pa.field("shard", pa.string()),
-    pa.field("label", pa.string()),
-    pa.field("boxes", BOXES_TYPE),
-]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +112,7 @@ def shard(
     }
     plan_name = digest(metadata | {"samples": [(r["clip_id"], r["sha256"], r["label"], r["boxes"]) for r in rows]})
     final, work = root.shards / split, root.shards / f".{split}-{plan_name}"
+    card = CARD.format(split=split, role=manifest.split_facts(split)["role"])
     with stage_lock(root.shards / ".locks" / split, f"the shards of {split}"):
         for other in root.shards.glob(f".{split}-????????"):
             if other != work:  # an unfinished run over another set of samples: its shards can never be used
@@ -110,7 +125,10 @@ def shard(
                 jobs = _plan_jobs(work, rows, root.cache / extract_settings.name, split, settings)
                 written = _write_all(jobs, workers, on_plan, on_shard)
                 _write_index(work, metadata | {"plan": plan_name})
+            _write_card(work, card)
             _swap(work, final)
+        elif not (final / CARD_NAME).exists():  # an older version wrote none
+            _write_card(final, card)
     return _summary(final, split, len(listed), written)
 
 
@@ -130,14 +148,21 @@ def _plan_rows(root: Root, split: str, listed: list[str], extract_settings: Extr
 
 
 def _is_published(final: Path, plan_name: str) -> bool:
-    """Whether `final` holds this plan and all its tars in full size; `verify` looks into them, too slow for here."""
+    """Whether `final` holds this plan, its index as it was written and all its tars in full size.
+
+    `verify` looks into the tars, too slow for here.
+    """
     index = final / INDEX
     if not index.exists():
         return False
-    metadata = read_metadata(index)
-    tars = {final / samples.check_tar_name(shard["name"]): shard["bytes"] for shard in metadata["shards"]}
+    try:
+        metadata = read_metadata(index)
+        check_unchanged(metadata, read_rows(index), index)
+    except AvpipeError:
+        return False  # damaged: it is written again
+    tars = {final / shard["name"]: shard["bytes"] for shard in metadata["shards"]}
     whole = all(tar.exists() and tar.stat().st_size == size for tar, size in tars.items())
-    return whole and metadata.get("plan") == plan_name
+    return whole and metadata["plan"] == plan_name
 
 
 def _plan_jobs(work: Path, rows: list[dict], cache: Path, split: str, settings: ShardSettings) -> list[ShardJob]:
@@ -174,8 +199,7 @@ def write_shard(jobs: list[ShardJob]) -> int:
         size, sha256 = temporary.stat().st_size, file_sha256(temporary)
     table = pa.Table.from_pylist(writer.rows, samples.index_schema(members, EXTRA))
     record = {"name": job.path.name, "samples": len(writer.rows), "bytes": size, "sha256": sha256}
-    with published(_fragment(job.path)) as temporary:
-        pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(record)}), temporary)
+    write_parquet(table.replace_schema_metadata({METADATA_KEY: json.dumps(record)}), _fragment(job.path))
     return len(writer.rows)
 
 
@@ -186,12 +210,14 @@ def _fragment(tar: Path) -> Path:
 def _write_index(work: Path, metadata: dict) -> None:
     """Join the fragments into `index.parquet`."""
     fragments = sorted(work.glob("*.part.parquet"))
-    tables = [pq.read_table(path) for path in fragments]
-    shards = [json.loads(table.schema.metadata[METADATA_KEY]) for table in tables]
-    whole = pa.concat_tables([table.replace_schema_metadata() for table in tables])
-    metadata = metadata | {"shards": shards}
-    with published(work / INDEX) as temporary:
-        pq.write_table(whole.replace_schema_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)}), temporary)
+    shards = [json.loads(read_facts(path, WHAT, MEND)[1][METADATA_KEY]) for path in fragments]
+    whole = pa.concat_tables([read_rows(path) for path in fragments])
+    write_index(work / INDEX, whole, metadata | {"shards": shards})
+
+
+def _write_card(folder: Path, text: str) -> None:
+    with published(folder / CARD_NAME) as temporary:
+        temporary.write_text(text)
 
 
 def _swap(work: Path, final: Path) -> None:
@@ -208,33 +234,6 @@ def _swap(work: Path, final: Path) -> None:
 
 def _replaced(final: Path) -> Path:
     return final.with_name(f".{final.name}.old.tmp")
-
-
-def read_metadata(index: Path, address: str | None = None) -> dict:
-    """What an index says about its split: list, settings, feature digests, shards with sizes and hashes.
-
-    `address` names it to people where `index` is but a copy. Raises AvpipeError for a file that is not an index of
-    this format.
-    """
-    name = address or index
-    try:
-        metadata = json.loads((pq.read_schema(index).metadata or {})[METADATA_KEY])
-    except (OSError, pa.ArrowInvalid, KeyError, ValueError):
-        raise AvpipeError(f"{name} is not an index of avpipe shards, or is damaged; run `avpipe shard` again") from None
-    known = isinstance(metadata, dict) and metadata.get("format") == 1 and metadata.keys() >= METADATA_FIELDS
-    if not known or not _are_negatives(metadata.get("negatives")):
-        raise AvpipeError(f"{name} is not an index of format 1, which this avpipe reads; run `avpipe shard` again")
-    return metadata
-
-
-def _are_negatives(value: object) -> bool:
-    """Whether it is what `Manifest.negatives` gives, as a stranger's index need not have it."""
-    if value is None:
-        return True
-    if not isinstance(value, dict) or not isinstance(value.get("pairs"), list):
-        return False
-    pairs = all(isinstance(pair, list) and len(pair) == 2 and {*map(type, pair)} == {str} for pair in value["pairs"])
-    return pairs and isinstance(value.get("adds_to"), str | None)
 
 
 def _summary(folder: Path, split: str, listed: int, written: int) -> ShardSummary:

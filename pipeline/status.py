@@ -7,16 +7,14 @@ from datetime import UTC, datetime
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.errors import AvpipeError
+from pipeline.index import INDEX, read_clip_ids
 from pipeline.layout import Root
 from pipeline.ledger import PERMANENT, Ledger, last_of_each_clip
 from pipeline.manifest import Manifest
-from pipeline.shard import INDEX
 
 HOUR_US = 3_600_000_000
 EXTRACT = "extract-"
@@ -109,7 +107,7 @@ def status(root: Root, split: str | None = None) -> list[StageStatus]:
     manifest = Manifest.open(root.manifest)
     names = list(manifest.split_sizes()) if split is None else [split]
     manifest.split_facts(names[0])
-    clips = pq.read_table(root.manifest / "clips.parquet", columns=["clip_id"])["clip_id"].combine_chunks()
+    clips = manifest.table("clips", ["clip_id"])["clip_id"].combine_chunks()
     stages = {"download": _Tried(root, "download", clips)}
     caches = sorted(path.name for path in root.ledger.glob(f"{EXTRACT}*") if path.is_dir())
     stages |= {f"extract {name.removeprefix(EXTRACT)}": _Tried(root, name, clips) for name in caches}
@@ -126,8 +124,7 @@ def status(root: Root, split: str | None = None) -> list[StageStatus]:
 def _listed(root: Root, splits: list[str], clips: pa.Array) -> dict[str, np.ndarray]:
     """By split: positions among `clips` of all that it needs, each once."""
     columns = ["split", "clip_id", "audio_clip_id"]
-    only = [("split", "in", splits)] if len(splits) == 1 else None
-    rows = pq.read_table(root.manifest / "splits.parquet", columns=columns, filters=only)
+    rows = Manifest(root.manifest).table("splits", columns)
     split = pc.index_in(rows["split"], value_set=pa.array(splits)).to_numpy()
     shown, heard = (pc.index_in(rows[name], value_set=clips).fill_null(-1).to_numpy() for name in columns[1:])
     listed = {}
@@ -141,10 +138,7 @@ def _listed(root: Root, splits: list[str], clips: pa.Array) -> dict[str, np.ndar
 def _sharded(root: Root, split: str, listed: pa.Array) -> StageStatus:
     index, done = root.shards / split / INDEX, 0
     if index.exists():
-        try:
-            packed = pq.read_table(index, columns=["clip_id"])["clip_id"]
-        except (pa.ArrowInvalid, KeyError):
-            raise AvpipeError(f"{index} is damaged or is no index; remove it and run `avpipe shard` again") from None
+        packed = read_clip_ids(index)
         done = pc.sum(pc.is_in(listed, value_set=packed)).as_py() or 0
     nothing = {"failed": 0, "reasons": {}, "winnable": 0, "per_hour": None, "last_at": None}
     return StageStatus(split=split, stage="shard", listed=len(listed), done=done, **nothing)

@@ -1,32 +1,19 @@
 """Shards against their index: missing, short, damaged, duplicated and unlisted samples, each by name."""
 
-import tarfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from pipeline import samples
 from pipeline.errors import AvpipeError
-from pipeline.executors import Executor, allow
-from pipeline.layout import file_sha256
+from pipeline.executors import Executor
+from pipeline.index import INDEX, changes, read_metadata, read_rows
 from pipeline.parts import Lost, run_parts
-from pipeline.remote import local_copy, names_at
-from pipeline.shard import INDEX, SHARD_S, read_metadata
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Problem:
-    """One thing wrong with a folder of shards."""
-
-    kind: str
-    """missing, short, damaged, duplicated or unlisted."""
-    shard: str
-    clip_id: str
-    """Empty where the whole shard is meant."""
-    detail: str
+from pipeline.remote import MAX_INDEX_BYTES, local_copy, names_at
+from pipeline.verify_shard import Problem, ShardCheck, check_shard
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,19 +31,6 @@ class Report:
         return dict(Counter(problem.kind for problem in self.problems).most_common())
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardCheck:
-    """One shard to check, with what the index says of it."""
-
-    name: str
-    address: str
-    """Where its tar is: a path, or what fsspec opens."""
-    size: int
-    sha256: str
-    rows: list[dict]
-    members: list[str]
-
-
 def verify(
     folder: str | Path,
     workers: int | Executor,
@@ -71,17 +45,19 @@ def verify(
     names = names_at(folder)
     if INDEX not in names:
         raise AvpipeError(f"{folder} holds no {INDEX}; give the folder that `avpipe shard` wrote")
-    with local_copy(f"{folder}/{INDEX}") as index:
-        metadata, table = read_metadata(index, f"{folder}/{INDEX}"), pq.read_table(index)
-    rows, members = table.drop_columns(["boxes"]).to_pylist(), samples.index_members(table.schema)
+    with local_copy(f"{folder}/{INDEX}", MAX_INDEX_BYTES) as index:
+        metadata, table = read_metadata(index, f"{folder}/{INDEX}"), read_rows(index, f"{folder}/{INDEX}")
+    rows, members = table.to_pylist(), samples.index_members(table.schema)
     by_shard: dict[str, list[dict]] = {}
     for row in rows:
-        by_shard.setdefault(samples.check_tar_name(row["shard"]), []).append(row)
+        by_shard.setdefault(row["shard"], []).append(row)
     on_plan(len(rows))
-    problems = _index_problems(rows, metadata, by_shard) + _foreign_tars(names, metadata, by_shard)
+    problems = (
+        _changed(metadata, table) + _index_problems(rows, metadata, by_shard) + _foreign_tars(names, metadata, by_shard)
+    )
     checks = [
         ShardCheck(
-            name=samples.check_tar_name(shard["name"]),
+            name=shard["name"],
             address=f"{folder}/{shard['name']}",
             size=shard["bytes"],
             sha256=shard["sha256"],
@@ -93,12 +69,21 @@ def verify(
     for result in run_parts(check_shard, [[check] for check in checks], workers):
         if isinstance(result, Lost):
             name = result.item.name
-            result = name, [Problem(kind="damaged", shard=name, clip_id="", detail=result.detail)]
+            detail = f"it could not be checked: {result.detail}"
+            result = name, [Problem(kind="damaged", shard=name, clip_id="", detail=detail)]
         name, found = result
         problems += found
         on_shard(len(by_shard.get(name, [])))
     problems.sort(key=lambda p: (p.shard, p.clip_id, p.kind))
     return Report(samples=len(rows), shards=len(checks), listed=metadata["listed"], problems=problems)
+
+
+def _changed(metadata: dict, table: pa.Table) -> list[Problem]:
+    """What of the index is not as it was written."""
+    return [
+        Problem(kind="damaged", shard=INDEX, clip_id="", detail=f"{part} is not what was written")
+        for part in changes(metadata, table)
+    ]
 
 
 def _index_problems(rows: list[dict], metadata: dict, by_shard: dict[str, list[dict]]) -> list[Problem]:
@@ -125,70 +110,3 @@ def _foreign_tars(names: set[str], metadata: dict, by_shard: dict[str, list[dict
     foreign = {name for name in names if name.endswith(".tar")} - named
     detail = "the index does not name this tar"
     return [Problem(kind="unlisted", shard=name, clip_id="", detail=detail) for name in foreign]
-
-
-def check_shard(checks: list[ShardCheck]) -> tuple[str, list[Problem]]:
-    """Run in a worker: all problems of one shard."""
-    (check,) = checks
-    allow(SHARD_S)
-    try:
-        with local_copy(check.address) as path:
-            return check.name, _problems(check, path)
-    except FileNotFoundError:
-        return check.name, [Problem(kind="missing", shard=check.name, clip_id="", detail="the file is not there")]
-
-
-def _problems(check: ShardCheck, path: Path) -> list[Problem]:
-    size = path.stat().st_size
-    if size == check.size and file_sha256(path) == check.sha256:
-        return []  # the very bytes that were written
-    problems = _sample_problems(check, path, size) + _stray_members(check, path)
-    if not problems:
-        detail = f"{size} bytes with another hash than the {check.size} that were written; all samples are intact"
-        problems = [Problem(kind="damaged", shard=check.name, clip_id="", detail=detail)]
-    return problems
-
-
-def _sample_problems(check: ShardCheck, path: Path, size: int) -> list[Problem]:
-    problems = []
-    with open(path, "rb") as file:
-        for row in check.rows:
-            end = max(row[f"{name}.offset"] + row[f"{name}.size"] for name in check.members)
-            found = None
-            if end > size:
-                found = "short", f"ends at byte {end}, the file has {size}"
-            else:
-                try:
-                    samples.read_sample(file, row, check.members)
-                except AvpipeError:
-                    found = "damaged", "its bytes are not those that were written"
-            if found:
-                kind, detail = found
-                problems.append(Problem(kind=kind, shard=check.name, clip_id=row["clip_id"], detail=detail))
-    return problems
-
-
-def _stray_members(check: ShardCheck, path: Path) -> list[Problem]:
-    """Samples that stand in the tar twice, or without a row in the index."""
-    listed = {row["clip_id"] for row in check.rows}
-    problems = []
-    for member, count in Counter(_member_names(path)).items():
-        clip_id, _ = samples.split_member_name(member) or (member, "")
-        if clip_id not in listed:
-            detail = f"member {member!r} belongs to no row of the index"
-            problems.append(Problem(kind="unlisted", shard=check.name, clip_id=clip_id, detail=detail))
-        elif count > 1:
-            detail = f"member {member} stands {count} times in the tar"
-            problems.append(Problem(kind="duplicated", shard=check.name, clip_id=clip_id, detail=detail))
-    return problems
-
-
-def _member_names(path: Path) -> list[str]:
-    names = []
-    try:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                names.append(member.name)
-    except (tarfile.TarError, EOFError):
-        pass  # what cannot be read on is reported sample by sample
-    return names

@@ -173,7 +173,7 @@ def test_coverage_counts_the_clips_asked_for_in_every_stage(tmp_path):
         "sharded": {"vggss": 2},
     }
     (tmp_path / "shards/vggss/index.parquet").write_bytes(b"no")
-    with pytest.raises(AvpipeError, match=r"shards/vggss/index\.parquet is damaged"):
+    with pytest.raises(AvpipeError, match=r"shards/vggss/index\.parquet is not an index, or is damaged"):
         coverage(root, ["2"])
 
 

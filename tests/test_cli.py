@@ -104,6 +104,18 @@ def test_bad_clips_are_rows_and_the_stage_ends_well(capsys, monkeypatch, corpus,
     assert "18 there before" in out and "1 failed before" in out
 
 
+def test_an_extraction_of_which_nothing_came_is_an_error(capsys, monkeypatch, corpus, tmp_path):
+    root = ("--root", tmp_path / "r")
+    assert call(capsys, monkeypatch, *root, "manifest", "build", "--lists", corpus / "lists")[0] == 0
+    assert call(capsys, monkeypatch, *root, "download", "--split", "synth_test", "--from", corpus / "clips")[0] == 0
+    for clip in (tmp_path / "r/clips").glob("*.mp4"):
+        clip.unlink()  # it may be the corpus's own file under another name
+        clip.write_text("this is no video")
+    code, out, err = call(capsys, monkeypatch, *root, "extract", "--split", "synth_test", "--json", "--workers", 1)
+    assert code == 1 and json.loads(out)["failed"] == {"corrupt": 4}
+    assert "not one of 4 clips could be extracted; the first" in err
+
+
 def test_damage_makes_verify_fail(capsys, monkeypatch, done_root, tmp_path):
     folder = shutil.copytree(done_root.shards / "synth_test", tmp_path / "s")
     (tar,) = folder.glob("*.tar")

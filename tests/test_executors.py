@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import AvpipeError
-from pipeline.executors import LocalProcesses, RayCluster, allow, open_executor
+from pipeline.executors import RayCluster, allow, open_executor
 from pipeline.extract import extract, extract_part
 from pipeline.layout import Root
+from pipeline.local_processes import LocalProcesses
 from pipeline.manifest import Manifest
 from pipeline.parts import Lost, run_parts
 from pipeline.settings import ExtractSettings, ShardSettings

@@ -1,4 +1,6 @@
-"""Workers that die or hang, and whole runs killed at any moment: the bytes are the same in the end.
+"""Workers that die or hang, and whole runs killed at their weakest points: the bytes are the same in the end.
+
+At random moments `tests/chaos/kill.py` kills.
 
 Worker processes import this module, so what is slow to import is imported where it is used.
 """
@@ -6,11 +8,11 @@ Worker processes import this module, so what is slow to import is imported where
 import hashlib
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,46 +72,6 @@ for line in sys.stdin:
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
-
-# Reads lines [stage, root, source, seconds]; for each, a forked process runs the stage and is killed after so many
-# seconds, unless it has ended before. Answers with its exit code and how long it ran.
-KILLED_AFTER = """
-import json, os, signal, sys, threading, time
-from pathlib import Path
-import pipeline.download, pipeline.extract, pipeline.shard
-from pipeline.layout import Root
-from pipeline.manifest import Manifest
-from pipeline.settings import ExtractSettings, ShardSettings
-from pipeline.sources.source import FolderSource
-
-def run(stage, root, source):
-    manifest = Manifest.open(root.manifest)
-    ids = manifest.ids(None)
-    if stage == "download":
-        pipeline.download.download(root, manifest.clips(ids), FolderSource(Path(source)))
-    elif stage == "extract":
-        pipeline.extract.extract(root, ids, ExtractSettings(), workers=1)
-    else:
-        pipeline.shard.shard(root, "synth_train", ExtractSettings(), ShardSettings(samples_per_shard=5), workers=1)
-
-pipeline.extract.run_parts = pipeline.shard.run_parts = lambda function, parts, workers: map(function, parts)
-pipeline.cache_part.CLIPS_PER_PART = 3
-for line in sys.stdin:
-    stage, root, source, seconds = json.loads(line)
-    begin = time.monotonic()
-    pid = os.fork()
-    if pid == 0:
-        run(stage, Root(Path(root)), source)
-        os._exit(0)
-    killer = threading.Timer(seconds, os.kill, (pid, signal.SIGKILL))
-    killer.start()
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    killer.cancel()
-    killer.join()
-    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), time.monotonic() - begin]), flush=True)
-"""
-# `make test` kills a few times; by hand: AVPIPE_TEST_KILLS=50 pytest tests/test_kill.py -k random
-KILLS = int(os.environ.get("AVPIPE_TEST_KILLS", "3"))
 
 
 def behave(items: list[str]) -> list[str]:
@@ -189,6 +151,101 @@ def test_a_caller_that_stops_leaves_no_worker(tmp_path):
         time.sleep(0.05)
     assert pids
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def kill_while(moment: str, folder: Path, kill) -> list:
+    """Results of two parts whose worker is killed once, while it `starts` or `waits` between them."""
+    killed, results = [], []
+    if moment == "starts":
+        threading.Thread(target=lambda: killed.append(kill()), daemon=True).start()
+    for result in run_parts(note_all, [[str(folder), "a"], [str(folder), "b"]], workers=1):
+        results.append(result)
+        if moment == "waits" and not killed:
+            killed.append(kill())
+    assert killed == [True]
+    return results
+
+
+def kill_one_worker() -> bool:
+    """Kill a worker of this process as soon as there is one."""
+    import multiprocessing
+
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def note_all(items: list[str]) -> list[str]:
+    """Run in a worker."""
+    return list(items)[1:]
+
+
+@pytest.mark.parametrize("moment", ["starts", "waits"])
+def test_a_worker_killed_before_it_has_a_part_costs_nothing(moment, tmp_path):
+    assert sorted(kill_while(moment, tmp_path, kill_one_worker)) == [["a"], ["b"]]
+
+
+def test_workers_that_cannot_start_are_a_sentence(monkeypatch):
+    from pipeline import local_processes
+    from pipeline.errors import AvpipeError
+
+    monkeypatch.setattr(local_processes, "_serve_parent", die_at_once)
+    begin = time.monotonic()
+    with pytest.raises(AvpipeError, match=r"5 worker processes in a row ended before they began \(exit code 9\)"):
+        list(run_parts(behave, [["a"], ["b"]], workers=1))
+    assert time.monotonic() - begin < 60
+
+
+def die_at_once(*_) -> None:
+    """Run instead of a worker."""
+    os._exit(9)
+
+
+def test_a_worker_that_never_begins_is_replaced(monkeypatch, tmp_path):
+    from pipeline import local_processes
+
+    monkeypatch.setattr(local_processes, "BEGIN_S", 6.0)
+    monkeypatch.setattr(local_processes, "_serve_parent", Sleepy(tmp_path / "slept"))
+    assert list(run_parts(behave, [["a", "b"]], workers=1)) == [["a", "b"]]
+    assert (tmp_path / "slept").exists()
+
+
+class Sleepy:
+    """Run instead of a worker: the first one takes its part and does not begin it."""
+
+    def __init__(self, flag: Path):
+        self.flag = flag
+
+    def __call__(self, board, pipe) -> None:
+        from pipeline import local_processes
+
+        if not self.flag.exists():
+            self.flag.touch()
+            pipe.recv_bytes()
+            time.sleep(600)
+        local_processes._serve_parent(board, pipe)
+
+
+@pytest.mark.parametrize("command", ["extract", "shard --split synth_train"])
+def test_ctrl_c_ends_a_stage_in_one_line_and_it_goes_on(command, fresh_root, done_root, tmp_path):
+    """The signal goes to all processes, as from a terminal."""
+    root = fresh_root if command == "extract" else with_cache_of(done_root, tmp_path / "other")
+    folder, pattern = (root.cache, "*/part-*.parquet") if command == "extract" else (root.shards, ".*/*.part.parquet")
+    process = start(root, *command.split())
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(pattern)) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    begin = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and time.monotonic() - begin < 20
+    said = [line for line in errors.decode().splitlines() if not line.startswith(("extract: ", "shard: "))]
+    assert said == ["avpipe: stopped; what is finished is kept, the same command goes on from there"]
+    finish(start(root, *command.split()))
 
 
 def start(root, *command: str) -> subprocess.Popen:
@@ -370,12 +427,12 @@ def test_a_sharding_killed_at_its_weakest_points_never_shows_half_a_split(tmp_pa
     with killer(root) as kill:
         for name, call, there in (
             ("pipeline.samples.TarWriter.add", 7, old),  # in the middle of the second tar
-            ("pipeline.shard.pq.write_table", 2, old),  # the third tar has no fragment of the index
-            ("pipeline.shard.pq.write_table", 3, old),  # all fragments, but no index
+            ("pipeline.shard.write_parquet", 2, old),  # the third tar has no fragment of the index
+            ("pipeline.shard.write_index", 1, old),  # all fragments, but no index
             ("pipeline.shard._swap", 1, old),
-            ("pipeline.shard.Path.unlink", 3, old),  # two of four fragments are away
-            ("pipeline.shard.Path.replace", 1, old),
-            ("pipeline.shard.Path.replace", 2, None),  # the older folder is away, the new one not yet there
+            ("pipeline.shard.Path.unlink", 4, old),  # two of four fragments are away
+            ("pipeline.shard.Path.replace", 2, old),  # the first one is the card's
+            ("pipeline.shard.Path.replace", 3, None),  # the older folder is away, the new one not yet there
         ):
             kill("shard", name, call)
             assert (hashes(split) if split.exists() else None) == there, name
@@ -383,29 +440,11 @@ def test_a_sharding_killed_at_its_weakest_points_never_shows_half_a_split(tmp_pa
     assert sorted(path.name for path in root.shards.iterdir()) == [".locks", "synth_train"]
 
 
-@contextmanager
-def timed_killer():
-    """Gives run(stage, root, source, seconds): (exit code, seconds that it ran)."""
-    command = [sys.executable, "-c", KILLED_AFTER]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen(command, cwd=TESTS.parent, text=True, **pipes)
-
-    def run(stage: str, root, source: Path, seconds: float) -> tuple[int, float]:
-        print(json.dumps([stage, str(root.path), str(source), seconds]), file=process.stdin, flush=True)
-        return tuple(json.loads(process.stdout.readline()))
-
-    try:
-        yield run
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def before(stage: str, done_root, folder: Path):
     """A root in which all that `stage` needs is done, and nothing of it."""
     from pipeline.layout import Root
 
-    for name in {"download": ["manifest"], "extract": ["manifest", "clips"], "shard": ["manifest", "cache"]}[stage]:
+    for name in {"extract": ["manifest", "clips"], "shard": ["manifest", "cache"]}[stage]:
         shutil.copytree(done_root.path / name, folder / name)
     if stage == "extract":
         shutil.copytree(done_root.ledger / "download", folder / "ledger/download")
@@ -413,41 +452,8 @@ def before(stage: str, done_root, folder: Path):
 
 
 def made_by(stage: str, root, monkeypatch) -> dict[str, str]:
-    """Hashes of what the stage has published; of an extraction those of its shards, for its parts may be cut apart."""
-    if stage == "download":
-        return {name: value for name, value in hashes_of_files(root.clips).items() if name.endswith(".mp4")}
-    if stage == "extract":
-        return hashes(shard_here(root, monkeypatch))
-    return hashes(root.shards / "synth_train")
-
-
-def hashes_of_files(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
-
-
-@pytest.mark.timeout(240 + 20 * KILLS)
-@pytest.mark.parametrize("stage", ["download", "extract", "shard"])
-def test_kills_at_random_moments_change_no_byte(stage, done_root, corpus, tmp_path, monkeypatch):
-    from pipeline.ledger import Ledger
-
-    draw, kills, rounds, source = random.Random(f"{stage} {KILLS}"), 0, 0, corpus / "clips"
-    with timed_killer() as run:
-        root = before(stage, done_root, tmp_path / "undisturbed")
-        code, whole_s = run(stage, root, source, 200)
-        assert code == 0
-        expected = made_by(stage, root, monkeypatch)
-        while kills < KILLS:
-            rounds += 1
-            root, code = before(stage, done_root, tmp_path / str(rounds)), None
-            while code != 0:
-                seconds = draw.uniform(0, whole_s) if kills < KILLS else 200
-                code, _ = run(stage, root, source, seconds)
-                assert code in (0, -signal.SIGKILL)
-                kills += code != 0
-            assert made_by(stage, root, monkeypatch) == expected, f"round {rounds}"
-            if stage == "download":
-                assert all(outcome.done for outcome in Ledger(root.ledger, "download").latest().values())
-            shutil.rmtree(root.path)
+    """Hashes of the shards; of an extraction those that are made of it, for its parts may be cut apart."""
+    return hashes(shard_here(root, monkeypatch) if stage == "extract" else root.shards / "synth_train")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import AvpipeError
 from pipeline.ledger import COMPACT_ABOVE, PERMANENT, REASONS, Ledger, Outcome, count_reasons
 
 CLIP, OTHER = "zpWuikVorYg_000032", "-aB3_xyzXYZ_000030"
@@ -122,8 +123,8 @@ def test_the_temporary_file_of_a_killed_writer_is_not_read(ledger):
 def test_a_writer_that_fails_leaves_the_ledger_as_it_was(ledger, monkeypatch):
     ledger.write([at(1)])
 
-    def broken(table, path):
-        path.write_bytes(b"half of a table")
+    def broken(table, file, **_):
+        file.write(b"half of a table")
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patch:
@@ -212,3 +213,50 @@ def test_twenty_thousand_rows_are_read_quickly(ledger):
     begin = time.process_time()
     assert len(ledger.latest()) == 20_000
     assert time.process_time() - begin < 5
+
+
+def compact_at(monkeypatch, moment: int) -> None:
+    """Have the ledger compacted just before the `moment`-th time that a file is read or the folder is listed."""
+    read, listing, calls = Ledger._read, Ledger._files, []
+
+    def disturb(whole, ledger, *arguments):
+        calls.append(0)
+        if len(calls) == moment:
+            with monkeypatch.context() as undisturbed:
+                undisturbed.setattr(Ledger, "_read", read)
+                undisturbed.setattr(Ledger, "_files", listing)
+                ledger.compact()
+        return whole(ledger, *arguments)
+
+    monkeypatch.setattr(Ledger, "_read", lambda *some: disturb(read, *some))
+    monkeypatch.setattr(Ledger, "_files", lambda *some: disturb(listing, *some))
+
+
+@pytest.mark.parametrize("moment", range(1, 9))
+def test_a_reader_beside_a_compaction_sees_every_row_once(ledger, monkeypatch, moment):
+    monkeypatch.setattr("pipeline.ledger.COMPACT_ABOVE", 2)
+    for number in range(4):
+        ledger.write([at(number, f"zpWuikVorYg_{number:06d}")])
+    compact_at(monkeypatch, moment)
+    assert sorted(ledger.rows(["clip_id"])["clip_id"].to_pylist()) == [f"zpWuikVorYg_{n:06d}" for n in range(4)]
+
+
+def test_a_compaction_killed_before_it_removed_the_old_files_shows_no_row_twice(ledger, monkeypatch):
+    for number in range(70):
+        ledger.write([at(number, f"zpWuikVorYg_{number:06d}")])
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.unlink", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            ledger.compact()
+    assert len(list(ledger.folder.glob("*.parquet"))) == 71
+    assert len(ledger.rows(["clip_id"])) == 70
+    ledger.compact()
+    assert len(list(ledger.folder.glob("*.parquet"))) == 1 and len(ledger.rows(["clip_id"])) == 70
+
+
+def test_a_damaged_file_of_the_ledger_is_a_sentence(ledger):
+    ledger.write([at(1)])
+    (file,) = ledger.folder.iterdir()
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(AvpipeError, match=f"{file.name} is not a file of the ledger, or is damaged.*remove it"):
+        ledger.latest()

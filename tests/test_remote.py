@@ -5,7 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -14,7 +19,7 @@ import pytest
 from pipeline import remote
 from pipeline import verify as verify_stage
 from pipeline.errors import AvpipeError
-from pipeline.remote import send_shards
+from pipeline.remote import TooLongError, local_copy, send_shards
 from pipeline.settings import ExtractSettings, ShardSettings
 from pipeline.shard import shard
 from pipeline.verify import verify
@@ -56,8 +61,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_what_arrives_is_what_was_sent_and_is_sent_once(folder, address, serial):
     heard = []
     sent = send_shards(folder, address, on_file=heard.append)
-    assert (sent.address, sent.files) == (f"{address}/synth_train", 5)
-    assert sorted(heard) == sorted(path.stat().st_size for path in folder.glob("*.tar"))
+    assert (sent.address, sent.files) == (f"{address}/synth_train", 6)
+    assert sorted(heard) == sorted(path.stat().st_size for path in folder.iterdir() if path.suffix != ".parquet")
     assert files(at(sent.address)) == contents(folder)
     again = send_shards(folder, address + "/")
     assert (again.files, again.bytes, again.removed) == (0, 0, 0)
@@ -68,11 +73,11 @@ def test_what_arrives_is_what_was_sent_and_is_sent_once(folder, address, serial)
 def test_each_hash_can_be_checked_by_sha256sum(folder, tmp_path):
     send_shards(folder, f"file://{tmp_path}/out")
     sums = sorted((tmp_path / "out/synth_train").glob("*.sha256"))
-    assert len(sums) == 5
+    assert len(sums) == 6
     subprocess.run(["sha256sum", "--check", *sums], cwd=sums[0].parent, check=True, stdout=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("last", range(6))
+@pytest.mark.parametrize("last", range(7))
 def test_a_copy_killed_at_any_file_shows_no_index_and_goes_on_where_it_was(folder, address, monkeypatch, last):
     whole, calls = remote._send_file, []
 
@@ -89,9 +94,9 @@ def test_a_copy_killed_at_any_file_shows_no_index_and_goes_on_where_it_was(folde
             send_shards(folder, address)
         found = at(f"{address}/synth_train")
         assert "index.parquet.sha256" not in found
-        assert ("index.parquet" in found) == (last == 5)
+        assert ("index.parquet" in found) == (last == 6)
     monkeypatch.setattr(remote, "_send_file", whole)
-    assert send_shards(folder, address).files == (6 - last if last else 5)
+    assert send_shards(folder, address).files == (7 - last if last else 6)
     assert files(at(f"{address}/synth_train")) == contents(folder)
 
 
@@ -123,11 +128,97 @@ def test_damage_at_the_address_is_found_and_mended(folder, address, serial):
     assert verify(sent.address, workers=1).problems == []
 
 
+@pytest.fixture
+def endless_server() -> Iterator[str]:
+    """An address below which every file goes on for ever."""
+
+    class Endless(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def do_GET(self):
+            self.do_HEAD()
+            with suppress(OSError):
+                while True:
+                    self.wfile.write(bytes(1_000_000))
+
+        def log_message(self, *_): ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endless)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_an_endless_file_is_a_sentence_and_leaves_nothing(endless_server, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    address = f"{endless_server}/index.parquet"
+    with pytest.raises(TooLongError, match="10,000,000 bytes"), local_copy(address, 10_000_000):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_for_a_check_has_no_name_that_a_kill_could_leave(folder, address, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    sent = send_shards(folder, address)
+    with local_copy(f"{sent.address}/{NAMES[1]}", 10_000_000) as path:
+        assert path.read_bytes() == (folder / NAMES[1]).read_bytes()
+        assert not list((tmp_path / "temporary").iterdir())
+    with local_copy(f"file://{folder}/{NAMES[1]}", 1) as path:
+        assert path == folder / NAMES[1]
+
+
 def test_a_tar_that_is_damaged_here_is_never_sent(folder, address):
     (folder / NAMES[2]).write_bytes(bytes((folder / NAMES[2]).stat().st_size))
     with pytest.raises(AvpipeError, match=f"{NAMES[2]} is damaged"):
         send_shards(folder, address)
     assert NAMES[0] not in at(f"{address}/synth_train")
+
+
+def other_names(folder: Path) -> dict[str, str]:
+    """Addresses that end in `/synth_train`, and are the folder or lie in it, each under another name."""
+    folder.with_name("link").symlink_to(folder.parent)
+    (folder / "inner").mkdir()
+    return {
+        "itself": str(folder.parent),
+        "with dots": f"{folder}/../synth_train/..",
+        "an address": f"file://{folder.parent}",
+        "a link": str(folder.with_name("link")),
+        "a folder in it": str(folder / "inner"),
+        "an address in it": f"file://{folder}/new",
+    }
+
+
+def test_shards_are_never_sent_onto_themselves(done_root, tmp_path):
+    folder = shutil.copytree(done_root.shards / "synth_train", tmp_path / "parent/synth_train")
+    before = contents(folder)
+    for what, address in other_names(folder).items():
+        with pytest.raises(AvpipeError, match="where the shards themselves are"):
+            send_shards(folder, address)
+        assert before == {name: (folder / name).read_bytes() for name in before}, what
+        assert sorted(path.name for path in folder.iterdir()) == sorted([*before, "inner"]), what
+
+
+def test_nothing_is_written_over_the_files_of_a_root(done_root, tmp_path):
+    root = shutil.copytree(done_root.path, tmp_path / "root")
+    before = sorted(root.rglob("*"))
+    (tmp_path / "link").symlink_to(root / "cache")
+    for command in (
+        f"export --split synth_test --format folders {root}/cache/x",
+        f"export --split synth_test --format hdf5 {tmp_path}/link/x",
+        f"export --split synth_test --format csv {root}/lists",
+        f"manifest export --out {root}/lists",
+        f"synth --clips 2 {root}",
+        f"synth --clips 2 {root}/clips",
+        f"import {root}/clips",
+    ):
+        done = avpipe("--root", root, *command.split())
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, (command, done.stderr)
+        assert "belongs to the root" in done.stderr or "taken in already" in done.stderr
+    assert sorted(root.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -159,7 +250,7 @@ def test_the_commands_against_a_real_s3_server(s3, done_root, tmp_path, monkeypa
     first, second = (avpipe(*command, "s3://bucket/deep/prefix") for _ in range(2))
     assert first.returncode == 0, first.stderr
     sent = json.loads(first.stdout)["sent"]
-    assert (sent["address"], sent["files"]) == ("s3://bucket/deep/prefix/synth_test", 2)
+    assert (sent["address"], sent["files"]) == ("s3://bucket/deep/prefix/synth_test", 3)
     assert json.loads(second.stdout)["sent"]["files"] == 0
     checked = avpipe("verify", sent["address"], "--workers", 2, "--json")
     assert json.loads(checked.stdout)["samples"] == 4 and checked.returncode == 0

@@ -1,6 +1,7 @@
 """Shards at an address: the same batches whatever is kept here, patience with the network, and no wrong bytes."""
 
 import fcntl
+import json
 import pickle
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import uuid
 from types import SimpleNamespace
 
 import fsspec
+import pyarrow.parquet as pq
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
@@ -228,14 +230,18 @@ def test_what_is_wrong_at_the_address_is_said_at_opening(address, tmp_path, chan
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"split": "../../x"}, "not the name of a split"),
-        ({"shards": [{"name": "../x.tar", "bytes": 1, "sha256": ""}]}, "no plain file name"),
-        ({"shards": [{"name": "x.tar"}]}, "does not describe its shards"),
+        ({"split": "../../x"}, "not an index of format 1"),
+        ({"shards": [{"name": "../x.tar", "samples": 1, "bytes": 1, "sha256": ""}]}, "no plain file name"),
+        ({"shards": [{"name": "x.tar"}]}, "not an index of format 1"),
     ],
 )
-def test_no_index_leads_out_of_the_folder(address, tmp_path, monkeypatch, change, sentence):
-    whole = remote_shards.read_metadata
-    monkeypatch.setattr(remote_shards, "read_metadata", lambda *arguments: whole(*arguments) | change)
+def test_no_index_leads_out_of_the_folder(address, tmp_path, change, sentence):
+    fs, base = fsspec.core.url_to_fs(address)
+    with fs.open(f"{base}/index.parquet") as file:
+        table = pq.read_table(file)
+    metadata = json.loads(table.schema.metadata[b"avpipe"]) | change
+    with fs.open(f"{base}/index.parquet", "wb") as file:
+        pq.write_table(table.replace_schema_metadata({"avpipe": json.dumps(metadata)}), file)
     with pytest.raises(AvpipeError, match=sentence):
         opened(address, tmp_path / "remote", ALL_GB)
     assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -17,11 +18,12 @@ from pipeline import extract as extract_stage
 from pipeline import shard as stage
 from pipeline.errors import AvpipeError
 from pipeline.extract import extract
+from pipeline.index import read_metadata
 from pipeline.layout import Root
 from pipeline.manifest import Manifest
 from pipeline.parts import stage_lock
 from pipeline.settings import ExtractSettings, ShardSettings
-from pipeline.shard import ShardSummary, order_key, read_metadata, shard
+from pipeline.shard import ShardSummary, order_key, shard
 
 SETTINGS = ExtractSettings()
 MEMBERS = ["audio.flac", "frame.jpg", "logspec.npy", "meta.json"]
@@ -250,3 +252,28 @@ def test_a_published_tar_that_was_cut_short_is_written_again(done_root, tmp_path
     assert shard(root, "synth_test", ExtractSettings(), settings, workers=1).written == 1
     assert tar.read_bytes() == whole
     assert shard(root, "synth_test", ExtractSettings(), settings, workers=1).written == 0
+
+
+def test_a_card_leads_datasets_to_the_tars(done_root):
+    """Without one `datasets.load_dataset(folder)` reads index.parquet alone."""
+    card = (done_root.shards / "synth_test/README.md").read_text()
+    assert card.startswith("---\nconfigs:\n")
+    assert '  - split: test\n    path: "*.tar"\n---\n' in card
+    assert "  - split: train\n" in (done_root.shards / "synth_train/README.md").read_text()
+    datasets = pytest.importorskip("datasets")
+    builder = datasets.load_dataset_builder(str(done_root.shards / "synth_test"))
+    assert "webdataset" in type(builder).__module__ and list(builder.config.data_files) == ["test"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_damaged_index_is_written_again(done_root, tmp_path, damage):
+    root = Root(shutil.copytree(done_root.path, tmp_path / "root"))
+    index = root.shards / "synth_test/index.parquet"
+    before = index.read_bytes()
+    if damage == "cut":
+        index.write_bytes(before[:-30])
+    else:
+        table = pq.read_table(index)
+        pq.write_table(table.set_column(2, "shard", pa.array(["x.tar"] * len(table))), index)
+    summary = shard(root, "synth_test", ExtractSettings(), ShardSettings(samples_per_shard=5), workers=1)
+    assert summary.written == 1 and index.read_bytes() == before

@@ -99,14 +99,14 @@ def test_a_foreign_list_of_negatives_is_a_sentence(copied, pairs):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda table: table.drop_columns(["boxes"]), "lacks columns"),
+        (lambda table: table.drop_columns(["boxes"]), "has no columns 'boxes'"),
         (lambda table: table.replace_schema_metadata({"avpipe": '{"format": 1}'}), "not an index of format 1"),
         (lambda table: table.replace_schema_metadata({"avpipe": "[]"}), "not an index of format 1"),
         (
             lambda table: table.set_column(
                 table.column_names.index("shard"), "shard", pa.array(["../x.tar"] * len(table))
             ),
-            "which it does not describe",
+            "no plain file name",
         ),
     ],
 )

@@ -83,7 +83,7 @@ def test_the_rate_is_that_of_the_last_hour_of_activity(root):
 def test_an_index_that_is_none_is_one_sentence(root):
     (root.shards / "synth_test").mkdir(parents=True)
     (root.shards / "synth_test/index.parquet").write_bytes(b"x")
-    with pytest.raises(AvpipeError, match="is damaged or is no index"):
+    with pytest.raises(AvpipeError, match="is not an index, or is damaged"):
         status(root)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from pipeline import verify as stage
 from pipeline.errors import AvpipeError
 from pipeline.verify import Report, verify
+from pipeline.verify_shard import check_shard
 
 TAR = "synth_train-000001.tar"
 
@@ -36,11 +38,16 @@ def rows_of(folder: Path, tar: str = TAR) -> list[dict]:
     return [row for row in pq.read_table(folder / "index.parquet").to_pylist() if row["shard"] == tar]
 
 
-def rewrite_index(folder: Path, change_rows=lambda rows: None, change_metadata=lambda metadata: None) -> None:
+def rewrite_index(
+    folder: Path, change_rows=lambda rows: None, change_metadata=lambda metadata: None, checksums=False
+) -> None:
     table = pq.read_table(folder / "index.parquet")
     rows, metadata = table.to_pylist(), json.loads(table.schema.metadata[b"avpipe"])
     change_rows(rows)
     change_metadata(metadata)
+    if not checksums:  # as an older version wrote it
+        for key in ("columns_sha256", "metadata_sha256"):
+            metadata.pop(key)
     table = type(table).from_pylist(rows, table.schema.with_metadata({b"avpipe": json.dumps(metadata)}))
     pq.write_table(table, folder / "index.parquet")
 
@@ -125,8 +132,10 @@ def test_two_tars_that_changed_places_are_found(folder, serial):
 
 
 def test_a_row_that_is_gone_from_the_index_is_missed(folder, serial):
+    gone = rows_of(folder, "synth_train-000000.tar")[0]["clip_id"]
     rewrite_index(folder, change_rows=lambda rows: rows.pop(0))
-    assert found(verify(folder, workers=1)) == [("missing", "synth_train-000000.tar", "")]
+    expected = [("missing", "synth_train-000000.tar", ""), ("unlisted", "synth_train-000000.tar", gone)]
+    assert found(verify(folder, workers=1)) == expected
 
 
 def test_a_tar_that_the_index_does_not_name_is_unlisted(folder, serial):
@@ -149,6 +158,50 @@ def test_an_index_that_names_a_file_elsewhere_is_refused(folder, serial, name):
     rewrite_index(folder, change_rows=lambda rows: rows[1].update(shard=name))
     with pytest.raises(AvpipeError, match="no plain file name"):
         verify(folder, workers=1)
+
+
+WRONG = {
+    "frame.jpg.offset": 512,
+    "audio.flac.size": 7,
+    "label": "another",
+    "boxes": [],
+    "sha256": "0" * 64,
+    "clip_id": "zzzzzzzzzzz_000001",
+}
+
+
+@pytest.mark.parametrize("checksums", [False, True])
+@pytest.mark.parametrize("column", WRONG)
+def test_whatever_the_index_says_wrongly_of_a_sample_is_found(tmp_path, done_root, serial, column, checksums):
+    folder = shutil.copytree(done_root.shards / "synth_test", tmp_path / "synth_test")
+    before = rows_of(folder, "synth_test-000000.tar")[2]
+    assert before[column] != WRONG[column]
+    rewrite_index(folder, lambda rows: rows[2].update({column: WRONG[column]}), checksums=checksums)
+    problems = found(verify(folder, workers=1))
+    kind, clip_id = ("missing", WRONG[column]) if column == "clip_id" else ("differs", before["clip_id"])
+    assert (kind, "synth_test-000000.tar", clip_id) in problems
+    assert (("damaged", "index.parquet", "") in problems) == checksums
+
+
+def test_metadata_that_were_changed_are_found(folder, serial):
+    rewrite_index(folder, change_metadata=lambda metadata: metadata.update(listed=17), checksums=True)
+    assert found(verify(folder, workers=1)) == [("damaged", "index.parquet", "")]
+    rewrite_index(folder, checksums=False)
+    assert found(verify(folder, workers=1)) == []
+
+
+def test_a_worker_lost_twice_leaves_a_shard_unchecked(folder, monkeypatch):
+    monkeypatch.setattr(stage, "check_shard", die_over_the_second)
+    problems = verify(folder, workers=1).problems
+    assert [(p.kind, p.shard) for p in problems] == [("damaged", TAR)] and "could not be checked" in problems[0].detail
+
+
+def die_over_the_second(checks: list):
+    """Run in a worker."""
+    for check in checks:
+        if check.name == TAR:
+            os._exit(3)
+    return check_shard(checks)
 
 
 def test_a_folder_without_index_is_refused(folder):

@@ -2,12 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from pipeline.cli import Json, Split, Workers, app, say
-from pipeline.errors import AvpipeError
+from pipeline.command import run
 from pipeline.layout import Root
 from train.cli_results import Checkpoint, FormatName, require_training, results_app
 
@@ -172,13 +172,9 @@ def bench(
     say(record(figures, verdict) | {"recipe": chosen.record()}, "" if as_json else table(figures, verdict), as_json)
 
 
-def main() -> None:
-    """Run the command line; what a user can mend is one sentence on standard error and a code that is not 0."""
-    try:
-        app()
-    except AvpipeError as error:
-        print(f"avpipe: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+def main() -> NoReturn:
+    """Run the command line, see `pipeline.command`."""
+    run(app)
 
 
 if __name__ == "__main__":

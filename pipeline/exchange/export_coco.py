@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline import samples
@@ -62,7 +61,7 @@ def _pixels(box: dict, width: int, height: int) -> dict:
 
 
 def _unusable_boxes(source: ExportSplit) -> int:
-    defects = pq.read_table(source.root.manifest / "boxes.parquet", columns=["clip_id", "defect"])
+    defects = Manifest(source.root.manifest).table("boxes", ["clip_id", "defect"])
     exported = set(source.exported)
     rows = zip(defects["clip_id"].to_pylist(), defects["defect"].to_pylist(), strict=True)
     return sum(defect is not None and clip_id in exported for clip_id, defect in rows)

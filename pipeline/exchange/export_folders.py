@@ -1,17 +1,18 @@
 """Frames and sounds as plain files: the layouts that LVS, EZ-VSL and SLAVC, and SSL-TIE read."""
 
 import hashlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import soundfile as sf
 
 from pipeline import samples
 from pipeline.exchange.export_split import ExportSplit
 from pipeline.manifest import TABLES, Manifest, write_table
+from pipeline.tables import write_parquet
 
 INDEX = "index.parquet"
 INDEX_SCHEMA = pa.schema(
@@ -47,7 +48,7 @@ def write_folders(source: ExportSplit, folder: Path, on_sample: Callable[[], Non
         files = files_sha256(sample[samples.FRAME], wav.read_bytes())
         index.append({name: row[name] for name in INDEX_SCHEMA.names[:3]} | {"files_sha256": files})
         on_sample()
-    pq.write_table(pa.Table.from_pylist(index, INDEX_SCHEMA), folder / INDEX)
+    write_parquet(pa.Table.from_pylist(index, INDEX_SCHEMA), folder / INDEX)
     _write_manifest(source, folder / "manifest")
     return {}
 
@@ -80,7 +81,9 @@ def write_ssl_tie_test(source: ExportSplit, folder: Path, on_sample: Callable[[]
 
 
 def _write_wav(path: Path, flac: bytes, source: ExportSplit) -> None:
-    sf.write(path, samples.decode_flac(flac), source.settings.sample_rate_hz, format="WAV", subtype="PCM_16")
+    wav = io.BytesIO()  # soundfile does not tell a full disk from a whole file
+    sf.write(wav, samples.decode_flac(flac), source.settings.sample_rate_hz, format="WAV", subtype="PCM_16")
+    path.write_bytes(wav.getvalue())
 
 
 def _write_manifest(source: ExportSplit, folder: Path) -> None:
@@ -90,6 +93,5 @@ def _write_manifest(source: ExportSplit, folder: Path) -> None:
     of_split = pc.field("split") == source.split
     of_clips = pc.field("clip_id").isin(source.listed)
     for name in TABLES:
-        path = source.root.manifest / f"{name}.parquet"
-        table = pq.read_table(path, filters=of_split if name == "splits" else of_clips)
+        table = Manifest(source.root.manifest).table(name).filter(of_split if name == "splits" else of_clips)
         write_table(table, folder / f"{name}.parquet", facts)

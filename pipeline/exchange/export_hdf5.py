@@ -43,10 +43,9 @@ def write_hdf5(source: ExportSplit, folder: Path, on_sample: Callable[[], None])
         raise AvpipeError(f"SSPL reads 3 s at 16,000 Hz; {source.settings.name} holds {audio_s} s at {rate:,} Hz")
     stream = source.samples()
     for suffix, rows in _files(source):
-        with _datasets(folder, source.role, suffix, rows) as datasets:
+        with _Datasets(folder, source.role, suffix, rows) as datasets:
             for number, (row, sample) in enumerate(islice(stream, rows)):
-                for kind, array in sspl_arrays(sample, for_clip(source.settings, row["clip_id"])).items():
-                    datasets[kind][number] = array
+                datasets.write(number, sspl_arrays(sample, for_clip(source.settings, row["clip_id"])))
                 on_sample()
     (folder / f"{source.split}.csv").write_text("".join(f"{clip_id}\n" for clip_id in source.exported))
     return {}
@@ -76,13 +75,65 @@ def _files(source: ExportSplit) -> list[tuple[str, int]]:
     return [(f"_144k_{k}", min(max(exported - start, 0), ROWS_A_FILE)) for k, start in enumerate(starts, 1)]
 
 
-@contextmanager
-def _datasets(folder: Path, role: str, suffix: str, rows: int) -> Iterator[dict[str, h5py.Dataset]]:
-    """Open the three files, each with its empty dataset of `rows` rows."""
-    with ExitStack() as stack:
-        datasets = {}
+class _CheckedFile(io.FileIO):
+    """A file for HDF5, which crashes the process some time after a failed write: an error is kept for `check` instead.
+
+    After it nothing more is written, and HDF5 hears that all went well.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data) -> int:
+        data, done = memoryview(data).cast("B"), 0
+        while done < len(data) and self.error is None:
+            with self._kept():
+                done += super().write(data[done:])
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        with self._kept():
+            return super().truncate(size)
+        return self.tell() if size is None else size
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = str(self.name)
+            self.error = error
+
+    def check(self) -> None:
+        """Raise the OSError that there was, if any."""
+        if self.error is not None:
+            raise self.error
+
+
+class _Datasets:
+    """The three files of a part of the split, each with one dataset of `rows` rows; a context manager."""
+
+    def __init__(self, folder: Path, role: str, suffix: str, rows: int):
+        self._stack, self._disks, self._datasets = ExitStack(), [], {}
         for kind, shape in SHAPES.items():
-            file = stack.enter_context(h5py.File(folder / f"h5py_{role}_{kind}{suffix}.h5", "w"))
+            disk = self._stack.enter_context(_CheckedFile(folder / f"h5py_{role}_{kind}{suffix}.h5", "w+"))
+            file = self._stack.enter_context(h5py.File(disk, "w"))
             # A chunk is a sample, because a trainer reads single rows in a shuffled order.
-            datasets[kind] = file.create_dataset(f"{role}_{kind}", (rows, *shape), np.float32, chunks=(1, *shape))
-        yield datasets
+            dataset = file.create_dataset(f"{role}_{kind}", (rows, *shape), np.float32, chunks=(1, *shape))
+            self._disks.append(disk)
+            self._datasets[kind] = dataset
+
+    def __enter__(self) -> "_Datasets":
+        return self
+
+    def __exit__(self, *_) -> None:
+        with ExitStack() as checks:
+            for disk in self._disks:  # after the files are closed, for then the last is written
+                checks.callback(disk.check)
+            self._stack.close()
+
+    def write(self, row: int, arrays: dict[str, np.ndarray]) -> None:
+        """Write one sample as a row. Raises OSError when the disk does not take it."""
+        for kind, array in arrays.items():
+            self._datasets[kind][row] = array
+        for disk in self._disks:
+            disk.check()

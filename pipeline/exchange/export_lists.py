@@ -1,11 +1,9 @@
 """Lists written back out of the manifest, byte for byte as they were published."""
 
-import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.catalogue import OfficialList, load_catalogue
 from pipeline.errors import AvpipeError
@@ -45,7 +43,7 @@ def export_list(manifest: Manifest, split: str, form: str, target: Path) -> Path
     text = list_text(manifest, split) if as_published else ids_text(manifest, split)
     path = target / f"{split}.{form}"
     with published(path) as temporary:
-        temporary.write_text(text, newline="")
+        temporary.write_text(text, "utf-8", newline="")
     return path
 
 
@@ -63,14 +61,15 @@ def export_lists(manifest: Manifest, folder: Path) -> list[Path]:
         if name in built and built[name]["list"] == definition.list and _whole(definition, entry):
             path = folder / entry.file
             with published(path) as temporary:
-                temporary.write_text(list_text(manifest, name), newline="")
+                temporary.write_text(list_text(manifest, name), "utf-8", newline="")
             written.append(path)
     if annotations := _flickr_annotations(manifest):
         target = folder / lists["flickr_boxes"].file
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
+        if others := {path.stem for path in target.glob("*")} - annotations.keys():
+            raise AvpipeError(f"{target} holds others, too: {min(others)}.xml; remove them or name another folder")
         for clip_id, root in annotations.items():
-            ElementTree.ElementTree(root).write(target / f"{clip_id}.xml")
+            with published(target / f"{clip_id}.xml") as temporary:
+                ElementTree.ElementTree(root).write(temporary)
         written.append(target)
     if not written:
         raise AvpipeError(f"{manifest.folder} was not built of published lists; there is nothing to export")
@@ -83,7 +82,7 @@ def _whole(definition, entry: OfficialList) -> bool:
 
 def _flickr_annotations(manifest: Manifest) -> dict[str, ElementTree.Element]:
     """One tree a clip: a node for each annotator, in it `bbox` nodes with a name and four pixels of a 256 grid."""
-    table = pq.read_table(manifest.folder / "boxes.parquet")
+    table = manifest.table("boxes")
     roots: dict[str, ElementTree.Element] = {}
     for row in table.filter(pc.utf8_is_digit(table["clip_id"])).to_pylist():
         root = roots.setdefault(row["clip_id"], ElementTree.Element("annotation"))

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline import samples
 from pipeline.cache import Cache
-from pipeline.errors import AvpipeError
+from pipeline.errors import AvpipeError, named
 from pipeline.layout import Root
 from pipeline.ledger import Ledger
 from pipeline.manifest import Manifest
@@ -101,9 +101,10 @@ def published_folder(out: Path) -> Iterator[Path]:
             elif path.name != ".lock":
                 path.unlink()
         try:
-            yield work
-            (work / ".lock").unlink()
-            os.sync()  # a name must never point at bytes that a power cut can still take; one call for many files
-            work.replace(out)
+            with named(work, shown=out):
+                yield work
+                (work / ".lock").unlink()
+                os.sync()  # a name must never point at bytes that a power cut can still take; one call for many files
+                work.replace(out)
         finally:
             shutil.rmtree(work, ignore_errors=True)

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.features import SPECS
+from pipeline.index import EXTRA, INDEX, METADATA_KEY
 from pipeline.samples import FRAME, META, TarWriter, encode_jpeg, encode_json, encode_npy, feature_member, index_schema
 from pipeline.settings import ExtractSettings
-from pipeline.shard import EXTRA, INDEX, METADATA_KEY
 
 # Different samples, which come again and again; and how many stand in a shard.
 KINDS, PER_SHARD = 64, 512

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.index import EXTRA, INDEX, METADATA_KEY
 from pipeline.samples import index_schema
 from pipeline.settings import ExtractSettings, ShardSettings
-from pipeline.shard import EXTRA, INDEX, METADATA_KEY
 
 SIZES = {"audio.flac": 63_000, "frame.jpg": 22_000, "logspec.npy": 103_000, "meta.json": 400}
 CLASSES, PART = 309, 100_000

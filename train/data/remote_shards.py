@@ -7,7 +7,6 @@ come yet, is read from the address by the thread that wants it: as many at a tim
 are the same wherever they come from, and so are the batches.
 """
 
-import fcntl
 import hashlib
 import shutil
 import sys
@@ -21,10 +20,11 @@ from typing import Any
 from pipeline.disk_space import RESERVE_BYTES, free_bytes, gigabytes
 from pipeline.errors import AvpipeError
 from pipeline.features import digest
-from pipeline.layout import check_split_name, published
-from pipeline.remote import explained, is_url, local_copy, open_address
-from pipeline.samples import AUDIO, check_tar_name
-from pipeline.shard import INDEX, read_metadata
+from pipeline.index import INDEX, read_metadata
+from pipeline.layout import published
+from pipeline.parts import lock_file
+from pipeline.remote import MAX_INDEX_BYTES, explained, is_url, local_copy, open_address
+from pipeline.samples import AUDIO
 from train.data.shards import Shards, check_ends, mapped, named_tars, open_shards, read_index
 from train.ranks import is_first
 
@@ -99,15 +99,11 @@ def _fetch_index(address: str, root: Path) -> tuple[Path, dict[str, tuple[int, s
     """(folder for the copies, which now holds the index; {name: (bytes, sha256)} of its tars)."""
     place = f"{address}/{INDEX}"
     try:
-        with local_copy(place) as copy:
+        with local_copy(place, MAX_INDEX_BYTES) as copy:
             metadata = read_metadata(copy, place)
-            try:
-                facts = {check_tar_name(s["name"]): (int(s["bytes"]), str(s["sha256"])) for s in metadata["shards"]}
-                split = check_split_name(metadata["split"])
-            except (KeyError, TypeError, ValueError):
-                raise AvpipeError(f"{place} does not describe its shards; run `avpipe shard` again") from None
+            facts = {shard["name"]: (shard["bytes"], shard["sha256"]) for shard in metadata["shards"]}
             named = digest({"address": address, "plan": metadata["plan"], "shards": metadata["shards"]})
-            folder = root / f"{split}-{named}"
+            folder = root / f"{metadata['split']}-{named}"
             with published(folder / INDEX) as temporary:
                 shutil.copyfile(copy, temporary)
     except FileNotFoundError:
@@ -223,7 +219,7 @@ def prefetch(tars: RemoteTars, names: list[str]) -> None:
     """
     try:
         with open(tars.folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock_file(lock, wait=True)
             for leftover in tars.folder.glob(".*.tar.*.tmp"):  # of processes that were killed
                 leftover.unlink(missing_ok=True)
             for name in names:

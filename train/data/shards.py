@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from braceexpand import UnbalancedBracesError, braceexpand
 
 from pipeline import samples
 from pipeline.errors import AvpipeError
+from pipeline.index import INDEX, check_unchanged, read_metadata, read_rows
 from pipeline.layout import check_clip_id
 from pipeline.remote import is_url
-from pipeline.shard import EXTRA, INDEX, read_metadata
 
 if TYPE_CHECKING:
     from train.data.remote_shards import RemoteTars
@@ -182,12 +181,11 @@ def read_index(index: Path, folder: Path | str, wanted: list[str] | None, store:
     `folder` is where they lie, and what errors name. Raises AvpipeError for what is no index, or lacks a wanted tar.
     """
     place = f"{folder}/{INDEX}"
-    metadata, schema = read_metadata(index, place), pq.read_schema(index)
-    names = [samples.check_tar_name(shard["name"]) for shard in metadata["shards"]]
-    members = samples.index_members(schema)
-    if not members or not {"clip_id", *(f.name for f in EXTRA)} <= set(schema.names):
-        raise AvpipeError(f"{place} lacks columns of an index; run `avpipe shard` again")
-    table = pq.read_table(index, columns=[name for name in schema.names if name != "sha256"])
+    metadata = read_metadata(index, place)
+    names = [shard["name"] for shard in metadata["shards"]]
+    table = read_rows(index, place, without=("sha256",))
+    check_unchanged(metadata, table, place)
+    members = samples.index_members(table.schema)
     if wanted is not None:
         if unknown := sorted(set(wanted) - set(names)):
             raise AvpipeError(f"{folder}/{unknown[0]} is not among the {len(names)} shards of {place}")
@@ -239,8 +237,6 @@ def check_ends(shards: Shards, size_of: Callable[[str], int | None]) -> None:
 
     `size_of` gives the bytes of the tar of a name, or None where there is none.
     """
-    if min(int(array.min()) for by_member in (shards.offset, shards.size) for array in by_member.values()) < 0:
-        raise AvpipeError(f"{shards.folder}/{INDEX} names negative offsets; it is not avpipe's")
     end = np.max([shards.offset[name] + shards.size[name] for name in shards.offset], axis=0)
     for number in np.unique(shards.shard_of):
         path, actual = f"{shards.folder}/{shards.shard_names[number]}", size_of(shards.shard_names[number])

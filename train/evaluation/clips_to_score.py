@@ -8,10 +8,10 @@ import numpy as np
 
 from pipeline.catalogue import ids_sha256
 from pipeline.errors import AvpipeError
+from pipeline.index import INDEX
 from pipeline.layout import Root, check_split_name
 from pipeline.lists import parse_list
 from pipeline.manifest import Manifest
-from pipeline.shard import INDEX
 from train.data.shards import Shards, open_shards
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from pipeline.catalogue import load_catalogue
 from pipeline.errors import AvpipeError
+from pipeline.index import INDEX
 from pipeline.layout import Root
-from pipeline.shard import INDEX
 from train.checkpoint import BEST, LAST, load_checkpoint, recipe_of
 from train.data.loader import BatchPlan
 from train.data.shards import Shards, open_shards

@@ -1,0 +1,152 @@
+"""The command line on closed, full and old terminals; errors as sentences; Ctrl-C; faults that say where they go."""
+
+import errno
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.command import printable
+from pipeline.errors import AvpipeError, mendable, named
+
+COMMAND = [sys.executable, "-m", "train.cli"]
+# A command line of one command, `fail`, that raises what the test names.
+FAILING = """
+import sys, typer
+from pipeline.command import run
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+@app.command()
+def fail(what: str):
+    print("begun", file=sys.stderr)
+    raise eval(what)
+run(app)
+"""
+
+
+def failing(what: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", FAILING, what], capture_output=True, text=True)
+
+
+def shell(line: str, root: Path, **environment) -> subprocess.CompletedProcess:
+    """A shell line in which $avpipe is the command line with the root."""
+    line = line.replace("$avpipe", " ".join([*COMMAND, "--root", str(root)]))
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=os.environ | environment)
+
+
+@pytest.fixture
+def full() -> str:
+    """A device that is always full."""
+    path = Path("/dev/full")
+    if not (path.exists() and stat.S_ISCHR(path.stat().st_mode)):
+        pytest.skip("this machine has no /dev/full")
+    return str(path)
+
+
+@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+@pytest.mark.parametrize("command", ["manifest show synth_train", "train --help", "status", "reproduce", "doctor"])
+def test_a_terminal_that_lacks_signs_shows_others(done_root, command, environment):
+    done = shell(f"$avpipe {command}", done_root.path, **environment)
+    assert "Traceback" not in done.stderr and done.returncode == (0 if command != "doctor" else done.returncode)
+    assert len(done.stdout) > 100
+    assert done.stdout.isascii() or "--help" in command  # Typer writes help as UTF-8 where ASCII is asked for
+
+
+def test_without_standard_error_the_work_is_done(done_root, full):
+    for line in ("$avpipe manifest show 2>&-", f"$avpipe manifest show 2>{full}"):
+        done = shell(line, done_root.path)
+        assert done.returncode == 0 and "synth_train" in done.stdout and done.stderr == ""
+
+
+def test_a_file_never_becomes_standard_error(done_root, tmp_path):
+    """The first file that is opened takes the number of a closed stream, and with it all messages."""
+    out = tmp_path / "out"
+    done = shell(f"$avpipe export --split synth_test --format folders {out} 2>&- </dev/null", done_root.path)
+    assert done.returncode == 0 and len(list((out / "frames").iterdir())) == 4
+
+
+def test_a_full_standard_output_is_one_sentence(done_root, full):
+    for command in ("manifest show", "manifest export synth_train", "train --help", "status --json"):
+        done = shell(f"$avpipe {command} >{full}", done_root.path)
+        assert done.returncode == 1, command
+        assert done.stderr == (
+            "avpipe: standard output: no space is left on the disk; make room and run the command again\n"
+        )
+
+
+def test_a_reader_that_ends_early_is_one_sentence(done_root):
+    done = shell("set -o pipefail; $avpipe manifest show | true", done_root.path)
+    assert done.returncode in (0, 1) and "Traceback" not in done.stderr and done.stderr.count("\n") <= 1
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "sentence"),
+    [
+        ("OSError(30, 'x', '/data/a')", 1, "/data/a: the file system is read-only; make it writable"),
+        ("OSError(122, 'x', '/data/a')", 1, "/data/a: your quota on this disk is used up; make room"),
+        ("PermissionError(13, 'x', b'/data/\\xff')", 1, "permission is denied"),
+        ("OSError(5, 'x')", 1, "the disk fails"),
+        ("OSError(24, 'x', 'a')", 1, "a: too many files are open; raise the limit"),
+        ("OSError(\"Can't write (errno = 28, error message = 'No space')\")", 1, "no space is left on the disk"),
+        ("BrokenPipeError(32, 'x')", 1, "what should read this has ended"),
+        ("UnicodeEncodeError('utf-8', '/data/\\udcff', 6, 7, 'surrogates not allowed')", 1, "is no UTF-8"),
+        ("MemoryError()", 1, "the memory is used up"),
+        ("KeyboardInterrupt()", 130, "stopped; what is finished is kept"),
+        ("typer.BadParameter('that is no number')", 2, "that is no number"),
+        ("typer.Exit(3)", 3, None),
+    ],
+)
+def test_what_a_user_can_mend_is_a_sentence(what, code, sentence):
+    done = failing(what)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("begun\n") and (sentence is None or sentence in done.stderr)
+
+
+def test_a_fault_of_avpipe_shows_its_place_and_says_that_it_should_be_reported():
+    for what in ("KeyError('x')", "OSError('no number')"):
+        done = failing(what)
+        assert done.returncode == 70
+        assert "Traceback" in done.stderr and "please report it" in done.stderr.splitlines()[-1]
+
+
+def test_a_root_whose_name_is_no_utf8_works(done_root, tmp_path):
+    root = os.fsencode(tmp_path) + b"/r\xff\xfe"
+    shutil.copytree(os.fsencode(done_root.path), root)
+    for command in ("manifest show synth_test", "shard --split synth_test --workers 1", "status"):
+        done = subprocess.run([*COMMAND, "--root", root, *command.split()], capture_output=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_a_sentence_commands_no_terminal():
+    assert printable("a\x1b[2J\x07 é 漢 \udcff\n") == "a\\x1b[2J\\x07 é 漢 \\udcff\n"
+
+
+def test_an_error_without_a_name_gets_one(tmp_path):
+    path = tmp_path / "a"
+    with pytest.raises(OSError) as caught, named(path):
+        raise OSError(errno.ENOSPC, "x")
+    assert mendable(caught.value).startswith(f"{path}: no space")
+    with pytest.raises(OSError) as caught, named(path):
+        raise OSError(errno.EACCES, "x", "another")
+    assert mendable(caught.value).startswith("another: permission")
+    assert mendable(AvpipeError("b")) == "b" and mendable(ValueError("c")) is None
+
+
+@pytest.mark.timeout(60)
+def test_ctrl_c_is_one_line():
+    """The signal goes to the whole group, as from a terminal."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", FAILING, "__import__('time').sleep(60)"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr.readline() == "begun\n"
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130 and errors.startswith("avpipe: stopped") and errors.count("\n") == 1
