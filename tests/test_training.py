@@ -104,7 +104,7 @@ def test_a_signal_saves_and_ends_with_its_own_code(done_root, tmp_path):
 
 def test_signals_go_where_they_went_before():
     before = signal.getsignal(signal.SIGTERM)
-    with StopSignals() as signals:
+    with StopSignals(alone=True) as signals:
         os.kill(os.getpid(), signal.SIGUSR1)
         assert signals.received
         assert signals.stopped(3).exit_code == 128 + signal.SIGUSR1

@@ -20,9 +20,9 @@ from train.data.shards import Shards
 from train.data.training_samples import TrainingSamples
 from train.logs import Log, Meter, NoLog
 from train.methods import METHODS
-from train.ranks import any_rank, ranks_of, start_fabric
+from train.ranks import any_rank, locked_by_first, ranks_of, start_fabric
 from train.recipes import Recipe
-from train.signals import StopSignals
+from train.signals import StopNowError, StopSignals
 from train.validation import Validation, training_part
 
 SKIPPED = "skipped.csv"
@@ -65,30 +65,31 @@ def fit(
     Writes `run/last.pt`, `run/log.csv`, TensorBoard's files, and `run/best.pt` where epochs are compared: by the loss
     on the part that `recipe.validation` holds back, or by the cIoU on `select_on`. A damaged sample is left out of its
     batch and named in `run/skipped.csv`; with more processes than one it stops them. Under `torchrun` every rank calls
-    it. Raises AvpipeError when the run was made with other settings or data, when the shards do not fill a batch or
-    lack the feature, when the loss stops being finite, and StoppedError after a signal.
+    it. Raises AvpipeError when the run was made with other settings or data or is being trained by another process,
+    when the shards do not fill a batch or lack the feature, when the loss stops being finite, and StoppedError after a
+    signal.
     """
     fabric = start_fabric(recipe.precision)
-    training = Training(fabric, recipe, shards, run, workers, weights, select_on)
-    meter, plan = Meter(recipe.batch_size), training.plan
-    first_step = training.step
-    first = fabric.is_global_zero
-    log = Log(run, first_step, recipe.record(), wandb_project) if first else NoLog()
-    with log, ProgressLine("train", plan.steps, "steps", shown=first) as line, StopSignals() as signals:
+    with locked_by_first(fabric, run, "a training"):
+        training = Training(fabric, recipe, shards, run, workers, weights, select_on)
+        return _train(training, wandb_project)
+
+
+def _train(training: "Training", wandb_project: str | None) -> Trained:
+    """All epochs that are still to be done; a signal ends them with a checkpoint."""
+    fabric, recipe, run, plan = training.fabric, training.recipe, training.run, training.plan
+    meter, first_step, first = Meter(recipe.batch_size), training.step, fabric.is_global_zero
+    log = Log(run, first_step, training.epochs_done, recipe.record(), wandb_project) if first else NoLog()
+    signals = StopSignals(alone=fabric.world_size == 1)
+    with log, ProgressLine("train", plan.steps, "steps", shown=first) as line, signals:
         line.start_at(first_step)
-        while training.step < plan.steps and not training.stopped_early:
-            epoch = plan.epoch(training.step)
-            stream = training.batches_of(epoch)
-            for _ in range(training.step, (epoch + 1) * plan.steps_per_epoch):
-                meter.finish_step(training.take_step(meter.wait_for(stream)))
-                log.step(training.step, epoch + 1, meter, training.parts)
-                line.advance(note=f"epoch {epoch + 1}/{plan.epochs} · {meter}{training.skipped}")
-                stopping = any_rank(fabric, signals.received)
-                if stopping or training.step % recipe.checkpoint_steps == 0:
-                    training.save(log)
-                if stopping:
-                    raise signals.stopped(training.step)
-            training.end_epoch(epoch, log)
+        try:
+            while training.epochs_done < plan.epochs and not training.stopped_early:
+                _train_epoch(training, meter, log, line, signals)
+                training.end_epoch(log, signals)
+        except StopNowError:
+            training.save(log)
+            raise signals.stopped(training.step) from None
     return Trained(
         run=run,
         steps=training.step,
@@ -101,6 +102,22 @@ def fit(
         stopped_early=training.stopped_early,
         skipped=len(training.skipped),
     )
+
+
+def _train_epoch(training: "Training", meter: Meter, log: Log, line: ProgressLine, signals: StopSignals) -> None:
+    """The steps of the epoch in hand that are still to be done. Raises StopNowError between two of them."""
+    recipe, plan, epoch = training.recipe, training.plan, training.epochs_done
+    stream = training.batches_of(epoch)
+    for _ in range(training.step, (epoch + 1) * plan.steps_per_epoch):
+        with signals.interrupting():
+            batch = meter.wait_for(stream)
+        meter.finish_step(training.take_step(batch))
+        log.step(training.step, epoch + 1, meter, training.parts)
+        line.advance(note=f"epoch {epoch + 1}/{plan.epochs} · {meter}{training.skipped}")
+        if any_rank(training.fabric, signals.received):
+            raise StopNowError
+        if training.step % recipe.checkpoint_steps == 0:
+            training.save(log)
 
 
 class Training:
@@ -126,12 +143,16 @@ class Training:
         torch.manual_seed(recipe.seed)
         self.numbers, held_back = training_part(shards, recipe.validation, recipe.seed)
         self.plan = self._plan(self.numbers)
+        if recipe.mixing != "none":
+            mixing.check_mixing(shards, self.numbers, recipe.feature)
         state = load_checkpoint(run / LAST) if (run / LAST).exists() else {}
         if state:
             check_same(state, recipe, shards, select_on, run)
         self.network, self.optimizer = self._build(state, weights)
         self.classes = self._class_numbers() if self.method.labelled else None
         self.step = state.get("step", 0)
+        self.epochs_done = state.get("epochs_done", self.step // self.plan.steps_per_epoch)
+        """Epochs that were compared and ended: a run may be stopped between the last step of one and its end."""
         self.best, self.stopped_early = state.get("best"), state.get("stopped_early", False)
         self.neighbours = state["neighbours"].numpy() if "neighbours" in state else None
         self.module, self.fabric_optimizer = fabric.setup(self.network, self.optimizer)
@@ -178,25 +199,45 @@ class Training:
         self.fabric_optimizer.zero_grad()
         return value
 
-    def end_epoch(self, epoch: int, log: Log) -> None:
-        """Compare the epoch with those before it, look for like sounds, write the checkpoints."""
-        recipe, more = self.recipe, self.step < self.plan.steps
+    def end_epoch(self, log: Log, signals: StopSignals) -> None:
+        """Compare the epoch in hand with those before it, look for like sounds, write the checkpoints.
+
+        Raises StopNowError, with nothing changed, where a signal comes while that is computed.
+        """
+        epoch, more, value = self.epochs_done, self.step < self.plan.steps, None
+        with signals.interrupting():
+            if self.validation:
+                value = self.validation.measure()
+            improved, best, stopped_early = self._compared(epoch, value)
+            neighbours = self.neighbours
+            if self.recipe.mixing != "none" and more and not stopped_early:
+                neighbours = self._neighbours(epoch)
+        self.best, self.stopped_early, self.neighbours = best, stopped_early, neighbours
+        self.epochs_done = epoch + 1
         if self.validation:
-            value = self.validation.measure()
             log.epoch(self.step, epoch + 1, self.validation.name, value)
-            improved = self.best is None or self.validation.better(value, self.best["value"])
-            if improved:
-                self.best = {"epoch": epoch + 1, "measure": self.validation.name, "value": value}
-            self.stopped_early = bool(recipe.patience) and epoch + 1 - self.best["epoch"] >= recipe.patience and more
-        if recipe.mixing != "none" and more and not self.stopped_early:
-            self.neighbours = mixing.neighbour_table(
-                self.fabric, self.network, self.shards, self.numbers, recipe.feature, recipe.mixing, recipe.seed + epoch
-            )
-        self.save(log)
-        if self.validation and improved:
+        log.flush()
+        # The last one at the end: a run that is killed before it goes on from the one before, and writes all again.
+        if improved:
             self._write(BEST)
-        if recipe.keep_epochs and (epoch + 1) % recipe.keep_epochs == 0:
+        if self.recipe.keep_epochs and (epoch + 1) % self.recipe.keep_epochs == 0:
             self._write(epoch_name(epoch + 1))
+        self._write(LAST)
+
+    def _compared(self, epoch: int, value: float | None) -> tuple[bool, dict | None, bool]:
+        """(whether `value` is the best so far, the best one, whether patience is at its end)."""
+        if value is None:
+            return False, self.best, False
+        improved = self.best is None or self.validation.better(value, self.best["value"])
+        best = {"epoch": epoch + 1, "measure": self.validation.name, "value": value} if improved else self.best
+        patience = self.recipe.patience
+        return improved, best, bool(patience) and epoch + 1 - best["epoch"] >= patience and self.step < self.plan.steps
+
+    def _neighbours(self, epoch: int) -> np.ndarray:
+        recipe = self.recipe
+        return mixing.neighbour_table(
+            self.fabric, self.network, self.shards, self.numbers, recipe.feature, recipe.mixing, recipe.seed + epoch
+        )
 
     def save(self, log: Log) -> None:
         """Write the last checkpoint, and before it the log."""
@@ -208,6 +249,7 @@ class Training:
             return
         state = {
             "step": self.step,
+            "epochs_done": self.epochs_done,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.fabric.strategy.precision.state_dict(),

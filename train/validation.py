@@ -11,6 +11,7 @@ from torch import nn
 from pipeline.derive import seeded_hash
 from pipeline.errors import AvpipeError
 from pipeline.layout import video_of
+from pipeline.samples import FRAME, feature_member
 from train.backbones import evaluating
 from train.data.inputs import Inputs
 from train.data.loader import BatchPlan, batches
@@ -54,6 +55,27 @@ class Validation:
     """(N,) class of each sample, for a loss that takes it."""
     on_damage: Callable[[DamagedError], None] | None = None
     """See `train.data.loader.batches`."""
+
+    def __post_init__(self):
+        """Raise AvpipeError now for what would end the training after its first epoch."""
+        if self.select_on is not None:
+            self._check_select_on(self.select_on)
+        elif 0 < len(self.held_back) < self.fabric.world_size:
+            raise AvpipeError(
+                f"validation holds back {len(self.held_back)} clips, fewer than the {self.fabric.world_size} processes "
+                "that share them; choose a larger share with --set validation=…"
+            )
+
+    def _check_select_on(self, select_on: Shards) -> None:
+        name, of_training = self.samples.feature, self.samples.shards
+        here, there = (some.metadata["extract"]["features"].get(name) for some in (of_training, select_on))
+        if here != there or not {FRAME, feature_member(name)} <= set(select_on.offset):
+            raise AvpipeError(
+                f"{select_on.folder} holds {name} {there}, the shards of the training {here}; extract and shard both "
+                "with the same feature"
+            )
+        if not any(select_on.boxes):
+            raise AvpipeError(f"{select_on.folder} has no clip with a usable box to select epochs by; name others")
 
     def __bool__(self) -> bool:
         return self.select_on is not None or len(self.held_back) > 0

@@ -1,12 +1,15 @@
 """Scores: maps of a model or a baseline against the boxes, per clip and protocol, beside floor and ceiling."""
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, repeat
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +143,28 @@ def _spread(parts: int) -> Iterator[Callable]:
     if processes < 2:
         yield map
         return
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:  # a fork would copy the threads' locks
+    context = get_context("spawn")  # a fork would copy the threads' locks
+    with ProcessPoolExecutor(processes, context, initializer=_end_with_parent) as pool:
+        with _ctrl_c_held_back():  # the processes inherit it: to end them is up to this one
+            for _ in range(processes):
+                pool.submit(os.getpid)  # starts one, as none is idle yet
         yield pool.map
+
+
+def _end_with_parent() -> None:
+    """In a worker: a parent that is killed cannot end it, and without one it would wait for work for ever."""
+    parent = parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Within the block SIGINT waits; it comes when the block ends."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _score_part(
