@@ -109,7 +109,7 @@ def test_checkpoints_that_are_none(tmp_path):
     with pytest.raises(AvpipeError, match="does not exist"):
         load_checkpoint(tmp_path)
     (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(AvpipeError, match=r"damaged or not a checkpoint|could run code"):
+    with pytest.raises(AvpipeError, match=r"damaged or no file of torch's"):
         load_checkpoint(tmp_path / "text.pt")
     torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(AvpipeError, match="not a checkpoint of this avpipe"):

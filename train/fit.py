@@ -154,7 +154,7 @@ class Training:
         self.epochs_done = state.get("epochs_done", self.step // self.plan.steps_per_epoch)
         """Epochs that were compared and ended: a run may be stopped between the last step of one and its end."""
         self.best, self.stopped_early = state.get("best"), state.get("stopped_early", False)
-        self.neighbours = state["neighbours"].numpy() if "neighbours" in state else None
+        self.neighbours = self._checked_neighbours(state["neighbours"]) if "neighbours" in state else None
         self.module, self.fabric_optimizer = fabric.setup(self.network, self.optimizer)
         self.validation = Validation(
             fabric=fabric,
@@ -314,10 +314,31 @@ class Training:
             fused=True,  # one pass over the parameters, 8 times faster on a CPU
         )
         if state:
-            optimizer.load_state_dict(state["optimizer"])
-            fabric.strategy.precision.load_state_dict(state["scaler"])
-            torch.set_rng_state(state["rng"])
+            self._go_on(state, optimizer)
         return network, optimizer
+
+    def _go_on(self, state: dict, optimizer: torch.optim.Optimizer) -> None:
+        try:
+            optimizer.load_state_dict(state["optimizer"])
+            self.fabric.strategy.precision.load_state_dict(state["scaler"])
+            torch.set_rng_state(state["rng"])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise self._misfit(str(error).strip().partition("\n")[0]) from None
+        for parameter, kept in optimizer.state.items():
+            if any(
+                isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape for value in kept.values()
+            ):
+                raise self._misfit("its optimizer is another network's")
+
+    def _checked_neighbours(self, neighbours: Tensor) -> np.ndarray:
+        if neighbours.shape != (len(self.shards),) or neighbours.dtype != torch.int32:
+            raise self._misfit("its neighbours are not those of the shards")
+        if not ((neighbours >= -1) & (neighbours < len(self.shards))).all():
+            raise self._misfit("its neighbours are no samples of the shards")
+        return neighbours.numpy()
+
+    def _misfit(self, reason: str) -> AvpipeError:
+        return AvpipeError(f"{self.run / LAST} does not fit the training ({reason}); give another --name to start anew")
 
     def _class_numbers(self) -> Tensor:
         """(N,) the class of each sample, numbered in the order of the labels."""

@@ -7,6 +7,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from pipeline.errors import AvpipeError
 from train.data.frames import TEST_VIEWS, normalise
 from train.data.loader import read_feature, read_frame, stacked
 from train.data.shards import Shards
@@ -40,6 +41,16 @@ def network_maps(
         places = range(len(clips.numbers))
         for batch in stacked((places[first : first + BATCH] for first in places[::BATCH]), read, workers):
             image_BHW3, spec_B1FT = (fabric.to_device(tensor) for tensor in batch)
-            yield from network.localize(normalise(image_BHW3), spec_B1FT.float()).cpu().numpy()
+            yield from localized(network, normalise(image_BHW3), spec_B1FT.float())
 
     return maps
+
+
+def localized(network: nn.Module, image_B3HW: torch.Tensor, spec_B1FT: torch.Tensor) -> np.ndarray:
+    """maps_BHW, float32. Raises AvpipeError where the network, whose settings a checkpoint states, cannot make them."""
+    try:
+        return network.localize(image_B3HW, spec_B1FT).float().cpu().numpy()
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        sizes = f"frames of {image_B3HW.shape[-1]} pixels and sounds {tuple(spec_B1FT.shape[1:])}"
+        raise AvpipeError(f"the network makes no maps of {sizes} ({reason}); is it the right checkpoint?") from None
