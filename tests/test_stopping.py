@@ -104,7 +104,7 @@ def test_no_python_code_runs_when_memory_comes_back():
 
 def test_what_would_end_a_training_after_its_first_epoch_is_said_before_it(shards, done_root):
     parts = {"network": None, "samples": SimpleNamespace(feature="logspec", shards=shards), "inputs": None}
-    parts |= {"workers": 0, "classes": None}
+    parts |= {"workers": 0, "classes": None, "on_damage": None}
     ranks = SimpleNamespace(world_size=4)
     with pytest.raises(AvpipeError, match="validation holds back 3 clips, fewer than the 4 processes"):
         Validation(fabric=ranks, held_back=np.arange(3), select_on=None, **parts)

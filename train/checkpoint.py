@@ -1,7 +1,7 @@
 """Checkpoints: one file with all that resuming or scoring needs, written by rename, loaded without pickle's code."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +24,7 @@ from train.published import flat_state, format_of, plain_name
 from train.recipes import Recipe
 from train.saved import read_saved, seal
 from train.schema import Count, PlainText, first_fault
+from train.text import one_line
 
 LAST, BEST = "last.pt", "best.pt"
 FORMAT = 2
@@ -147,7 +148,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         _STATE.validate_python(state)
     except ValidationError as error:
-        raise AvpipeError(f"{path} is not a whole checkpoint ({first_fault(error)}); train again") from None
+        raise AvpipeError(
+            f"{path} is not a whole checkpoint of this avpipe ({first_fault(error)}); train again"
+        ) from None
     return state
 
 
@@ -164,13 +167,19 @@ def recipe_of(state: dict[str, Any]) -> Recipe:
     """The recipe that a checkpoint was trained with. Raises AvpipeError for settings that are none."""
     record = state["recipe"]
     try:
-        method = METHODS[record["method"]]
-        options = TypeAdapter(method.config).validate_python(record["options"])
-        return TypeAdapter(Recipe).validate_python(record | {"options": options})
+        options = _typed(METHODS[record["method"]].config, record["options"])
+        return _typed(Recipe, record | {"options": options})
     except ValidationError as error:
         raise AvpipeError(f"the checkpoint's recipe is none of this avpipe's ({first_fault(error)})") from None
-    except (KeyError, TypeError) as error:
-        raise AvpipeError(f"the checkpoint's recipe is none of this avpipe's ({error!r})") from None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise AvpipeError(f"the checkpoint's recipe is none of this avpipe's ({one_line(error)})") from None
+
+
+def _typed(kind: type, record: dict[str, Any]) -> Any:
+    """A dataclass of values that have its types. Raises pydantic's ValidationError or TypeError."""
+    if unknown := record.keys() - {field.name for field in fields(kind)}:
+        raise TypeError(f"it has no {min(unknown)}")
+    return TypeAdapter(kind).validate_python(record)
 
 
 def network_of(state: dict[str, Any]) -> nn.Module:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipeline.errors import AvpipeError
 from train.methods import METHODS, ez_vsl, lvs, ssl_tie, sspl
 from train.saved import read_saved
+from train.text import one_line
 
 IMAGE_PX = 224
 WRAPPINGS = ("model_state_dict", "state_dict", "model")
@@ -159,7 +160,7 @@ def flat_state(content: dict, path: Path) -> dict[str, Tensor]:
         plain_name(name): value for name, value in flat.items() if isinstance(name, str) and isinstance(value, Tensor)
     }
     if not state:
-        keys = ", ".join(_plain(key) for key in list(content)[:5]) or "nothing"
+        keys = ", ".join(one_line(key, 60) for key in list(content)[:5]) or "nothing"
         raise AvpipeError(f"{path} holds no tensors by name (but {keys}); give a checkpoint of the published code")
     return _without_attribute(state)
 
@@ -239,9 +240,4 @@ def _some(names: list[str]) -> str:
     """A count, with the first three of its names."""
     if not names:
         return "0"
-    return f"{len(names)} ({', '.join(map(_plain, names[:3]))}{', …' if len(names) > 3 else ''})"
-
-
-def _plain(name: Any) -> str:
-    """A stranger's name for the terminal: short, and nothing in it that moves the cursor."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(name)[:60])
+    return f"{len(names)} ({', '.join(one_line(name, 60) for name in names[:3])}{', …' if len(names) > 3 else ''})"

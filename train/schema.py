@@ -4,6 +4,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
+from train.text import one_line
+
 
 def _printable(text: str) -> str:
     if not text.isprintable():
@@ -21,4 +23,4 @@ def first_fault(error: ValidationError) -> str:
     """Where the first thing is that does not fit, and why, in a few words."""
     fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = ".".join(str(step)[:40] for step in fault["loc"])
-    return "".join(letter if letter.isprintable() else "?" for letter in f"{place}: {fault['msg']}"[:200])
+    return one_line(f"{place}: {fault['msg']}")

@@ -53,7 +53,7 @@ class Validation:
     workers: int
     classes: torch.Tensor | None
     """(N,) class of each sample, for a loss that takes it."""
-    on_damage: Callable[[DamagedError], None] | None = None
+    on_damage: Callable[[DamagedError], None]
     """See `train.data.loader.batches`."""
 
     def __post_init__(self):
@@ -122,8 +122,11 @@ class Validation:
         from train.evaluation.clips_to_score import clips_of_shards
         from train.evaluation.predict import network_maps
 
-        clips = clips_of_shards(self.select_on)
+        clips, lost = clips_of_shards(self.select_on), {}
         maps = network_maps(
-            self.network, self.select_on, clips, self.samples.feature, self.samples.image_px, self.workers
+            self.network, self.select_on, clips, self.samples.feature, self.samples.image_px, self.workers, lost
         )
-        return evaluate.evaluate(clips, maps, [evaluate.DEFAULT])[0].summary()["ciou"]
+        (score,) = evaluate.evaluate(clips, maps, [evaluate.DEFAULT])
+        for _, error in sorted(lost.items()):
+            self.on_damage(error)
+        return score.without(lost).summary()["ciou"]

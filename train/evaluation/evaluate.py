@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,6 +83,15 @@ class Score:
             "by_class": metrics.grouped([row["label"] for row in keep], cious),
             **({"slavc": self._detection()} if negatives and PROTOCOLS[self.protocol].values == "cosine" else {}),
         }
+
+    def without(self, places: Collection[int]) -> "Score":
+        """The score without the clips at these places. Raises AvpipeError where none with a box is left."""
+        if not places:
+            return self
+        rows = [row for place, row in enumerate(self.rows) if place not in places]
+        if not any(row["box_area"] > 0 and not row["negative"] for row in rows):
+            raise AvpipeError(f"{len(places)} clips cannot be read, and no other has a usable box; run `avpipe verify`")
+        return Score(protocol=self.protocol, rows=rows)
 
     def scored(self) -> list[dict]:
         """Rows that enter the means: those with a box, or all where the protocol calls a clip without one a miss.
