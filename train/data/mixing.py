@@ -81,10 +81,10 @@ def read_window(shards: Shards, number: int, name: str) -> np.ndarray:
     try:
         pcm_i16, meta = decode_flac(shards.read(number, AUDIO)), json.loads(shards.read(number, META))
         sound_i16, start_s, centre_s = kept_sound(pcm_i16, meta, settings)
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        centre = round((centre_s - start_s) * settings.sample_rate_hz)
+        return window_around(sound_i16, spec.samples, centre)[0]
+    except (ArithmeticError, KeyError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         raise shards.damaged(number, AUDIO, error) from None
-    centre = round((centre_s - start_s) * settings.sample_rate_hz)
-    return window_around(sound_i16, spec.samples, centre)[0]
 
 
 def neighbour_table(
