@@ -245,15 +245,7 @@ def write_per_clip(scores: list[Score], path: Path) -> None:
     """Write the rows of all protocols as one Parquet table, from which every summary can be computed again."""
     rows = [row for score in scores for row in score.rows]
     with published(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, PER_CLIP), temporary)
-
-
-def read_per_clip(path: Path) -> list[Score]:
-    """The scores that `write_per_clip` wrote, in the order of their protocols in the table."""
-    rows_of: dict[str, list[dict]] = {}
-    for row in pq.read_table(path).to_pylist():
-        rows_of.setdefault(row["protocol"], []).append(row)
-    return [Score(protocol=name, rows=rows) for name, rows in rows_of.items()]
+        pq.write_table(pa.Table.from_pylist(rows, PER_CLIP), temporary, write_page_checksum=True)
 
 
 def choose_protocols(text: str) -> list[str]:
