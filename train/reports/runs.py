@@ -8,6 +8,7 @@ from pipeline.layout import Root, check_split_name
 from train.evaluation.evaluate import Score
 from train.models import find_run
 from train.reports.stored import read_metrics, read_scores
+from train.text import one_line
 
 METRICS, PER_CLIP = "metrics.json", "per_clip.parquet"
 
@@ -42,7 +43,7 @@ def read_run(root: Root, text: str, split: str | None) -> Evaluated:
     try:
         result, scores = read_metrics(folder / METRICS), read_scores(folder / PER_CLIP)
         if lacking := result["protocols"].keys() - scores.keys():
-            raise AvpipeError(f"there are no rows of {min(lacking)}")
+            raise AvpipeError(f"{folder / PER_CLIP} has no rows of {one_line(min(lacking))}")
     except AvpipeError as error:
         again = f"run `avpipe eval --split {folder.name} --checkpoint {path}` again"
         raise AvpipeError(f"{folder} is not a whole evaluation ({error}); {again}") from None
