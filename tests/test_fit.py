@@ -16,9 +16,10 @@ from thin import thin_networks  # noqa: F401
 from pipeline.errors import AvpipeError
 from train.checkpoint import LAST, load_checkpoint, network_of, recipe_of
 from train.data.shards import open_shards
-from train.fit import SKIPPED, fit
+from train.fit import fit
 from train.logs import LOG
 from train.recipes import get_recipe
+from train.training import SKIPPED
 
 CHANGES = ["image_px=32", "batch_size=4", "epochs=25", "checkpoint_steps=3", "spec_pool=8"]
 STEPS = 100

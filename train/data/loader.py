@@ -263,7 +263,7 @@ class Skipped:
         self._path = path
         self._seen: set[tuple[str, str]] = set()
         if path.exists():  # of the same run, before it was stopped
-            with open(path, newline="") as file:
+            with open(path, newline="", encoding="utf-8", errors="replace") as file:
                 self._seen = {(row[0], row[1]) for row in list(csv.reader(file))[1:] if len(row) == 3}
 
     def __len__(self) -> int:
