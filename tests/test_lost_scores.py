@@ -19,6 +19,7 @@ from train.evaluation import results
 from train.evaluation.results import Request, run_eval
 from train.evaluation.retrieval import run_retrieval
 from train.overlay import Heat, contact_sheet
+from train.reports import reproduce
 
 REQUEST = Request(split="synth_test", baseline="random-init", workers=0)
 
@@ -81,6 +82,8 @@ def test_two_evaluations_never_share_a_folder(root):
         pytest.raises(AvpipeError, match="another process is doing a retrieval"),
     ):
         run_retrieval(root, "synth_test", baseline="random-init", workers=0)
+    with stage_lock(root.runs, "it"), pytest.raises(AvpipeError, match="another process is doing a reproduction"):
+        reproduce.run(reproduce.Bench(root), [], None, workers=0)
 
 
 def test_a_checkpoint_on_a_full_disk_is_an_error_of_the_disk():

@@ -14,7 +14,6 @@ def _printable(text: str) -> str:
 
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-Share = Annotated[float, Field(ge=0, le=1)]
 PlainText = Annotated[str, StringConstraints(max_length=1000), AfterValidator(_printable)]
 """Goes to terminals and into pages."""
 
