@@ -19,6 +19,8 @@ from PIL import Image
 from pipeline.errors import AvpipeError
 from pipeline.layout import CLIP_ID
 
+# Ten minutes at 48 kHz, where a clip has ten seconds: a header may claim days, and silence packs well.
+MOST_SAMPLES = 10 * 60 * 48_000
 FRAME, AUDIO, META = "frame.jpg", "audio.flac", "meta.json"
 TAR_NAME = re.compile(r"[A-Za-z0-9_.+-]{1,200}\.tar", re.ASCII)
 
@@ -43,8 +45,13 @@ def encode_flac(pcm_i16: np.ndarray, sample_rate_hz: int) -> bytes:
 
 
 def decode_flac(data: bytes) -> np.ndarray:
-    """(N,) int16 mono."""
-    return sf.read(io.BytesIO(data), dtype="int16")[0]
+    """(N,) int16 mono. Raises ValueError for other sound and for more than MOST_SAMPLES, RuntimeError for damage."""
+    with sf.SoundFile(io.BytesIO(data)) as file:
+        if file.channels != 1 or file.frames > MOST_SAMPLES:
+            raise ValueError(
+                f"{file.channels} channels of {file.frames:,} samples, not one of {MOST_SAMPLES:,} at most"
+            )
+        return file.read(dtype="int16")
 
 
 def encode_npy(array: np.ndarray) -> bytes:

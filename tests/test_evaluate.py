@@ -22,6 +22,7 @@ from train.evaluation.predict import network_maps
 from train.evaluation.results import Request, run_eval
 from train.fit import fit
 from train.recipes import get_recipe
+from train.reports.stored import read_scores
 
 FIELDS = {"split", "protocol", "clips_listed", "clips_scored", "ciou", "auc", "pointing", "floor", "ceiling"}
 
@@ -149,7 +150,7 @@ def test_negatives_are_apart_and_told_by_confidence(tmp_path):
     assert found["slavc"]["corrected"]["loc_acc"] == pytest.approx(1 / 3)
     assert found["slavc"]["corrected"]["max_f1"] == pytest.approx(2 / (2 + 0 + 2))
     assert found["slavc"]["published"]["subsets"]["all@50"]["precision"] == 0.25
-    again = [score.summary() for score in ev.read_per_clip(tmp_path / "rows.parquet")]
+    again = [score.summary() for score in read_scores(tmp_path / "rows.parquet").values()]
     assert json.dumps(again) == json.dumps([own, found])
 
 
@@ -176,7 +177,7 @@ def test_a_run_is_scored_and_its_files_say_the_same(trained):
     folder = trained.runs / "small" / "eval" / "synth_test"
     assert json.loads((folder / "metrics.json").read_text()) == json.loads(json.dumps(result))
     rows = pd.read_parquet(folder / "per_clip.parquet")
-    again = {score.protocol: score.summary() for score in ev.read_per_clip(folder / "per_clip.parquet")}
+    again = {score.protocol: score.summary() for score in read_scores(folder / "per_clip.parquet").values()}
     assert json.dumps(again) == json.dumps(result["protocols"])
     for name, score in result["protocols"].items():
         cious = rows[rows.protocol == name].ciou
@@ -273,7 +274,7 @@ def test_object_guided_maps_are_a_blend(trained, tmp_path):
     request = Request(split="synth_test", checkpoint="small", workers=0, object_guided=True, weights=tmp_path)
     guided = run_eval(trained, request)
     assert guided["model"] == "small + object-guided" and guided["per_clip"] != plain["per_clip"]
-    ours, theirs = (ev.read_per_clip(Path(result["per_clip"]))[0].rows for result in (plain, guided))
+    ours, theirs = (next(iter(read_scores(Path(result["per_clip"])).values())).rows for result in (plain, guided))
     assert [row["ciou"] for row in ours] != [row["ciou"] for row in theirs]
 
 

@@ -16,9 +16,10 @@ from thin import thin_networks  # noqa: F401
 from pipeline.errors import AvpipeError
 from train.checkpoint import LAST, load_checkpoint, network_of, recipe_of
 from train.data.shards import open_shards
-from train.fit import SKIPPED, fit
+from train.fit import fit
 from train.logs import LOG
 from train.recipes import get_recipe
+from train.training import SKIPPED
 
 CHANGES = ["image_px=32", "batch_size=4", "epochs=25", "checkpoint_steps=3", "spec_pool=8"]
 STEPS = 100
@@ -109,7 +110,7 @@ def test_checkpoints_that_are_none(tmp_path):
     with pytest.raises(AvpipeError, match="does not exist"):
         load_checkpoint(tmp_path)
     (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(AvpipeError, match=r"damaged or not a checkpoint|could run code"):
+    with pytest.raises(AvpipeError, match=r"damaged or no file of torch's"):
         load_checkpoint(tmp_path / "text.pt")
     torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(AvpipeError, match="not a checkpoint of this avpipe"):

@@ -19,7 +19,7 @@ from pipeline.errors import AvpipeError
 from pipeline.layout import Root
 from train.cli import app
 from train.data.shards import open_shards
-from train.evaluation.evaluate import Score, read_per_clip
+from train.evaluation.evaluate import Score
 from train.evaluation.results import Request, run_eval
 from train.fit import fit
 from train.logs import VALIDATION
@@ -27,6 +27,7 @@ from train.recipes import get_recipe
 from train.reports import report
 from train.reports.gallery import Shown, choose_clips
 from train.reports.report import write_report
+from train.reports.stored import read_scores
 
 HOSTILE = "</script><img src=x onerror=alert(1)>'\"&amp;$title"
 
@@ -121,7 +122,7 @@ def test_the_gallery_holds_picture_map_boxes_and_sound(two_runs, page_of_two):
         frame = Image.open(io.BytesIO(b64decode(clip["frame"].split(",")[1])))
         assert list(frame.size) == clip["size"] and max(frame.size) == 320
         for place, name in enumerate(data["runs"]):
-            (score, _) = read_per_clip(two_runs.runs / name / "eval/synth_test/per_clip.parquet")
+            score = next(iter(read_scores(two_runs.runs / name / "eval/synth_test/per_clip.parquet").values()))
             row = next(row for row in score.rows if row["clip_id"] == clip["id"])
             assert clip["runs"][place]["ciou"] == pytest.approx(row["ciou"], abs=1e-4)
             heat = np.asarray(Image.open(io.BytesIO(b64decode(clip["runs"][place]["map"].split(",")[1]))))

@@ -226,7 +226,7 @@ def test_only_the_very_training_counts(small):
         assert text.endswith("was trained with other settings") and ours is None
     last.write_bytes(last.read_bytes()[:1000])
     ((text, ours),) = status()
-    assert "damaged or not a checkpoint" in text and ours is None
+    assert "damaged or no file of torch's" in text and ours is None
 
 
 def test_a_training_that_fails_stops_no_other(small, monkeypatch):

@@ -104,7 +104,7 @@ def test_a_signal_saves_and_ends_with_its_own_code(done_root, tmp_path):
 
 def test_signals_go_where_they_went_before():
     before = signal.getsignal(signal.SIGTERM)
-    with StopSignals() as signals:
+    with StopSignals(alone=True) as signals:
         os.kill(os.getpid(), signal.SIGUSR1)
         assert signals.received
         assert signals.stopped(3).exit_code == 128 + signal.SIGUSR1
@@ -124,7 +124,7 @@ def test_videos_are_held_back_whole_and_for_any_order(shards):
 def test_the_best_epoch_is_kept_and_patience_ends_training(shards, tmp_path, monkeypatch):
     changes = [*SMALL, "epochs=9", "validation=0.25", "patience=2"]
     values = iter([3.0, 2.0, 2.5, 2.0])
-    monkeypatch.setattr("train.fit.Validation.measure", lambda self: next(values))
+    monkeypatch.setattr("train.validation.Validation.measure", lambda self: next(values))
     trained = fit(get_recipe("lvs-small", changes), shards, tmp_path / "run", workers=0)
     best, last = load_checkpoint(trained.run / BEST), load_checkpoint(trained.run / LAST)
     assert trained.stopped_early and trained.steps == last["step"] == 4 * 3
@@ -174,7 +174,7 @@ class Mean(torch.nn.Module):
 
 def test_parts_of_a_batch_add_up_to_its_gradient(shards, tmp_path, monkeypatch):
     method = SimpleNamespace(network=Mean, views=1, labelled=False)
-    monkeypatch.setattr("train.fit.METHODS", {"lvs": method})
+    monkeypatch.setattr("train.training.METHODS", {"lvs": method})
     weights = []
     for accumulate in (1, 2):
         changes = [*SMALL, f"accumulate={accumulate}", "epochs=1"]

@@ -26,10 +26,10 @@ from pipeline.samples import FRAME, feature_member
 from train.data.inputs import Batch
 from train.data.loader import batches
 from train.data.shards import Shards
-from train.fit import Training
 from train.logs import Meter
 from train.ranks import start_fabric
 from train.recipes import Recipe
+from train.training import Training
 
 # Share of the time spent waiting for data from which on the data counts as the limit.
 WAITING = 0.05

@@ -1,23 +1,74 @@
 """Checkpoints: one file with all that resuming or scoring needs, written by rename, loaded without pickle's code."""
 
-import pickle
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import (
+    Any,
+    Literal,
+    NotRequired,  # before 3.12 pydantic cannot read typing's
+)
 
 import torch
-from torch import nn
+from pydantic import TypeAdapter, ValidationError, with_config
+from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from pipeline.errors import AvpipeError
 from pipeline.layout import published
 from train.data.shards import Shards
 from train.methods import METHODS
+from train.published import flat_state, format_of, plain_name
 from train.recipes import Recipe
+from train.saved import read_saved, seal
+from train.schema import Count, PlainText, first_fault
+from train.text import one_line
 
 LAST, BEST = "last.pt", "best.pt"
 FORMAT = 2
 PACKAGES = ("avpipe", "torch", "torchvision", "numpy")
+
+
+@with_config(strict=True, arbitrary_types_allowed=True)
+class _Data(TypedDict):
+    split: PlainText
+    listed_sha256: PlainText
+    plan: Any
+    samples: Count
+    feature: PlainText
+    feature_digest: PlainText | None
+    clip_ids: list[str]
+
+
+@with_config(strict=True, arbitrary_types_allowed=True)
+class _Best(TypedDict):
+    epoch: Count
+    measure: PlainText
+    value: float
+
+
+@with_config(strict=True, arbitrary_types_allowed=True)
+class _State(TypedDict):
+    """What a checkpoint holds; a fit's own needs, and `versions`, for people."""
+
+    format: Literal[2]
+    step: Count
+    epochs_done: NotRequired[Count]
+    network: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    rng: Tensor
+    best: NotRequired[_Best | None]
+    stopped_early: NotRequired[bool]
+    neighbours: NotRequired[Tensor]
+    recipe: dict[str, Any]
+    data: _Data
+    select_on: PlainText | None
+
+
+_STATE = TypeAdapter(_State)
 
 
 def epoch_name(epoch: int) -> str:
@@ -35,7 +86,19 @@ def save_checkpoint(path: Path, state: dict[str, Any], recipe: Recipe, shards: S
         "versions": {name: version(name) for name in PACKAGES},
     }
     with published(path) as temporary:
-        torch.save(whole, temporary)
+        _save(whole, temporary)
+        seal(temporary)
+
+
+def _save(whole: dict[str, Any], path: Path) -> None:
+    """As torch.save; where the disk is full it raises the OSError that torch hides behind an error of its own."""
+    try:
+        with open(path, "wb") as file:
+            torch.save(whole, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def check_same(state: dict, recipe: Recipe, shards: Shards, select_on: Shards | None, run: Path) -> None:
@@ -79,31 +142,74 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         path = path / (BEST if (path / BEST).exists() else LAST)
     if not path.exists():
         raise AvpipeError(f"{path} does not exist; give a run's folder or a checkpoint that `avpipe train` wrote")
+    state = read_saved(path)
+    if not isinstance(stated := state.get("format"), int) or stated != FORMAT:
+        raise AvpipeError(f"{path} is not a checkpoint of this avpipe (format {FORMAT}); {_advice(state, path)}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+        _STATE.validate_python(state)
+    except ValidationError as error:
         raise AvpipeError(
-            f"{path} holds more than tensors and plain values, which could run code; not loaded"
+            f"{path} is not a whole checkpoint of this avpipe ({first_fault(error)}); train again"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError):
-        raise AvpipeError(f"{path} is damaged or not a checkpoint; train again or copy it again") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise AvpipeError(
-            f"{path} is not a checkpoint of this avpipe (format {FORMAT}); train again; a published one needs --format"
-        )
     return state
 
 
+def _advice(state: dict, path: Path) -> str:
+    """What to do with a file of torch's that is no checkpoint of ours."""
+    try:
+        found = format_of(flat_state(state, path))
+    except AvpipeError:  # no tensors by name
+        return "train again"
+    return f"it looks like one of {found}: use --format {found}" if found else "a published one needs --format"
+
+
 def recipe_of(state: dict[str, Any]) -> Recipe:
-    """The recipe that a checkpoint was trained with."""
-    record = dict(state["recipe"])
-    record["options"] = METHODS[record["method"]].config(**record["options"])
-    return Recipe(**record)
+    """The recipe that a checkpoint was trained with. Raises AvpipeError for settings that are none."""
+    record = state["recipe"]
+    try:
+        options = _typed(METHODS[record["method"]].config, record["options"])
+        return _typed(Recipe, record | {"options": options})
+    except ValidationError as error:
+        raise AvpipeError(f"the checkpoint's recipe is none of this avpipe's ({first_fault(error)})") from None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise AvpipeError(f"the checkpoint's recipe is none of this avpipe's ({one_line(error)})") from None
+
+
+def _typed(kind: type, record: dict[str, Any]) -> Any:
+    """A dataclass of values that have its types. Raises pydantic's ValidationError or TypeError."""
+    if unknown := record.keys() - {field.name for field in fields(kind)}:
+        raise TypeError(f"it has no {min(unknown)}")
+    return TypeAdapter(kind).validate_python(record)
 
 
 def network_of(state: dict[str, Any]) -> nn.Module:
-    """The trained network of a checkpoint."""
+    """The trained network of a checkpoint. Raises AvpipeError where the tensors are not those of its recipe."""
     recipe = recipe_of(state)
-    network = METHODS[recipe.method].network(replace(recipe.options, init="random"))  # its weights follow at once
-    network.load_state_dict(state["network"])
+    weights = {plain_name(name): value for name, value in state["network"].items()}
+    build = partial(
+        METHODS[recipe.method].network, replace(recipe.options, init="random")
+    )  # its weights follow at once
+    with torch.device("meta"):  # takes no memory: what the recipe asks for is not known to be reasonable
+        expected = build().state_dict()
+    if misfit := next(_misfits(expected, weights), None):
+        raise AvpipeError(f"the checkpoint's network is not that of its recipe: {misfit}")
+    network = build()
+    network.load_state_dict(weights)
     return network
+
+
+def _misfits(expected: dict[str, Tensor], weights: dict[str, Tensor]) -> Iterator[str]:
+    for name in expected.keys() - weights.keys():
+        yield f"{name} is missing"
+    for name in weights.keys() - expected.keys():
+        yield f"{name!r:.80} is unknown"
+    for name, value in expected.items():
+        given = weights[name]
+        if given.shape != value.shape:
+            yield f"{name} has shape {tuple(given.shape)}, not {tuple(value.shape)}"
+        if (given.layout, given.device.type) != (torch.strided, "cpu") or given.dtype.is_floating_point != (
+            value.dtype.is_floating_point
+        ):
+            yield f"{name} is no plain tensor of {value.dtype}"
+        if given.untyped_storage().nbytes() < given.numel() * given.element_size():
+            yield f"{name} has fewer bytes than values"

@@ -131,7 +131,7 @@ def evaluate(
     """Score a model or a baseline on a split's boxes, beside floor, ceiling and coverage."""
     require_training()
     from train.evaluation.eval_table import table
-    from train.evaluation.results import Request, run_eval
+    from train.evaluation.results import Request, UnsavedError, run_eval
 
     root: Root = context.obj
     request = Request(
@@ -146,7 +146,11 @@ def evaluate(
         forbid_leak=forbid_leak,
         workers=workers,
     )
-    result = run_eval(root, request)
+    try:
+        result = run_eval(root, request)
+    except UnsavedError as error:
+        say(error.result, "" if as_json else table(error.result), as_json)
+        raise
     say(result, "" if as_json else table(result), as_json)
 
 

@@ -31,9 +31,14 @@ def retrieve(
 ):
     """Search a split's sounds and pictures by sound: how often the category is right, beside chance."""
     require_training()
+    from train.evaluation.results import UnsavedError
     from train.evaluation.retrieval import run_retrieval, table
 
-    result = run_retrieval(context.obj, split, checkpoint, baseline, format_name, workers)
+    try:
+        result = run_retrieval(context.obj, split, checkpoint, baseline, format_name, workers)
+    except UnsavedError as error:
+        say(error.result, "" if as_json else table(error.result), as_json)
+        raise
     say(result, "" if as_json else table(result), as_json)
 
 

@@ -1,32 +1,15 @@
 """The training loop: plan, step, log, checkpoint; a run that was killed goes on where its last checkpoint stands."""
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from lightning_fabric import Fabric
-from torch import Tensor
-
-from pipeline.errors import AvpipeError
 from pipeline.progress import ProgressLine
-from train.checkpoint import BEST, LAST, check_same, epoch_name, load_checkpoint, network_of, save_checkpoint
-from train.data import mixing
-from train.data.inputs import Batch, Inputs
-from train.data.loader import BatchPlan, Skipped, batches
 from train.data.shards import Shards
-from train.data.training_samples import TrainingSamples
 from train.logs import Log, Meter, NoLog
-from train.methods import METHODS
-from train.ranks import any_rank, ranks_of, start_fabric
+from train.ranks import any_rank, locked_by_first, start_fabric
 from train.recipes import Recipe
-from train.signals import StopSignals
-from train.validation import Validation, training_part
-
-SKIPPED = "skipped.csv"
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+from train.signals import StopNowError, StopSignals
+from train.training import Training
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,30 +48,31 @@ def fit(
     Writes `run/last.pt`, `run/log.csv`, TensorBoard's files, and `run/best.pt` where epochs are compared: by the loss
     on the part that `recipe.validation` holds back, or by the cIoU on `select_on`. A damaged sample is left out of its
     batch and named in `run/skipped.csv`; with more processes than one it stops them. Under `torchrun` every rank calls
-    it. Raises AvpipeError when the run was made with other settings or data, when the shards do not fill a batch or
-    lack the feature, when the loss stops being finite, and StoppedError after a signal.
+    it. Raises AvpipeError when the run was made with other settings or data or is being trained by another process,
+    when the shards do not fill a batch or lack the feature, when the loss stops being finite, and StoppedError after a
+    signal.
     """
     fabric = start_fabric(recipe.precision)
-    training = Training(fabric, recipe, shards, run, workers, weights, select_on)
-    meter, plan = Meter(recipe.batch_size), training.plan
-    first_step = training.step
-    first = fabric.is_global_zero
-    log = Log(run, first_step, recipe.record(), wandb_project) if first else NoLog()
-    with log, ProgressLine("train", plan.steps, "steps", shown=first) as line, StopSignals() as signals:
+    with locked_by_first(fabric, run, "a training"):
+        training = Training(fabric, recipe, shards, run, workers, weights, select_on)
+        return _train(training, wandb_project)
+
+
+def _train(training: Training, wandb_project: str | None) -> Trained:
+    """All epochs that are still to be done; a signal ends them with a checkpoint."""
+    fabric, recipe, run, plan = training.fabric, training.recipe, training.run, training.plan
+    meter, first_step, first = Meter(recipe.batch_size), training.step, fabric.is_global_zero
+    log = Log(run, first_step, training.epochs_done, recipe.record(), wandb_project) if first else NoLog()
+    signals = StopSignals(alone=fabric.world_size == 1)
+    with log, ProgressLine("train", plan.steps, "steps", shown=first) as line, signals:
         line.start_at(first_step)
-        while training.step < plan.steps and not training.stopped_early:
-            epoch = plan.epoch(training.step)
-            stream = training.batches_of(epoch)
-            for _ in range(training.step, (epoch + 1) * plan.steps_per_epoch):
-                meter.finish_step(training.take_step(meter.wait_for(stream)))
-                log.step(training.step, epoch + 1, meter, training.parts)
-                line.advance(note=f"epoch {epoch + 1}/{plan.epochs} · {meter}{training.skipped}")
-                stopping = any_rank(fabric, signals.received)
-                if stopping or training.step % recipe.checkpoint_steps == 0:
-                    training.save(log)
-                if stopping:
-                    raise signals.stopped(training.step)
-            training.end_epoch(epoch, log)
+        try:
+            while training.epochs_done < plan.epochs and not training.stopped_early:
+                _train_epoch(training, meter, log, line, signals)
+                training.end_epoch(log, signals)
+        except StopNowError:
+            training.save(log)
+            raise signals.stopped(training.step) from None
     return Trained(
         run=run,
         steps=training.step,
@@ -103,194 +87,17 @@ def fit(
     )
 
 
-class Training:
-    """A run between two steps: what its checkpoints hold, and what follows from it."""
-
-    def __init__(
-        self,
-        fabric: Fabric,
-        recipe: Recipe,
-        shards: Shards,
-        run: Path,
-        workers: int,
-        weights: Path | None,
-        select_on: Shards | None,
-    ):
-        self.fabric, self.recipe, self.shards, self.run = fabric, recipe, shards, run
-        self.workers, self.select_on = workers, select_on
-        self.skipped = Skipped(run / SKIPPED)
-        self.method = METHODS[recipe.method]
-        self.inputs = Inputs(fabric.device, recipe.feature)
-        self.parts: dict[str, Tensor] = {}
-        """Of the last step's loss."""
-        torch.manual_seed(recipe.seed)
-        self.numbers, held_back = training_part(shards, recipe.validation, recipe.seed)
-        self.plan = self._plan(self.numbers)
-        state = load_checkpoint(run / LAST) if (run / LAST).exists() else {}
-        if state:
-            check_same(state, recipe, shards, select_on, run)
-        self.network, self.optimizer = self._build(state, weights)
-        self.classes = self._class_numbers() if self.method.labelled else None
-        self.step = state.get("step", 0)
-        self.best, self.stopped_early = state.get("best"), state.get("stopped_early", False)
-        self.neighbours = state["neighbours"].numpy() if "neighbours" in state else None
-        self.module, self.fabric_optimizer = fabric.setup(self.network, self.optimizer)
-        self.validation = Validation(
-            fabric=fabric,
-            network=self.network,
-            samples=self.samples(None),
-            inputs=self.inputs,
-            held_back=held_back,
-            select_on=select_on,
-            workers=workers,
-            classes=self.classes,
-            on_damage=self.skipped,
-        )
-        if recipe.patience and not self.validation:
-            raise AvpipeError("patience needs something to compare epochs by: --set validation=SHARE or --select-on")
-
-    def batches_of(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch that are still to be done."""
-        steps = range(self.step, (epoch + 1) * self.plan.steps_per_epoch)
-        return batches(self.samples(epoch), self.plan, self.fabric.global_rank, steps, self.workers, self.skipped)
-
-    def take_step(self, batch: Batch) -> float:
-        """One optimiser step; returns the loss, the mean over its parts and over the ranks."""
-        chunks = zip(*(part.chunk(self.recipe.accumulate) for part in batch.values()), strict=True)
-        portions = [dict(zip(batch, chunk, strict=True)) for chunk in chunks]
-        total = torch.zeros((), device=self.fabric.device, dtype=torch.float64)
-        for number, portion in enumerate(portions):
-            labels = () if self.classes is None else (self.classes[portion["number"]],)
-            last = number == len(portions) - 1
-            with self.fabric.no_backward_sync(self.module, enabled=not last and self.fabric.world_size > 1):
-                loss, parts = self.module(*self.inputs(portion), *labels)
-                self.fabric.backward(loss / len(portions))
-            total += loss.detach() / len(portions)
-        value = self.fabric.all_reduce(total, reduce_op="mean").item()
-        self.parts = parts
-        self.step += 1
-        if not math.isfinite(value):
-            shown = ", ".join(f"{name} {part.item():.4g}" for name, part in parts.items())
-            raise AvpipeError(f"the loss is {value} at step {self.step} ({shown}); try a smaller learning rate")
-        if self.recipe.clip_norm:
-            self.fabric.clip_gradients(self.module, self.fabric_optimizer, max_norm=self.recipe.clip_norm)
-        self.fabric_optimizer.step()
-        self.fabric_optimizer.zero_grad()
-        return value
-
-    def end_epoch(self, epoch: int, log: Log) -> None:
-        """Compare the epoch with those before it, look for like sounds, write the checkpoints."""
-        recipe, more = self.recipe, self.step < self.plan.steps
-        if self.validation:
-            value = self.validation.measure()
-            log.epoch(self.step, epoch + 1, self.validation.name, value)
-            improved = self.best is None or self.validation.better(value, self.best["value"])
-            if improved:
-                self.best = {"epoch": epoch + 1, "measure": self.validation.name, "value": value}
-            self.stopped_early = bool(recipe.patience) and epoch + 1 - self.best["epoch"] >= recipe.patience and more
-        if recipe.mixing != "none" and more and not self.stopped_early:
-            self.neighbours = mixing.neighbour_table(
-                self.fabric, self.network, self.shards, self.numbers, recipe.feature, recipe.mixing, recipe.seed + epoch
-            )
-        self.save(log)
-        if self.validation and improved:
-            self._write(BEST)
-        if recipe.keep_epochs and (epoch + 1) % recipe.keep_epochs == 0:
-            self._write(epoch_name(epoch + 1))
-
-    def save(self, log: Log) -> None:
-        """Write the last checkpoint, and before it the log."""
-        log.flush()
-        self._write(LAST)
-
-    def _write(self, name: str) -> None:
-        if not self.fabric.is_global_zero:
-            return
-        state = {
-            "step": self.step,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.fabric.strategy.precision.state_dict(),
-            "rng": torch.get_rng_state(),
-            "best": self.best,
-            "stopped_early": self.stopped_early,
-        }
-        if self.neighbours is not None:
-            state["neighbours"] = torch.from_numpy(self.neighbours)
-        save_checkpoint(self.run / name, state, self.recipe, self.shards, self.select_on)
-
-    def _plan(self, numbers: np.ndarray) -> BatchPlan:
-        recipe, world_size = self.recipe, self.fabric.world_size
-        if recipe.batch_size % (world_size * recipe.accumulate):
-            raise AvpipeError(
-                f"a batch of {recipe.batch_size} clips cannot be parted equally among {world_size} processes with "
-                f"accumulate={recipe.accumulate}; use --set batch_size=…"
-            )
-        return BatchPlan(
-            numbers=numbers,
-            batch_size=recipe.batch_size // world_size,
-            world_size=world_size,
-            epochs=recipe.epochs,
-            seed=recipe.seed,
-        )
-
-    def samples(self, epoch: int | None) -> TrainingSamples:
-        """The samples of an epoch; for validation (None) the same ones each time, nothing mixed."""
-        recipe, blend = self.recipe, None
-        if epoch is not None and self.neighbours is not None:
-            weight, share = mixing.schedule(recipe.mixing, epoch, recipe.epochs)
-            blend = mixing.Mixing(neighbours=self.neighbours, weight=weight, share=share)
-        return TrainingSamples(
-            shards=self.shards,
-            feature=recipe.feature,
-            image_px=recipe.image_px,
-            seed=recipe.seed,
-            view=recipe.view,
-            views=self.method.views,
-            masking=recipe.masking,
-            mixing=blend,
-        )
-
-    def _build(self, state: dict, weights: Path | None):
-        """Network and optimiser, from the checkpoint if there is one."""
-        recipe, fabric = self.recipe, self.fabric
-        if state:
-            network = network_of(state)  # needs no ImageNet weights again
-        else:
-            network = self.method.network(recipe.options, imagenet_file=weights)
-        network = network.to(memory_format=torch.channels_last)  # what tensor cores read; 5 % on a CPU
-        if fabric.world_size > 1 and fabric.device.type == "cuda":  # torch has no such layer for CPUs
-            network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        network.ranks = ranks_of(fabric, recipe.negatives)
-        network.train()
-        if recipe.compile:
-            network.compile()
-        optimizer = OPTIMIZERS[recipe.optimizer](
-            _parameters(network, recipe.learning_rate),
-            lr=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            fused=True,  # one pass over the parameters, 8 times faster on a CPU
-        )
-        if state:
-            optimizer.load_state_dict(state["optimizer"])
-            fabric.strategy.precision.load_state_dict(state["scaler"])
-            torch.set_rng_state(state["rng"])
-        return network, optimizer
-
-    def _class_numbers(self) -> Tensor:
-        """(N,) the class of each sample, numbered in the order of the labels."""
-        names = sorted({label for label in self.shards.labels if label})
-        missing = sum(not label for label in self.shards.labels)
-        if missing or len(names) > self.recipe.options.classes:
-            raise AvpipeError(
-                f"{self.recipe.method} learns from labels: {self.shards.folder} has {missing} clips without one and "
-                f"{len(names)} labels, {self.recipe.options.classes} are expected (--set classes=…)"
-            )
-        return torch.tensor([names.index(label) for label in self.shards.labels], device=self.fabric.device)
-
-
-def _parameters(network: torch.nn.Module, learning_rate: float) -> list:
-    """All that learns, in groups where a method wants them."""
-    if hasattr(network, "parameter_groups"):
-        return [group for group in network.parameter_groups(learning_rate) if group["params"]]
-    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+def _train_epoch(training: Training, meter: Meter, log: Log, line: ProgressLine, signals: StopSignals) -> None:
+    """The steps of the epoch in hand that are still to be done. Raises StopNowError between two of them."""
+    recipe, plan, epoch = training.recipe, training.plan, training.epochs_done
+    stream = training.batches_of(epoch)
+    for _ in range(training.step, (epoch + 1) * plan.steps_per_epoch):
+        with signals.interrupting():
+            batch = meter.wait_for(stream)
+        meter.finish_step(training.take_step(batch))
+        log.step(training.step, epoch + 1, meter, training.parts)
+        line.advance(note=f"epoch {epoch + 1}/{plan.epochs} · {meter}{training.skipped}")
+        if any_rank(training.fabric, signals.received):
+            raise StopNowError
+        if training.step % recipe.checkpoint_steps == 0:
+            training.save(log)

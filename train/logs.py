@@ -72,11 +72,12 @@ def _smoothed(old: float, new: float) -> float:
 class Log:
     """Rows and curves of a run; what lies behind the checkpoint that it goes on from is dropped."""
 
-    def __init__(self, run: Path, first_step: int, settings: dict, wandb_project: str | None):
+    def __init__(self, run: Path, first_step: int, epochs_done: int, settings: dict, wandb_project: str | None):
         self._curves = [_TensorBoard(run, first_step)] if find_spec("tensorboard") else []
         if wandb_project:
             self._curves.append(_WeightsAndBiases(wandb_project, run, settings))
-        self._steps, self._epochs = (_Rows(run / name, first_step) for name in (LOG, VALIDATION))
+        self._steps = _Rows(run / LOG, "step", first_step)
+        self._epochs = _Rows(run / VALIDATION, "epoch", epochs_done)
 
     def __enter__(self) -> "Log":
         return self
@@ -128,18 +129,27 @@ class NoLog(Log):
 
 
 class _Rows:
-    """A table that rows are appended to; those behind `first_step` are dropped."""
+    """A table that rows are appended to; those whose `column` is beyond `last` are dropped, and broken ones."""
 
-    def __init__(self, path: Path, first_step: int):
+    def __init__(self, path: Path, column: str, last: int):
         rows = []
-        if first_step and path.exists():
-            with open(path, newline="") as file:
-                rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= first_step]
+        if last and path.exists():
+            with open(path, newline="", encoding="utf-8", errors="replace") as file:
+                rows = [row for row in csv.reader(file) if _whole(row, path.name, column, last)]
         with published(path) as temporary, open(temporary, "w", newline="") as file:
             csv.writer(file).writerows([COLUMNS[path.name], *rows])
         self._file = open(path, "a", newline="")  # noqa: SIM115 - closed by close()
         self.append = csv.writer(self._file).writerow
         self.flush, self.close = self._file.flush, self._file.close
+
+
+def _whole(row: list[str], name: str, column: str, last: int) -> bool:
+    """Whether a row of the table of that name has all its columns, and the number in `column` is at most `last`."""
+    columns = COLUMNS[name]
+    if len(row) != len(columns):
+        return False
+    number = row[columns.index(column)]
+    return number.isdecimal() and len(number) < 19 and int(number) <= last
 
 
 class _TensorBoard:

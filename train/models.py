@@ -108,12 +108,9 @@ def trained_model(path: Path) -> Model:
     state = load_checkpoint(path)
     try:
         recipe, network, data = recipe_of(state), network_of(state), state["data"]
-        seen = TrainedOn(
-            split=data["split"], clip_ids=data["clip_ids"], step=state["step"], select_on=state["select_on"]
-        )
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise AvpipeError(f"{path} is not a whole checkpoint of this avpipe ({reason}); train it again") from None
+    except AvpipeError as error:
+        raise AvpipeError(f"{path} is not a whole checkpoint of this avpipe ({error}); train it again") from None
+    seen = TrainedOn(split=data["split"], clip_ids=data["clip_ids"], step=state["step"], select_on=state["select_on"])
     return Model(
         run=path if path.is_dir() else path.parent,
         network=network,

@@ -16,6 +16,7 @@ from PIL import Image
 from pipeline.errors import AvpipeError
 from pipeline.layout import published
 from pipeline.media.sound import longest_step_s, mono
+from train.text import one_line
 
 COLOURS = "turbo"
 OPACITY = 0.6
@@ -206,7 +207,7 @@ def contact_sheet(frames: list[np.ndarray], times_s: list[float], heat: Heat, ti
         axis.set_title(f"{int(time_s // 60)}:{time_s % 60:04.1f}", fontsize=9)
     colours = plt.cm.ScalarMappable(plt.Normalize(heat.low, heat.high), COLOURS)
     figure.colorbar(colours, ax=axes, shrink=0.8, label="map value")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(one_line(title), fontsize=11, parse_math=False)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=100)
     plt.close(figure)

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import pickle
 import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from pipeline.errors import AvpipeError
 from train.methods import METHODS, ez_vsl, lvs, ssl_tie, sspl
+from train.saved import read_saved
+from train.text import one_line
 
 IMAGE_PX = 224
 WRAPPINGS = ("model_state_dict", "state_dict", "model")
-"""Keys under which LVS, SSL-TIE and EZ-VSL keep their tensors, beside optimiser and scores."""
+"""Keys under which LVS, SSL-TIE, EZ-VSL and Lightning keep their tensors, beside optimiser and scores."""
+WRAPPERS = ("module", "_orig_mod")
+"""What DataParallel and torch.compile put before the names of a network's tensors."""
 SSPL_PARTS = {"frame": "net_frame", "sound": "net_sound", "pcm": "net_pc", "pc": "net_pc", "ssl_head": "net_ssl_head"}
 SSPL_FILE = re.compile(r"(?:net_)?(frame|sound|pcm|pc|ssl_head)(?:_\w+)?\.(?:pth|pt)(?:\.tar)?", re.ASCII)
 SUFFIXES = re.compile(r"(\.(pth|pt|tar|ckpt|pkl))+$")
-
-_SCALAR = np.float64(0).__reduce__()[0]
-# Scores beside the weights are NumPy numbers (EZ-VSL, SSL-TIE), settings a Namespace: plain values, no code of theirs.
-HARMLESS = [
-    argparse.Namespace,
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")),
-    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +45,8 @@ _RESNETS = (
     *("audnet.conv1.", "audnet.conv1_flow.", "audnet.fc."),
 )
 _TIE_ONLY = ("vision_fc1.", "conv3.", "norm3.")
+MARKS = {"net_": "sspl", "img_proj.": "ez-vsl", **dict.fromkeys(_TIE_ONLY, "ssl-tie"), "audnet.conv1_a.": "lvs"}
+"""Beginnings of names of tensors that tell the format, the first that is there."""
 FORMATS = {
     # The audio trunk is convolutional with a maximum over time, so 3 s of sound go through it as well as its own 10 s.
     "lvs": Format(method="lvs", features=("logspec-10s", "logspec"), names=lvs.published_names, never_read=_RESNETS),
@@ -137,8 +130,7 @@ def load_published_checkpoint(path: Path, format_name: str, held: Collection[str
 
 def format_of(names: Collection[str]) -> str | None:
     """The format that names of tensors belong to; None where they tell nothing. SSL-TIE's contain all of LVS's."""
-    marks = {"net_": "sspl", "img_proj.": "ez-vsl", **dict.fromkeys(_TIE_ONLY, "ssl-tie"), "audnet.conv1_a.": "lvs"}
-    return next((marks[mark] for mark in marks if any(name.startswith(mark) for name in names)), None)
+    return next((MARKS[mark] for mark in MARKS if any(name.startswith(mark) for name in names)), None)
 
 
 def folder_name(path: Path, format_name: str) -> str:
@@ -153,35 +145,8 @@ def folder_name(path: Path, format_name: str) -> str:
     return "-".join(["published", format_name, *filter(None, plain)])
 
 
-def read_saved(path: Path) -> dict:
-    """The dictionary that torch saved, zip or older, on the CPU; nothing is run but the rebuilding of plain values.
-
-    Raises AvpipeError for a file that is missing, damaged, holds other objects, or no dictionary.
-    """
-    if not path.is_file():
-        what = (
-            "is a folder; give the checkpoint file in it" if path.is_dir() else "does not exist; give a checkpoint file"
-        )
-        raise AvpipeError(f"{path} {what}")
-    try:
-        with torch.serialization.safe_globals(HARMLESS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise AvpipeError(f"{path} cannot be read ({error.strerror or error}); check it and its permissions") from None
-    except Exception as error:  # a stranger's bytes drive the unpickler: whatever it raises, the file is no checkpoint
-        foreign = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if foreign:
-            raise AvpipeError(
-                f"{path} holds more than tensors and plain values ({foreign[1]}), which could run code; not loaded"
-            ) from None
-        raise AvpipeError(f"{path} is damaged or no file of torch's; download it again") from None
-    if not isinstance(content, dict):
-        raise AvpipeError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors; not a checkpoint")
-    return content
-
-
 def flat_state(content: dict, path: Path) -> dict[str, Tensor]:
-    """Tensors by their published names: out of their wrapping, without DataParallel's `module.`, the rest left out.
+    """Tensors by their published names: out of their wrapping, without the prefixes of WRAPPERS, the rest left out.
 
     A dictionary for each network (SSPL) becomes names with the network before them. Raises AvpipeError where there is
     no tensor; `path` is for its sentence.
@@ -192,13 +157,27 @@ def flat_state(content: dict, path: Path) -> dict[str, Tensor]:
         part = SSPL_PARTS.get(str(key).removeprefix("net_"))
         flat |= {f"{part}.{name}": v for name, v in value.items()} if part and isinstance(value, dict) else {key: value}
     state = {
-        ".".join(step for step in name.split(".") if step != "module"): value
-        for name, value in flat.items()
-        if isinstance(name, str) and isinstance(value, Tensor)
+        plain_name(name): value for name, value in flat.items() if isinstance(name, str) and isinstance(value, Tensor)
     }
     if not state:
-        keys = ", ".join(_plain(key) for key in list(content)[:5]) or "nothing"
+        keys = ", ".join(one_line(key, 60) for key in list(content)[:5]) or "nothing"
         raise AvpipeError(f"{path} holds no tensors by name (but {keys}); give a checkpoint of the published code")
+    return _without_attribute(state)
+
+
+def plain_name(name: str) -> str:
+    """The name of a tensor without the steps that wrappers of networks put into it, see WRAPPERS."""
+    return ".".join(step for step in name.split(".") if step not in WRAPPERS)
+
+
+def _without_attribute(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names without that of the attribute under which a LightningModule holds the network, where there is one."""
+    if format_of(state) is not None:
+        return state
+    for mark in MARKS:
+        prefix = next((name[: name.index(f".{mark}") + 1] for name in state if f".{mark}" in name), None)
+        if prefix is not None:
+            return {name.removeprefix(prefix): value for name, value in state.items()}
     return state
 
 
@@ -261,9 +240,4 @@ def _some(names: list[str]) -> str:
     """A count, with the first three of its names."""
     if not names:
         return "0"
-    return f"{len(names)} ({', '.join(map(_plain, names[:3]))}{', …' if len(names) > 3 else ''})"
-
-
-def _plain(name: Any) -> str:
-    """A stranger's name for the terminal: short, and nothing in it that moves the cursor."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(name)[:60])
+    return f"{len(names)} ({', '.join(one_line(name, 60) for name in names[:3])}{', …' if len(names) > 3 else ''})"

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from pipeline.errors import AvpipeError
+from pipeline.layout import remove_leftovers
+from pipeline.parts import stage_lock
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -86,3 +92,22 @@ def any_rank(fabric: Fabric, flag: bool) -> bool:
     if fabric.world_size == 1:
         return flag
     return bool(fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum") > 0)
+
+
+@contextmanager
+def locked_by_first(fabric: Fabric, folder: Path, what: str) -> Iterator[None]:
+    """The first rank holds `folder` as a stage does, and removes what killed processes left there.
+
+    Raises AvpipeError on every rank where another process holds it, OSError where it cannot be written.
+    """
+    error, refusal = None, None
+    with ExitStack() as stack:
+        if fabric.is_global_zero:
+            try:
+                stack.enter_context(stage_lock(folder, what))
+                remove_leftovers(folder)
+            except (AvpipeError, OSError) as caught:
+                error, refusal = caught, str(caught)
+        if refusal := fabric.broadcast(refusal):
+            raise error or AvpipeError(refusal)
+        yield

@@ -17,6 +17,8 @@ KNOWN = {
     "negatives": ("all", "rank"),
     "mixing": ("none", "released", "paper"),
 }
+# A frame of so many pixels a side takes 50 MB as numbers; a checkpoint of others could state any.
+LARGEST_PX = 2048
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +70,7 @@ class Recipe:
     def __post_init__(self):
         for name in ("image_px", "batch_size", "epochs", "checkpoint_steps", "accumulate"):
             self._require(getattr(self, name) >= 1, name, "at least 1")
+        self._require(self.image_px <= LARGEST_PX, "image_px", f"at most {LARGEST_PX}")
         for name in ("patience", "keep_epochs", "clip_norm"):
             self._require(getattr(self, name) >= 0, name, "at least 0")
         self._require(self.learning_rate > 0, "learning_rate", "above 0")

@@ -11,6 +11,7 @@ from torch import nn
 from pipeline.derive import seeded_hash
 from pipeline.errors import AvpipeError
 from pipeline.layout import video_of
+from pipeline.samples import FRAME, feature_member
 from train.backbones import evaluating
 from train.data.inputs import Inputs
 from train.data.loader import BatchPlan, batches
@@ -52,8 +53,29 @@ class Validation:
     workers: int
     classes: torch.Tensor | None
     """(N,) class of each sample, for a loss that takes it."""
-    on_damage: Callable[[DamagedError], None] | None = None
+    on_damage: Callable[[DamagedError], None]
     """See `train.data.loader.batches`."""
+
+    def __post_init__(self):
+        """Raise AvpipeError now for what would end the training after its first epoch."""
+        if self.select_on is not None:
+            self._check_select_on(self.select_on)
+        elif 0 < len(self.held_back) < self.fabric.world_size:
+            raise AvpipeError(
+                f"validation holds back {len(self.held_back)} clips, fewer than the {self.fabric.world_size} processes "
+                "that share them; choose a larger share with --set validation=…"
+            )
+
+    def _check_select_on(self, select_on: Shards) -> None:
+        name, of_training = self.samples.feature, self.samples.shards
+        here, there = (some.metadata["extract"]["features"].get(name) for some in (of_training, select_on))
+        if here != there or not {FRAME, feature_member(name)} <= set(select_on.offset):
+            raise AvpipeError(
+                f"{select_on.folder} holds {name} {there}, the shards of the training {here}; extract and shard both "
+                "with the same feature"
+            )
+        if not any(select_on.boxes):
+            raise AvpipeError(f"{select_on.folder} has no clip with a usable box to select epochs by; name others")
 
     def __bool__(self) -> bool:
         return self.select_on is not None or len(self.held_back) > 0
@@ -100,8 +122,11 @@ class Validation:
         from train.evaluation.clips_to_score import clips_of_shards
         from train.evaluation.predict import network_maps
 
-        clips = clips_of_shards(self.select_on)
+        clips, lost = clips_of_shards(self.select_on), {}
         maps = network_maps(
-            self.network, self.select_on, clips, self.samples.feature, self.samples.image_px, self.workers
+            self.network, self.select_on, clips, self.samples.feature, self.samples.image_px, self.workers, lost
         )
-        return evaluate.evaluate(clips, maps, [evaluate.DEFAULT])[0].summary()["ciou"]
+        (score,) = evaluate.evaluate(clips, maps, [evaluate.DEFAULT])
+        for _, error in sorted(lost.items()):
+            self.on_damage(error)
+        return score.without(lost).summary()["ciou"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import AvpipeError
+from train.saved import read_saved
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,21 +49,16 @@ def load_published(published: Published, weights: str | Path | None) -> dict[str
     if file.is_dir():
         file = file / published.file_name
     try:
-        if weights:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        else:
-            state = torch.hub.load_state_dict_from_url(
-                published.url, map_location="cpu", check_hash=True, weights_only=True
-            )
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, HTTPException) as error:
+        if weights or cached.exists():
+            return read_saved(file)
+        return torch.hub.load_state_dict_from_url(published.url, map_location="cpu", check_hash=True, weights_only=True)
+    except (AvpipeError, OSError, EOFError, RuntimeError, pickle.UnpicklingError, HTTPException) as error:
+        reason = str(error) if isinstance(error, AvpipeError) else type(error).__name__
         raise AvpipeError(
-            f"{published.what} are missing: {file} could not be read or fetched ({type(error).__name__}); download "
+            f"{published.what} are missing: {file} could not be read or fetched ({reason}); download "
             f"{published.url}, and put it at {cached} or name it (or its folder) with --weights; a training "
             "can do without: --init random"
         ) from error
-    if not isinstance(state, dict):
-        raise foreign(published, file)
-    return state
 
 
 def foreign(published: Published, file: str | Path | None) -> AvpipeError:

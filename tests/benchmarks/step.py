@@ -36,10 +36,10 @@ from train.data.inputs import Inputs
 from train.data.loader import BatchPlan, batches
 from train.data.shards import Shards, open_shards
 from train.data.training_samples import TrainingSamples
-from train.fit import OPTIMIZERS, Training
 from train.methods import METHODS
 from train.ranks import start_fabric
 from train.recipes import Recipe, get_recipe
+from train.training import OPTIMIZERS, Training
 
 GPU = torch.cuda.is_available()
 CHOSEN = ("lvs", "ez-vsl", "marginnce", "ssl-tie", "sspl")

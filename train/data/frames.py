@@ -11,8 +11,9 @@ from torch import Tensor
 from train.data import pixels
 from train.data.memory import BATCHES
 
-# Of a frame in the shards; a damaged header could ask for gigabytes.
-MOST_PIXELS = 1 << 25
+# Of a frame in the shards, whose short side has 256: a hostile or damaged header could ask for gigabytes, and a long
+# strip would be one once its short side is enlarged. 3840 x 2160 fits.
+MOST_PIXELS, MOST_ASPECT = 1 << 23, 64
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -24,10 +25,10 @@ def decode_frame(data: bytes | memoryview) -> np.ndarray:
     """
     try:
         height, width = simplejpeg.decode_jpeg_header(data)[:2]
-        if height * width > MOST_PIXELS:
-            raise OSError(f"{width}x{height} pixels")
+        if height * width > MOST_PIXELS or max(height, width) > MOST_ASPECT * min(height, width):
+            raise OSError(f"{width}x{height} pixels, more than the {MOST_PIXELS:,} of a frame, or too long a strip")
         return simplejpeg.decode_jpeg(data)
-    except ValueError as error:
+    except (MemoryError, RuntimeError, ValueError) as error:
         raise OSError(str(error)) from None
 
 

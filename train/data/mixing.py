@@ -64,6 +64,16 @@ def schedule(curriculum: str, epoch: int, epochs: int) -> tuple[float, float]:
     return PAPER_WEIGHT * epoch / (epochs - 1), 1.0
 
 
+def check_mixing(shards: Shards, numbers: np.ndarray, name: str) -> None:
+    """Raise AvpipeError where the sounds of these samples cannot be mixed: known before the first epoch, not after."""
+    if len(numbers) < 2:
+        raise AvpipeError("audio mixing needs at least two clips; use --set mixing=none")
+    if missing := sorted({AUDIO, META} - set(shards.offset)):
+        raise AvpipeError(f"{shards.folder} holds no {missing[0]}, which audio mixing needs; use --set mixing=none")
+    if name not in SPECS:
+        raise AvpipeError(f"this avpipe cannot make {name} of mixed sounds; use --set mixing=none")
+
+
 def read_window(shards: Shards, number: int, name: str) -> np.ndarray:
     """(samples,) int16: the sound that a sample's feature was made of, out of its audio.flac."""
     record, spec = shards.metadata["extract"], SPECS[name]
@@ -71,10 +81,10 @@ def read_window(shards: Shards, number: int, name: str) -> np.ndarray:
     try:
         pcm_i16, meta = decode_flac(shards.read(number, AUDIO)), json.loads(shards.read(number, META))
         sound_i16, start_s, centre_s = kept_sound(pcm_i16, meta, settings)
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        centre = round((centre_s - start_s) * settings.sample_rate_hz)
+        return window_around(sound_i16, spec.samples, centre)[0]
+    except (ArithmeticError, KeyError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         raise shards.damaged(number, AUDIO, error) from None
-    centre = round((centre_s - start_s) * settings.sample_rate_hz)
-    return window_around(sound_i16, spec.samples, centre)[0]
 
 
 def neighbour_table(
@@ -85,8 +95,6 @@ def neighbour_table(
     "paper" looks among all of `numbers`, "released" among 4,000 that are drawn anew each time, as published. Every rank
     embeds and compares its share of the samples and returns the whole table.
     """
-    if len(numbers) < 2:
-        raise AvpipeError("audio mixing needs at least two clips; use --set mixing=none")
     mine = _shares(numbers, fabric.world_size)[fabric.global_rank]
     vectors_BC = _audio_vectors(fabric, network, shards, mine, feature)
     candidates, known_MC = numbers, _of_all_ranks(fabric, vectors_BC)[: len(numbers)]

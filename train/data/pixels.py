@@ -5,14 +5,13 @@ square view; K taps of a filter.
 """
 
 import numpy as np
-from numba import njit
+
+from train.data.compiled import compiled
 
 # Pillow rounds its weights to so many bits behind the point, and rounds to bytes after each of the two passes.
 BITS = 22
 _HALF, _BITS, _LOWEST, _HIGHEST = np.int32(1 << (BITS - 1)), np.int32(BITS), np.int32(0), np.int32(255)
 _ONE, _TWO, _THREE = np.uint64(1), np.uint64(2), np.uint64(3)
-# The compiled code is kept on the disk: compiling takes seconds.
-_compiled = njit(nogil=True, cache=True, error_model="numpy")
 
 
 def resized_crop(
@@ -64,7 +63,7 @@ def look_up(image_N3: np.ndarray, table_3V: np.ndarray, out_N3: np.ndarray) -> N
     _look_up(image_N3, table_3V, out_N3)
 
 
-@_compiled
+@compiled
 def taps(size, part, new, cubic, kept):
     """(first source pixel of each new one, weights of it and those behind it int32 (K, …)) as Pillow has them.
 
@@ -93,7 +92,7 @@ def taps(size, part, new, cubic, kept):
     return first, weights
 
 
-@_compiled
+@compiled
 def _cubic(x):
     a = -0.5
     if x < 1:
@@ -101,7 +100,7 @@ def _cubic(x):
     return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0.0
 
 
-@_compiled
+@compiled
 def _resize(frame, first_row, row_weights, first_column, column_weights, mirrored, out):
     """Rows of interleaved RGB. The loops that count run over neighbours in memory: then they become vector code."""
     side, length = len(first_column), out.shape[1]
@@ -134,25 +133,25 @@ def _resize(frame, first_row, row_weights, first_column, column_weights, mirrore
         _to_bytes(sums, out[y])
 
 
-@_compiled
+@compiled
 def _add_products(sums, weights, pixels):
     for i in range(len(sums)):
         sums[i] += weights[i] * np.int32(pixels[i])
 
 
-@_compiled
+@compiled
 def _add_multiple(sums, weight, pixels):
     for i in range(len(sums)):
         sums[i] += weight * np.int32(pixels[i])
 
 
-@_compiled
+@compiled
 def _to_bytes(sums, out):
     for i in range(len(sums)):
         out[i] = np.uint8(min(max(sums[i] >> _BITS, _LOWEST), _HIGHEST))
 
 
-@_compiled
+@compiled
 def _mirror(line, out):
     width = np.uint64(len(line) // 3)
     for x in range(width):  # unsigned, so that no index can count from the end: four times as fast
@@ -162,13 +161,13 @@ def _mirror(line, out):
         out[there + _TWO] = line[here + _TWO]
 
 
-@_compiled
+@compiled
 def _mirror_rows(rows, start, out):
     for y in range(len(out)):
         _mirror(rows[y, start : start + out.shape[1]], out[y])
 
 
-@_compiled
+@compiled
 def _look_up(image, table, out):
     for i in range(len(image)):
         for channel in range(3):

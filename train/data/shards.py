@@ -66,6 +66,8 @@ class Shards:
     """Member to (N,) sizes in bytes."""
     store: "RemoteTars | None" = None
     """Reads what is at an address."""
+    layouts: dict[str, tuple[tuple[int, ...], np.dtype]] = field(default_factory=dict, repr=False)
+    """Shape and type of features that are not avpipe's, by their names, as `train.data.loader` finds them."""
     _maps: dict[int, memoryview] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:

@@ -1,12 +1,15 @@
 """Scores: maps of a model or a baseline against the boxes, per clip and protocol, beside floor and ceiling."""
 
-from collections.abc import Callable, Iterator
+import os
+import signal
+import threading
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, repeat
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +84,15 @@ class Score:
             **({"slavc": self._detection()} if negatives and PROTOCOLS[self.protocol].values == "cosine" else {}),
         }
 
+    def without(self, places: Collection[int]) -> "Score":
+        """The score without the clips at these places. Raises AvpipeError where none with a box is left."""
+        if not places:
+            return self
+        rows = [row for place, row in enumerate(self.rows) if place not in places]
+        if not any(row["box_area"] > 0 and not row["negative"] for row in rows):
+            raise AvpipeError(f"{len(places)} clips cannot be read, and no other has a usable box; run `avpipe verify`")
+        return Score(protocol=self.protocol, rows=rows)
+
     def scored(self) -> list[dict]:
         """Rows that enter the means: those with a box, or all where the protocol calls a clip without one a miss.
 
@@ -140,8 +152,28 @@ def _spread(parts: int) -> Iterator[Callable]:
     if processes < 2:
         yield map
         return
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:  # a fork would copy the threads' locks
+    context = get_context("spawn")  # a fork would copy the threads' locks
+    with ProcessPoolExecutor(processes, context, initializer=_end_with_parent) as pool:
+        with _ctrl_c_held_back():  # the processes inherit it: to end them is up to this one
+            for _ in range(processes):
+                pool.submit(os.getpid)  # starts one, as none is idle yet
         yield pool.map
+
+
+def _end_with_parent() -> None:
+    """In a worker: a parent that is killed cannot end it, and without one it would wait for work for ever."""
+    parent = parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+@contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Within the block SIGINT waits; it comes when the block ends."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _score_part(
@@ -213,15 +245,7 @@ def write_per_clip(scores: list[Score], path: Path) -> None:
     """Write the rows of all protocols as one Parquet table, from which every summary can be computed again."""
     rows = [row for score in scores for row in score.rows]
     with published(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, PER_CLIP), temporary)
-
-
-def read_per_clip(path: Path) -> list[Score]:
-    """The scores that `write_per_clip` wrote, in the order of their protocols in the table."""
-    rows_of: dict[str, list[dict]] = {}
-    for row in pq.read_table(path).to_pylist():
-        rows_of.setdefault(row["protocol"], []).append(row)
-    return [Score(protocol=name, rows=rows) for name, rows in rows_of.items()]
+        pq.write_table(pa.Table.from_pylist(rows, PER_CLIP), temporary, write_page_checksum=True)
 
 
 def choose_protocols(text: str) -> list[str]:

@@ -7,23 +7,33 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from pipeline.errors import AvpipeError
+from pipeline.features import SPECS
 from train.data.frames import TEST_VIEWS, normalise
 from train.data.loader import read_feature, read_frame, stacked
-from train.data.shards import Shards
+from train.data.shards import DamagedError, Shards
 from train.evaluation.clips_to_score import ScoredClips
 from train.evaluation.listening import silence
+from train.text import one_line
 
 BATCH = 32
 
 
 def network_maps(
-    network: nn.Module, shards: Shards, clips: ScoredClips, feature: str, px: int, workers: int
+    network: nn.Module,
+    shards: Shards,
+    clips: ScoredClips,
+    feature: str,
+    px: int,
+    workers: int,
+    lost: dict[int, DamagedError] | None = None,
 ) -> Callable[..., Iterator[np.ndarray]]:
     """A function from a kind of frame to the maps (H, W) of all `clips` in their order.
 
     As its second argument it takes (N,) whose sound each clip is given instead of its own, by place among the clips, -1
-    for silence. A map comes from one frame and one sound, in evaluation mode. Raises AvpipeError for a sample that
-    cannot be read: a score over other clips than announced would be no score.
+    for silence. A map comes from one frame and one sound, in evaluation mode. A clip whose frame or sound cannot be
+    read is put into `lost`, by its place, and has a map that means nothing: it must not be scored. Raises DamagedError
+    for it without `lost`.
     """
     fabric = Fabric(accelerator="auto", devices=1)
     network = network.to(fabric.device, memory_format=torch.channels_last)
@@ -33,6 +43,15 @@ def network_maps(
         sounds = clips.sounds if given is None else np.where(given < 0, -1, clips.numbers[given])
 
         def read(place: int) -> tuple[np.ndarray, np.ndarray]:
+            try:
+                return read_clip(place)
+            except DamagedError as error:
+                if lost is None or feature not in SPECS:
+                    raise
+                lost[place] = error
+                return np.zeros((px, px, 3), np.uint8), silence(feature)
+
+        def read_clip(place: int) -> tuple[np.ndarray, np.ndarray]:
             view = TEST_VIEWS[frame](read_frame(shards, int(clips.numbers[place])), px)
             sound = int(sounds[place])
             return view, silence(feature) if sound < 0 else read_feature(shards, sound, feature)
@@ -40,6 +59,16 @@ def network_maps(
         places = range(len(clips.numbers))
         for batch in stacked((places[first : first + BATCH] for first in places[::BATCH]), read, workers):
             image_BHW3, spec_B1FT = (fabric.to_device(tensor) for tensor in batch)
-            yield from network.localize(normalise(image_BHW3), spec_B1FT.float()).cpu().numpy()
+            yield from localized(network, normalise(image_BHW3), spec_B1FT.float())
 
     return maps
+
+
+def localized(network: nn.Module, image_B3HW: torch.Tensor, spec_B1FT: torch.Tensor) -> np.ndarray:
+    """maps_BHW, float32. Raises AvpipeError where the network, whose settings a checkpoint states, cannot make them."""
+    try:
+        return network.localize(image_B3HW, spec_B1FT).float().cpu().numpy()
+    except RuntimeError as error:
+        reason = one_line(str(error).strip().partition("\n")[0])
+        sizes = f"frames of {image_B3HW.shape[-1]} pixels and sounds {tuple(spec_B1FT.shape[1:])}"
+        raise AvpipeError(f"the network makes no maps of {sizes} ({reason}); is it the right checkpoint?") from None

@@ -1,6 +1,7 @@
 """One evaluation from the command line to its files: who predicts, on which clips, and what is written and printed."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,14 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import AvpipeError
-from pipeline.layout import Root, check_split_name, published
-from pipeline.parts import default_workers
+from pipeline.layout import Root, check_split_name, published, remove_leftovers
+from pipeline.parts import default_workers, stage_lock
 from train import leaks
-from train.data.shards import Shards
+from train.data.shards import DamagedError, Shards
 from train.evaluation import evaluate as ev
 from train.evaluation import intervals, metrics
 from train.evaluation.clips_to_score import ScoredClips, clips_of_manifest, clips_of_shards, only, open_split, read_only
 from train.evaluation.listening import sounds_of_other_classes
+from train.text import one_line
 
 Maps = Callable[..., Iterator[np.ndarray]]
 
@@ -79,6 +81,19 @@ class _Predictor:
     objects: Maps | None = None
     facts: dict = field(default_factory=dict)
     """What is known of the checkpoint: `checkpoint`, `trained_on`."""
+    lost: dict[int, DamagedError] = field(default_factory=dict)
+    """What the maps could not read, by the place among the clips."""
+
+
+class UnsavedError(AvpipeError):
+    """Scores that could not be written."""
+
+    def __init__(self, result: dict, folder: Path, error: OSError):
+        super().__init__(
+            f"{folder} cannot be written ({error.strerror or error}), so the scores above are kept nowhere else; make "
+            "room, and run the same command again to keep them"
+        )
+        self.result = result
 
 
 def run_eval(root: Root, request: Request) -> dict:
@@ -86,17 +101,32 @@ def run_eval(root: Root, request: Request) -> dict:
 
     Returns what metrics.json holds: the first protocol's figures at the top, all protocols' under `protocols`; for a
     network the same clips with other sounds under `wrong_audio` and `silence`, what it was trained on and what of that
-    is scored under `trained_on`. The baseline `centre` needs the manifest alone. Raises AvpipeError for a wrong
-    combination, missing input, and a leak that is forbidden.
+    is scored under `trained_on`. A clip that cannot be read is left out, and said; `clips_damaged` counts them. The
+    baseline `centre` needs the manifest alone. Raises AvpipeError for a wrong combination, missing input, and a leak
+    that is forbidden, UnsavedError, which has the result, where it cannot be written.
     """
     request.check()
     names = ev.choose_protocols(request.protocol)
     who = _centre(root, request) if request.baseline == "centre" else _network(root, request)
-    kept: dict[str, list[np.ndarray]] = {}
-    scores = ev.evaluate(who.clips, _keeping(who.maps, kept), names, who.objects)
-    summaries = [score.summary() for score in scores]
     folder = who.run / "eval" / request.folder_name()
-    result = {
+    with stage_lock(folder, "an evaluation"):
+        remove_leftovers(folder)
+        kept: dict[str, list[np.ndarray]] = {}
+        scores = ev.evaluate(who.clips, _keeping(who.maps, kept), names, who.objects)
+        scores = [score.without(who.lost) for score in scores]
+        for _, error in sorted(who.lost.items()):
+            print(f"avpipe: left out: {error}", file=sys.stderr)
+        result = _result(request, who, scores, folder)
+        _write(result, scores, folder)
+        if who.shards:
+            _write_sheet(who, scores[0], kept, f"{who.name} on {request.split}", folder / "sheet.png")
+    return result
+
+
+def _result(request: Request, who: _Predictor, scores: list[ev.Score], folder: Path) -> dict:
+    """What metrics.json holds."""
+    damaged, summaries = len(who.lost), [score.summary() for score in scores]
+    return {
         "split": request.split,
         "only": request.only_name(),
         "object_guided": request.object_guided,
@@ -105,22 +135,35 @@ def run_eval(root: Root, request: Request) -> dict:
         "clips_listed": who.clips.listed,
         "negatives_listed": who.clips.negatives_listed,
         "listed_sha256": who.clips.listed_sha256,
+        **({"clips_damaged": damaged} if damaged else {}),
         **summaries[0],
         **(_listening(who, scores[0]) if who.shards and request.baseline != "object" else {}),
         "protocols": {summary["protocol"]: summary for summary in summaries},
         "per_clip": str(folder / "per_clip.parquet"),
         "sheet": str(folder / "sheet.png") if who.shards else None,
     }
-    ev.write_per_clip(scores, folder / "per_clip.parquet")
-    if who.shards:
-        from train.reports.sheet import write_sheet
 
-        title = f"{who.name} on {request.split}: cIoU@0.5 {result['ciou']:.3f} ({scores[0].protocol}), best to worst"
-        frame = ev.PROTOCOLS[scores[0].protocol].frame
-        write_sheet(scores[0], kept[frame], who.clips, who.shards, title, folder / "sheet.png")
-    with published(folder / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
-    return result
+
+def _write(result: dict, scores: list[ev.Score], folder: Path) -> None:
+    """Both files, or on a full disk neither: those of before stay beside each other."""
+    try:
+        with published(folder / "metrics.json") as metrics_file:
+            metrics_file.write_text(json.dumps(result, indent=1) + "\n")
+            ev.write_per_clip(scores, folder / "per_clip.parquet")
+    except OSError as error:
+        raise UnsavedError(result, folder, error) from error
+
+
+def _write_sheet(who: _Predictor, score: ev.Score, kept: dict, title: str, path: Path) -> None:
+    """The contact sheet: an extra, whose failure costs no score."""
+    from train.reports.sheet import write_sheet
+
+    path.unlink(missing_ok=True)  # of another evaluation
+    title += f": cIoU@0.5 {score.summary()['ciou']:.3f} ({score.protocol}), best to worst"
+    try:
+        write_sheet(score, kept[ev.PROTOCOLS[score.protocol].frame], who.clips, who.shards, title, path)
+    except (AvpipeError, OSError, RuntimeError, ValueError) as error:
+        print(f"avpipe: there is no {path} ({one_line(error)}); the scores are written", file=sys.stderr)
 
 
 def _chosen(root: Root, request: Request, clips: ScoredClips) -> ScoredClips:
@@ -144,18 +187,21 @@ def _network(root: Root, request: Request) -> _Predictor:
     weights = request.weights if request.baseline == "object" else None
     model = choose_model(root, shards, request.checkpoint, request.baseline, request.format_name, weights)
     workers = default_workers() - 1 if request.workers is None else request.workers
-    maps = network_maps(model.network, shards, clips, model.feature, model.image_px, workers)
+    lost: dict[int, DamagedError] = {}
+    maps = network_maps(model.network, shards, clips, model.feature, model.image_px, workers, lost)
     objects, name = None, model.run.name
     if request.object_guided:
         sees = object_model(root, shards.metadata["extract"]["features"], request.weights)
-        objects = network_maps(sees.network, shards, clips, sees.feature, sees.image_px, workers)
+        objects = network_maps(sees.network, shards, clips, sees.feature, sees.image_px, workers, lost)
         name += " + object-guided"
     facts = {"checkpoint": model.checkpoint} if model.checkpoint else {}
     if model.trained_on:
         found = leaks.leak(model.trained_on.clip_ids, clips.clip_ids)
         leaks.warn_or_refuse(name, {clips.split: found} if any(found.values()) else {}, request.forbid_leak)
         facts["trained_on"] = model.trained_on.record() | {"leak": found}
-    return _Predictor(name=name, run=model.run, clips=clips, maps=maps, shards=shards, objects=objects, facts=facts)
+    return _Predictor(
+        name=name, run=model.run, clips=clips, maps=maps, shards=shards, objects=objects, facts=facts, lost=lost
+    )
 
 
 def _listening(who: _Predictor, own: ev.Score) -> dict:
@@ -170,6 +216,7 @@ def _listening(who: _Predictor, own: ev.Score) -> dict:
         (score,) = ev.evaluate(
             who.clips, lambda frame, sounds=sounds: who.maps(frame, sounds), [own.protocol], who.objects
         )
+        score = score.without(who.lost)
         fall = intervals.compare(own.scored(), score.scored())
         peaks = [row["peak_inside"] for row in score.scored() if row["box_area"] > 0]
         found[name] = {

@@ -4,9 +4,12 @@ Shapes: N queries, M items to find, C channels, K places of a ranking, B queries
 """
 
 import json
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from math import comb
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,12 +17,13 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from pipeline.errors import AvpipeError
-from pipeline.layout import Root, check_split_name, published
-from pipeline.parts import default_workers
+from pipeline.layout import Root, check_split_name, published, remove_leftovers
+from pipeline.parts import default_workers, stage_lock
 from pipeline.progress import ProgressLine
 from train.data.frames import TEST_VIEWS, normalise
 from train.data.loader import read_feature, read_frame, stacked
-from train.data.shards import Shards, open_shards
+from train.data.shards import DamagedError, Shards, open_shards
+from train.evaluation.results import UnsavedError
 from train.leaks import leak
 from train.models import Model, choose_model
 
@@ -131,18 +135,42 @@ def score(audio_NC: np.ndarray, visual_NC: np.ndarray | None, labels: list[str])
     return scores
 
 
-def embeddings(model: Model, shards: Shards, numbers: np.ndarray, workers: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """(audio_NC, visual_NC), float32 of unit length, of the samples with these numbers; None of a method that is blind.
+@dataclass(frozen=True, kw_only=True)
+class Embeddings:
+    """Vectors of samples that could be read, float32 of unit length."""
 
-    Frames are centre crops. SSPL's picture vectors depend on the clip's own sound, by its PCM. Raises AvpipeError for a
-    sample that cannot be read.
+    numbers: np.ndarray
+    """(N,) which samples."""
+    audio: np.ndarray
+    """(N, C)."""
+    visual: np.ndarray | None
+    """(N, C); None of a method that sees nothing."""
+
+
+def embeddings(model: Model, shards: Shards, numbers: np.ndarray, workers: int) -> Embeddings:
+    """Of the samples with these numbers, in their order; those that cannot be read are left out, and said.
+
+    Frames are centre crops. SSPL's picture vectors depend on the clip's own sound, by its PCM. Raises AvpipeError where
+    no sample can be read.
     """
-    batches = list(_batches(model, shards, numbers, workers))
-    audio_NC = np.concatenate([audio_BC for *_, audio_BC in batches])
-    return audio_NC, np.concatenate([some[0] for some in batches]) if len(batches[0]) == 2 else None
+    readable = np.ones(len(shards), bool)
+
+    def leave_out(error: DamagedError) -> None:
+        print(f"avpipe: left out: {error}", file=sys.stderr)
+        readable[number_of[error.clip_id]] = False
+
+    number_of = {shards.clip_ids[number]: number for number in numbers}
+    batches = list(_batches(model, shards, numbers, workers, leave_out))
+    return Embeddings(
+        numbers=numbers[readable[numbers]],
+        audio=np.concatenate([audio_BC for *_, audio_BC in batches]),
+        visual=np.concatenate([some[0] for some in batches]) if len(batches[0]) == 2 else None,
+    )
 
 
-def _batches(model: Model, shards: Shards, numbers: np.ndarray, workers: int) -> Iterator[tuple[np.ndarray, ...]]:
+def _batches(
+    model: Model, shards: Shards, numbers: np.ndarray, workers: int, on_damage: Callable[[DamagedError], None]
+) -> Iterator[tuple[np.ndarray, ...]]:
     """(visual_BC, audio_BC) of each batch, or (audio_BC,)."""
     fabric = Fabric(accelerator="auto", devices=1)
     network: nn.Module = model.network.to(fabric.device, memory_format=torch.channels_last)
@@ -154,7 +182,7 @@ def _batches(model: Model, shards: Shards, numbers: np.ndarray, workers: int) ->
 
     parts = np.split(numbers, range(BATCH, len(numbers), BATCH))
     with ProgressLine("embed", len(numbers)) as line:
-        for batch in stacked(parts, read, workers):
+        for batch in stacked(parts, read, workers, on_damage):
             *image_BHW3, spec_B1FT = (fabric.to_device(tensor) for tensor in batch)
             spec_B1FT = spec_B1FT.float()
             if seeing:
@@ -176,8 +204,9 @@ def run_retrieval(
     """Score a model on a split and write `<run>/retrieval/<split>/`: metrics.json and embeddings.npz.
 
     The choice of the model is `choose_model`'s. embeddings.npz holds clip_ids and labels (N,), audio and, of methods
-    that see, visual (N, C), in the order of the ids. Clips without a label are left out and counted. Returns what
-    metrics.json holds. Raises AvpipeError for a wrong combination or missing input.
+    that see, visual (N, C), in the order of the ids. Clips without a label are left out and counted, as are those that
+    cannot be read (`clips_damaged`). Returns what metrics.json holds. Raises AvpipeError for a wrong combination or
+    missing input, UnsavedError, which has the result, where it cannot be written.
     """
     if checkpoint is not None and baseline is not None:
         raise AvpipeError("give either --checkpoint RUN or --baseline random-init")
@@ -188,32 +217,50 @@ def run_retrieval(
     shards = open_shards(root.shards / check_split_name(split))
     model = choose_model(root, shards, checkpoint, baseline, format_name)
     numbers = np.array([n for n in np.argsort(np.array(shards.clip_ids)) if shards.labels[n] is not None], int)
-    labels = [shards.labels[n] for n in numbers]
-    if not labels:
+    if not len(numbers):
         raise AvpipeError(f"no clip of {split} here has a label; retrieval is scored by labels")
     loaders = default_workers() - 1 if workers is None else workers
-    audio_NC, visual_NC = embeddings(model, shards, numbers, loaders)
     folder = model.run / "retrieval" / split
-    result = {
+    with stage_lock(folder, "a retrieval"):
+        remove_leftovers(folder)
+        found = embeddings(model, shards, numbers, loaders)
+        result = _result(model, shards, found, split, folder)
+        try:
+            _write(result, shards, found, folder)
+        except OSError as error:
+            raise UnsavedError(result, folder, error) from error
+    return result
+
+
+def _result(model: Model, shards: Shards, found: Embeddings, split: str, folder: Path) -> dict:
+    """What metrics.json holds."""
+    labels = [shards.labels[n] for n in found.numbers]
+    with_label = sum(label is not None for label in shards.labels)
+    return {
         "split": split,
         "model": model.run.name,
         **({"checkpoint": model.checkpoint} if model.checkpoint else {}),
         "clips_listed": shards.metadata["listed"],
         "listed_sha256": shards.metadata["listed_sha256"],
         "clips_scored": len(labels),
-        "clips_without_label": len(shards) - len(labels),
+        "clips_without_label": len(shards) - with_label,
+        **({"clips_damaged": with_label - len(labels)} if len(labels) < with_label else {}),
         "categories": len(set(labels)),
-        **_training(model, shards, numbers),
+        **_training(model, shards, found.numbers),
         "frame": FRAME,
-        **score(audio_NC, visual_NC, labels),
+        **score(found.audio, found.visual, labels),
         "embeddings": str(folder / "embeddings.npz"),
     }
-    arrays = {"audio": audio_NC} | ({} if visual_NC is None else {"visual": visual_NC})
-    with published(folder / "embeddings.npz") as temporary, open(temporary, "wb") as file:
-        np.savez(file, clip_ids=np.array([shards.clip_ids[n] for n in numbers]), labels=np.array(labels), **arrays)
+
+
+def _write(result: dict, shards: Shards, found: Embeddings, folder: Path) -> None:
+    """The scores first: they are small."""
     with published(folder / "metrics.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
-    return result
+    arrays = {"audio": found.audio} | ({} if found.visual is None else {"visual": found.visual})
+    ids, labels = (np.array([some[n] for n in found.numbers]) for some in (shards.clip_ids, shards.labels))
+    with published(folder / "embeddings.npz") as temporary, open(temporary, "wb") as file:
+        np.savez(file, clip_ids=ids, labels=labels, **arrays)
 
 
 def _training(model: Model, shards: Shards, numbers: np.ndarray) -> dict:

@@ -18,7 +18,7 @@ from PIL import Image
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root
 from pipeline.manifest import CORNERS
-from pipeline.samples import AUDIO
+from pipeline.samples import AUDIO, MOST_SAMPLES
 from train.data.loader import read_frame
 from train.data.shards import Shards
 from train.evaluation import metrics, ogl
@@ -223,8 +223,11 @@ def sound_uri(shards: Shards, number: int) -> str | None:
     if AUDIO not in shards.offset:
         return None
     try:
-        pcm_N, rate_hz = sf.read(io.BytesIO(shards.read(number, AUDIO)), dtype="int16", always_2d=True)
-    except sf.SoundFileError as error:
+        with sf.SoundFile(io.BytesIO(shards.read(number, AUDIO))) as file:
+            if not 0 < file.frames * file.channels <= MOST_SAMPLES:
+                raise ValueError(f"{file.frames:,} samples of {file.channels} channels")
+            pcm_N, rate_hz = file.read(dtype="int16", always_2d=True), file.samplerate
+    except (MemoryError, RuntimeError, ValueError) as error:
         raise shards.damaged(number, AUDIO, error) from None
     codec = next(name for name in ENCODERS if name in av.codecs_available)
     form, mime = ENCODERS[codec]

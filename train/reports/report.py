@@ -4,11 +4,9 @@ The page asks for nothing from anywhere: style, script, pictures and sounds are 
 """
 
 import base64
-import csv
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -25,6 +23,7 @@ from train.logs import LOG, VALIDATION
 from train.reports import charts, tables
 from train.reports.gallery import Gallery, Shown, gallery
 from train.reports.runs import Evaluated, common_protocol, distinct, read_run
+from train.reports.stored import read_log
 
 CLIPS = 12
 
@@ -158,29 +157,15 @@ def _notes(runs: list[Evaluated], others: list[str]) -> str:
 def _training(runs: list[Evaluated]) -> str:
     parts = []
     for number, run in enumerate(runs):
-        rows = list(_log(run.folder / LOG, ("step", "epoch", "loss")))
+        rows = list(read_log(run.folder / LOG, ("step", "epoch", "loss")))
         if len(rows) < 2:
             parts.append(f"<p>{tables.run_name(number, run.name)}: no training log.</p>")
             continue
         steps, epochs, losses = np.array(rows).T
-        measured = list(_log(run.folder / VALIDATION, ("step", "value")))
+        measured = list(read_log(run.folder / VALIDATION, ("step", "value")))
         svg = charts.training(steps.astype(int), losses, epochs, number, measured)
         parts.append(f"<figure><figcaption>{tables.run_name(number, run.name)}</figcaption>{svg}</figure>")
     return f'<div class="charts">{"".join(parts)}</div>'
-
-
-def _log(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[float, ...]]:
-    """The columns of each whole row; a run that was killed may have left half a one."""
-    if not path.exists():
-        return
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        for row in csv.DictReader(file):
-            try:
-                values = tuple(float(row[name]) for name in columns)
-            except (KeyError, TypeError, ValueError):
-                continue
-            if np.isfinite(values).all():
-                yield values
 
 
 def _thresholds(names: list[str], scores: list[Score]) -> str:

@@ -4,8 +4,6 @@ A figure of ours is read from the files of the run that bears the row's name, an
 to the end by exactly the row's recipe on the row's split. Nothing else is ever filled in.
 """
 
-import csv
-import json
 import os
 import statistics
 import sys
@@ -17,6 +15,7 @@ from pipeline.catalogue import load_catalogue
 from pipeline.errors import AvpipeError
 from pipeline.index import INDEX
 from pipeline.layout import Root
+from pipeline.parts import stage_lock
 from train.checkpoint import BEST, LAST, load_checkpoint, recipe_of
 from train.data.loader import BatchPlan
 from train.data.shards import Shards, open_shards
@@ -26,6 +25,7 @@ from train.fit import fit
 from train.logs import LOG
 from train.recipes import Recipe
 from train.reports.reproduce_rows import Row, Runnable, Selected, distinct, evaluations, scored_on
+from train.reports.stored import read_log, read_metrics, read_search
 from train.signals import StoppedError
 from train.validation import training_part
 
@@ -152,8 +152,10 @@ def _compared(bench: Bench, row: Row, what: Runnable | str) -> dict:
     metrics = _metrics(bench.root, what, training)
     if isinstance(metrics, str):
         return record | {"status": metrics}
-    figures = metrics["protocols"][what.protocol] if what.protocol else metrics[row.eval_split]
-    ours = figures["ciou" if row.metric == "ciou@0.5" else row.metric]
+    figures = metrics["protocols"][what.protocol] if what.protocol else metrics.get(row.eval_split, {})
+    ours = figures.get("ciou" if row.metric == "ciou@0.5" else row.metric)
+    if not isinstance(ours, float):
+        return record | {"status": f"not scored by {row.metric}"}
     return record | {
         "status": "run",
         "ours": ours,
@@ -178,10 +180,10 @@ def _metrics(root: Root, what: Runnable, training: Training) -> dict | str:
     if not path.exists():
         return "not scored" if what.recipe else "not run"
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        seen = metrics.get("trained_on", {})
-    except (ValueError, AttributeError):
-        return f"{path} is damaged; remove it"
+        metrics = read_metrics(path) if what.protocol else read_search(path)
+    except AvpipeError as error:
+        return f"{error}; remove it"
+    seen = metrics.get("trained_on", {})
     of_training = {"split": what.train_split, "step": training.step, "samples": training.samples}
     if what.recipe and any(seen.get(name) != value for name, value in of_training.items()):
         return "scored before the training ended"
@@ -258,8 +260,7 @@ def _rates(root: Root) -> Iterator[tuple[tuple, float]]:
         except (AvpipeError, KeyError, TypeError):
             continue
         if finished and (path.parent / LOG).exists():
-            with open(path.parent / LOG, newline="") as file:
-                rates = [float(row["clips_per_s"]) for row in csv.DictReader(file)]
+            rates = [rate for _, rate in read_log(path.parent / LOG, ("step", "clips_per_s"))]
             if rates:
                 yield _speed(state["recipe"]), statistics.median(rates)
 
@@ -280,6 +281,11 @@ def run(bench: Bench, selected: Selected, weights: Path | None, workers: int) ->
             "reproduce --run is one process; under torchrun use `train … --name RUN`, RUN as --plan names it, "
             "then repeat this without torchrun"
         )
+    with stage_lock(bench.root.runs, "a reproduction"):
+        return _run_all(bench, selected, weights, workers)
+
+
+def _run_all(bench: Bench, selected: Selected, weights: Path | None, workers: int) -> list[dict]:
     names = dict.fromkeys(what.run for _, what in selected if isinstance(what, Runnable))
     outcomes = []
     for number, name in enumerate(names, 1):

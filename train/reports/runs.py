@@ -1,13 +1,14 @@
 """Which evaluations a report is about: found by name, read whole, and fit to stand beside each other."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root, check_split_name
-from train.evaluation.evaluate import Score, read_per_clip
+from train.evaluation.evaluate import Score
 from train.models import find_run
+from train.reports.stored import read_metrics, read_scores
+from train.text import one_line
 
 METRICS, PER_CLIP = "metrics.json", "per_clip.parquet"
 
@@ -40,13 +41,10 @@ def read_run(root: Root, text: str, split: str | None) -> Evaluated:
     else:
         folder = _evaluation(path, split)
     try:
-        result = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-        scores = {score.protocol: score for score in read_per_clip(folder / PER_CLIP)}
-        if lacking := {"model", "split", "listed_sha256", "protocol", "protocols"} - result.keys():
-            raise KeyError(", ".join(sorted(lacking)))
+        result, scores = read_metrics(folder / METRICS), read_scores(folder / PER_CLIP)
         if lacking := result["protocols"].keys() - scores.keys():
-            raise KeyError(f"rows of {', '.join(sorted(lacking))}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise AvpipeError(f"{folder / PER_CLIP} has no rows of {one_line(min(lacking))}")
+    except AvpipeError as error:
         again = f"run `avpipe eval --split {folder.name} --checkpoint {path}` again"
         raise AvpipeError(f"{folder} is not a whole evaluation ({error}); {again}") from None
     return Evaluated(name=result["model"], path=path, result=result, scores=scores)

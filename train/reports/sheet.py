@@ -11,6 +11,7 @@ from train.data.shards import Shards
 from train.evaluation.clips_to_score import ScoredClips
 from train.evaluation.evaluate import Score
 from train.evaluation.protocols import PROTOCOLS
+from train.text import one_line
 
 COLUMNS, ROWS = 6, 4
 OPACITY = 0.45
@@ -39,8 +40,9 @@ def write_sheet(
         frame = read_frame(shards, int(clips.numbers[number]))
         protocol = PROTOCOLS[score.protocol]
         _draw(axis, frame, protocol.enlarge(maps[number]), protocol.frame == "crop", clips.boxes[number], plt)
-        axis.set_title(f"{row['label'] or row['clip_id']}\ncIoU {row['ciou']:.2f}", fontsize=9)
-    figure.suptitle(title, fontsize=11)
+        label = one_line(row["label"] or row["clip_id"], 60)
+        axis.set_title(f"{label}\ncIoU {row['ciou']:.2f}", fontsize=9, parse_math=False)
+    figure.suptitle(one_line(title), fontsize=11, parse_math=False)
     with published(path) as temporary:
         figure.savefig(temporary, format="png", dpi=90)
     plt.close(figure)

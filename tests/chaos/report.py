@@ -1,0 +1,178 @@
+"""Reports about runs whose files are damaged or hostile: a sentence that names the file, or a page without any script.
+
+python tests/chaos/report.py --rounds 400 --seed 0
+"""
+
+import argparse
+import collections
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import AvpipeError
+from pipeline.layout import Root
+from train.evaluation.clips_to_score import ScoredClips
+from train.evaluation.evaluate import centre_maps, evaluate, write_per_clip
+from train.logs import LOG, VALIDATION
+from train.reports.report import write_report
+
+HANGS_S = 60
+MARKUP = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+ODD = (None, True, -1, 2**70, 1e308, float("nan"), float("inf"), "", MARKUP, "\x1b[31m$x$\0", [], {}, [[]], {"a": 1})
+
+
+def made(root: Root) -> None:
+    """An evaluation of sixty clips, with logs of its training."""
+    rng, run = np.random.default_rng(0), root.runs / "run"
+    corner = rng.uniform(0, 0.5, (60, 2))
+    clips = ScoredClips(
+        split="made",
+        listed=60,
+        listed_sha256="ab" * 32,
+        clip_ids=[f"{n:020}" for n in range(60)],
+        labels=[f"class {n % 4}" for n in range(60)],
+        boxes=[[{"annotator": "a", "xmin": x, "ymin": y, "xmax": x + 0.4, "ymax": y + 0.3}] for x, y in corner],
+    )
+    scores = evaluate(clips, centre_maps(clips), ["avpipe", "lvs"])
+    summaries = {score.protocol: score.summary() for score in scores}
+    other = {"ciou": 0.3, "drop": 0.1, "interval": [0.0, 0.2], "pointing": 0.5}
+    trained = {"split": "x", "samples": 9, "step": 3, "select_on": None, "leak": {"clips": 0, "videos": 1}}
+    result = {"split": "made", "model": "run", "clips_listed": 60, "listed_sha256": clips.listed_sha256}
+    result |= {**summaries["avpipe"], "protocols": summaries, "wrong_audio": other, "trained_on": trained}
+    folder = run / "eval" / "made"
+    write_per_clip(scores, folder / "per_clip.parquet")
+    (folder / "metrics.json").write_text(json.dumps(result))
+    losses = "".join(f"{n},{1 + n // 10},{5 - n / 9},10,0\n" for n in range(30))
+    (run / LOG).write_text(f"step,epoch,loss,clips_per_s,data_wait\n{losses}")
+    (run / VALIDATION).write_text("step,epoch,measure,value\n10,1,validation_loss,2\n20,2,validation_loss,1\n")
+
+
+def odd_json(path: Path, rng: random.Random) -> None:
+    """A value, however deep, is of another type, or is missing; or the text is none."""
+    content = json.loads(path.read_text())
+    place = content
+    while isinstance(place, dict) and place:
+        key = rng.choice(list(place))
+        if not isinstance(place[key], dict) or rng.random() < 0.3:
+            break
+        place = place[key]
+    if rng.random() < 0.2:
+        del place[key]
+    else:
+        place[rng.choice((key, key, key, MARKUP))] = rng.choice(ODD)
+    whole = json.dumps(content)
+    texts = (whole,) * 6 + (whole[: rng.randrange(len(whole))], "[" * 200_000, "[]", "null", "")
+    path.write_text(rng.choice(texts))
+
+
+def odd_table(path: Path, rng: random.Random) -> None:
+    """A column is of another type, is missing, or has a value that no evaluation gives."""
+    table = pq.read_table(path)
+    place = rng.randrange(table.num_columns)
+    field, column = table.schema[place], table.columns[place].to_pylist()
+    kind = rng.randrange(4)
+    if kind == 0:
+        table = table.remove_column(place)
+    elif kind == 1:
+        odd = (pa.array([str(value) for value in column]), pa.array([[1]] * len(column)), pa.nulls(len(column)))
+        table = table.set_column(place, field.name, rng.choice(odd))
+    elif kind == 2:
+        values = {"string": (MARKUP, "", "\0", None), "double": (float("nan"), 1e308, -1.0, None, float("inf"))}
+        some = values.get(str(field.type), (None,))
+        for _ in range(rng.choice((1, 60, 120))):
+            column[rng.randrange(len(column))] = rng.choice(some)
+        table = table.set_column(place, field.name, pa.array(column, field.type))
+    else:
+        table = rng.choice((table.slice(0, 0), pa.concat_tables([table] * 2), table.slice(0, 60)))
+    pq.write_table(table, path)
+
+
+def odd_log(path: Path, rng: random.Random) -> None:
+    """Cells and lines that no training writes."""
+    lines = path.read_text().splitlines()
+    cells = ("nan", "inf", "1e308", "-5", MARKUP, "", "\0", '"' + "x" * 200_000, "9" * 5000, "1,2,3,4,5,6")
+    for _ in range(rng.choice((1, 3, 20))):
+        row = rng.randrange(len(lines))
+        parts = lines[row].split(",")
+        parts[rng.randrange(len(parts))] = rng.choice(cells)
+        lines[row] = ",".join(parts)
+    path.write_text("\n".join(lines))
+
+
+def broken(path: Path, rng: random.Random) -> None:
+    """Bits are flipped, or the end is gone, or it is no file at all."""
+    data = bytearray(path.read_bytes())
+    for _ in range(rng.choice((1, 5, 50))):
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    kind = rng.random()
+    path.write_bytes(data[: rng.randrange(len(data))] if kind < 0.2 else data)
+    if kind > 0.85:
+        path.unlink()
+        rng.choice((os.mkfifo, os.mkdir))(path)
+
+
+def attack(folder: Path, rounds: int, seed: int) -> tuple[collections.Counter, list[str]]:
+    """(how the files were answered, faults as sentences)."""
+    rng, counts, faults = random.Random(seed), collections.Counter(), []
+    made(Root(folder / "whole"))
+    whole = {path: path.read_bytes() for path in (folder / "whole").rglob("*") if path.is_file()}
+    own = {"metrics.json": odd_json, "per_clip.parquet": odd_table, LOG: odd_log, VALIDATION: odd_log}
+    for number in range(rounds):
+        root = Root(folder / str(number))
+        for path, data in whole.items():
+            there = root.path / path.relative_to(folder / "whole")
+            there.parent.mkdir(parents=True, exist_ok=True)
+            there.write_bytes(data)
+        name = list(own)[number % 4]
+        path = next(root.path.rglob(name))
+        kind = rng.choice((own[name], own[name], broken))
+        kind(path, rng)
+        what, begin = f"{number} {name} {kind.__name__}", time.monotonic()
+        signal.alarm(HANGS_S)
+        try:
+            write_report(root, ["run"], root.path / "report.html", clips=0)
+        except AvpipeError as error:
+            counts[f"{name}: refused"] += 1
+            if name not in str(error) or not str(error).isprintable():
+                faults.append(f"{what}: the sentence does not name the file: {error}")
+        except BaseException as error:
+            where = "".join(traceback.format_tb(error.__traceback__)[-3:])
+            faults.append(f"{what}: {where} {error!r:.300}")
+        else:
+            counts[f"{name}: shown"] += 1
+            if MARKUP in (root.path / "report.html").read_text():
+                faults.append(f"{what}: markup came through")
+        finally:
+            signal.alarm(0)
+        if time.monotonic() - begin > HANGS_S:
+            faults.append(f"{what}: took {time.monotonic() - begin:.0f} s")
+    return counts, faults
+
+
+def run() -> int:
+    """The program."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        counts, faults = attack(Path(folder), given.rounds, given.seed)
+    print(f"{given.rounds} reports: {dict(counts)}; {len(faults)} faults", *faults, sep="\n")
+    return bool(faults)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,101 @@
+"""Files of torch's from anywhere: what is damaged, packed or of wrong types is a sentence; prefixes of wrappers go."""
+
+import io
+import os
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from thin import thin_networks  # noqa: F401
+
+from pipeline.errors import AvpipeError
+from train.checkpoint import LAST, load_checkpoint, network_of
+from train.models import trained_model
+from train.published import flat_state
+from train.saved import SEAL_BYTES, read_saved
+
+sys.path.insert(0, str(Path(__file__).parent / "chaos"))
+import checkpoint as chaos
+
+
+@pytest.fixture
+def whole(tmp_path):
+    return chaos.made(tmp_path)[0]
+
+
+def refused(path, said):
+    with pytest.raises(AvpipeError, match=said):
+        read_saved(path)
+
+
+def test_hostile_checkpoints_are_sentences(tmp_path):
+    counts, faults = chaos.attack(tmp_path, rounds=36, seed=1)
+    assert counts.total() >= 36 and not faults
+
+
+def test_a_flipped_bit_anywhere_is_found(tmp_path, whole):
+    path, rng = tmp_path / LAST, np.random.default_rng(0)
+    for place in rng.integers(4, len(whole) - SEAL_BYTES, 12):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        refused(path, "is damaged: its checksum does not fit its bytes")
+
+
+def test_a_file_without_our_checksum_is_held_against_those_of_its_archive(tmp_path):
+    path = tmp_path / "old.pt"
+    torch.save({"a": torch.arange(1000)}, path)
+    assert read_saved(path)["a"][7] == 7
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    refused(path, r"is damaged: the checksum of its part 'old/data/0' does not fit")
+
+
+def test_three_megabytes_never_become_gigabytes(tmp_path, whole):
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for member in old.infolist():
+            new.writestr(member.filename, bytes(1 << 26) if member.filename.endswith("data/0") else old.read(member))
+    refused(path, r"is compressed: [\d,]+ bytes claim to be [\d,]{10,}, which torch never does; not loaded")
+
+
+def test_what_is_no_regular_file_is_never_opened(tmp_path):
+    os.mkfifo(tmp_path / LAST)
+    refused(tmp_path / LAST, "is no regular file")
+    with pytest.raises(AvpipeError, match="is no regular file"):
+        load_checkpoint(tmp_path)
+
+
+def test_prefixes_of_wrappers_and_scores_as_arrays_are_no_hindrance(tmp_path, whole):
+    state = load_checkpoint(tmp_path / LAST)
+    ours = state["network"]
+    wrapped = {f"_orig_mod.module.{name}": value for name, value in ours.items()}
+    torch.save(state | {"network": wrapped, "scores": np.arange(3.0)}, tmp_path / "wrapped.pt")
+    loaded = network_of(load_checkpoint(tmp_path / "wrapped.pt")).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in ours.items())
+    plain = {"audnet.conv1_a.weight": torch.ones(1), "imgnet.bn1.bias": torch.zeros(1)}
+    lightning = {"state_dict": {f"model.{name}": value for name, value in plain.items()}, "hyper_parameters": {}}
+    assert flat_state(lightning, tmp_path) == plain
+    torch.save(lightning, tmp_path / "lightning.ckpt")
+    with pytest.raises(AvpipeError, match="looks like one of lvs: use --format lvs"):
+        load_checkpoint(tmp_path / "lightning.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state: state.update(step="3"), "step: Input should be a valid integer"),
+        (lambda state: state["data"].pop("split"), "data.split: Field required"),
+        (lambda state: state["recipe"].update(image_px=10**9), "image_px must be at most 2048"),
+        (lambda state: state["recipe"]["options"].update(spec_pool=[]), "spec_pool: Input should be a valid integer"),
+        (lambda state: state["network"].popitem(), "is missing"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, whole, change, said):
+    state = load_checkpoint(tmp_path / LAST)
+    change(state)
+    torch.save(state, tmp_path / LAST)
+    with pytest.raises(AvpipeError, match=said):
+        trained_model(tmp_path / LAST)
