@@ -11,7 +11,7 @@ from media_zoo import run_ffmpeg
 from PIL import Image
 from torture import NOISES, RATE, SIZE, alike, number_of, numbered_picture
 
-from pipeline.media import MediaError, container, read_clip
+from pipeline.media import MediaError, read_clip, survey
 from pipeline.sources.cut import cut_clip
 from pipeline.sources.probe import check_clip
 
@@ -277,8 +277,8 @@ def test_a_stream_that_begins_late_in_the_file_is_found(tmp_path, master, monkey
     flags = bytearray((tmp_path / "a.flv").read_bytes())
     flags[4] = 1  # the header names the picture alone
     (tmp_path / "a.flv").write_bytes(flags)
-    whole = container.open_media
-    monkeypatch.setattr(container, "open_media", lambda path, probe=None: whole(path, probe or {"probesize": "4000"}))
+    whole = survey.open_media
+    monkeypatch.setattr(survey, "open_media", lambda path, probe=None: whole(path, probe or {"probesize": "4000"}))
     clip = read_clip(tmp_path / "a.flv", 10.0, 3.0, RATE)
     assert clip.audio_start_s == pytest.approx(2.0, abs=0.05) and len(clip.audio_i16) >= 3 * RATE
 

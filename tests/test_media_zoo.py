@@ -9,7 +9,7 @@ from media_zoo import X264 as X264_FAST
 from media_zoo import ZOO, heard, make, run_ffmpeg, shown
 from test_media import RATE, X264, all_sound, assert_same_as_decoding_everything, reason_of, sound_before, write_clip
 
-from pipeline.media import MediaError, container, read_clip
+from pipeline.media import MediaError, container, read_clip, survey
 
 
 def coarse(rgb: np.ndarray) -> np.ndarray:
@@ -53,7 +53,7 @@ def test_frame_and_sound_are_those_that_ffmpeg_shows_and_plays(tmp_path, name):
 
 @pytest.mark.parametrize("case", X264)
 def test_more_packets_than_are_held_change_nothing(tmp_path, case, monkeypatch):
-    monkeypatch.setattr(container, "HELD_BYTES", 3000)
+    monkeypatch.setattr(survey, "HELD_BYTES", 3000)
     assert_same_as_decoding_everything(write_clip(tmp_path / "clip.mp4", **X264[case]), [10, 3.3, 2.4, 1.1])
 
 

@@ -21,10 +21,10 @@ from PIL import Image
 from pipeline.errors import AvpipeError
 from pipeline.features import SPECS, Spec, pcm_to_float
 from pipeline.layout import Root
-from pipeline.media.container import open_clip
 from pipeline.media.errors import MediaError
 from pipeline.media.play import play, whole_sound
 from pipeline.media.shown import Geometry
+from pipeline.media.survey import open_clip
 from pipeline.progress import ProgressLine
 from pipeline.settings import ExtractSettings
 from pipeline.window import window_around

@@ -6,11 +6,12 @@ from pathlib import Path
 import av
 import numpy as np
 
-from pipeline.media.container import decodable, open_clip
+from pipeline.media.container import decodable
 from pipeline.media.errors import MediaError
 from pipeline.media.picture import frame_at
 from pipeline.media.shown import Geometry
 from pipeline.media.sound import sound_around
+from pipeline.media.survey import open_clip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,8 +15,9 @@ from fractions import Fraction
 import av
 
 from pipeline.media.bitstream import FrameNumbers, restart_test
-from pipeline.media.container import COMPLAINT_CHARACTERS, Clip, complaints, prepare_decoder
+from pipeline.media.container import COMPLAINT_CHARACTERS, complaints, prepare_decoder
 from pipeline.media.errors import MediaError
+from pipeline.media.survey import Clip
 
 # Codecs in which packets hold pictures that are never shown.
 HIDDEN_PICTURES = {"vp8", "vp9", "av1"}

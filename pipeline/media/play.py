@@ -8,9 +8,10 @@ from pathlib import Path
 import av
 import numpy as np
 
-from pipeline.media.container import Clip, complaints, open_clip, prepare_decoder
+from pipeline.media.container import complaints, prepare_decoder
 from pipeline.media.errors import MediaError
 from pipeline.media.sound import Sound
+from pipeline.media.survey import Clip, open_clip
 
 
 def play(clip: Clip, sound: bool) -> Iterator[tuple[av.VideoFrame | av.AudioFrame, float]]:

@@ -8,9 +8,9 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation
 
-from pipeline.media.container import Clip
 from pipeline.media.crop import NO_CROP, Crop, container_crop
 from pipeline.media.errors import MediaError
+from pipeline.media.survey import Clip
 
 # Long side over short side as shown: with 256 pixels on the short side, 4,096 on the long one.
 MAX_ASPECT = 16

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import av
 import numpy as np
 
-from pipeline.media.container import COMPLAINT_CHARACTERS, END_TOLERANCE_S, Clip, complaints, prepare_decoder
+from pipeline.media.container import COMPLAINT_CHARACTERS, END_TOLERANCE_S, complaints, prepare_decoder
 from pipeline.media.errors import MediaError
+from pipeline.media.survey import Clip
 
 # Samples a block: blocks as short as the decoder's frames (1,024 samples, 371 at 16 kHz) cost a third more time.
 BLOCK_SAMPLES = 4096

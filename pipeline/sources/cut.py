@@ -13,11 +13,12 @@ from pathlib import Path
 import ffmpeg
 
 from pipeline.media.bitstream import restart_test
-from pipeline.media.container import CONTAINER_OPTIONS, END_TOLERANCE_S, INDEXED, Clip, open_clip
+from pipeline.media.container import CONTAINER_OPTIONS, END_TOLERANCE_S, INDEXED
 from pipeline.media.crop import Crop
 from pipeline.media.errors import MediaError
 from pipeline.media.shown import Geometry
 from pipeline.media.sound import is_mixable
+from pipeline.media.survey import Clip, open_clip
 from pipeline.sources.probe import check_bytes, check_clip
 
 # Decoding an hour of 360p from its beginning takes about three minutes on one core.

@@ -8,8 +8,9 @@ fault, and what is the line's or the session's, decides whether it is asked agai
 import math
 from pathlib import Path
 
-from pipeline.media.container import END_TOLERANCE_S, Clip, open_clip
+from pipeline.media.container import END_TOLERANCE_S
 from pipeline.media.errors import MediaError
+from pipeline.media.survey import Clip, open_clip
 from pipeline.media.truncation import cut_off
 
 PAGE_STARTS = (b"<!doctype html", b"<html", b"<head", b"<?xml")

@@ -13,7 +13,8 @@ from yt_dlp.utils import DownloadCancelled, GeoRestrictedError
 
 from pipeline.disk_space import RESERVE_BYTES, free_bytes
 from pipeline.media import MediaError
-from pipeline.media.container import END_TOLERANCE_S, open_clip
+from pipeline.media.container import END_TOLERANCE_S
+from pipeline.media.survey import open_clip
 from pipeline.sources.access import load_cookie_jar, without_address, without_secrets
 from pipeline.sources.client import Client
 from pipeline.sources.cut import ffmpeg_program
