@@ -343,7 +343,7 @@ GOOD_LINE = f"{clip(0).clip_id} http://127.0.0.1/a"
             [GOOD_LINE, "../../etc/pass_000000 http://127.0.0.1/a"],
             "list.txt:2: '../../etc/pass_000000' is not a clip id",
         ),
-        ([GOOD_LINE, f"{clip(1).clip_id} file:///etc/passwd"], "list.txt:2: 'file:///etc/passwd' is no http"),
+        ([GOOD_LINE, f"{clip(1).clip_id} file:///etc/passwd"], "list.txt:2: 'file:///…' is no http"),
         ([GOOD_LINE, f"{clip(1).clip_id} http://[x/a"], "list.txt:2: 'http://[x/…' is no http"),
         ([GOOD_LINE, f"{clip(1).clip_id} http:///a"], "list.txt:2: 'http:///…' is no http"),
         ([GOOD_LINE, clip(1).clip_id], "list.txt:2: 'zpWuikVorYg_000001' is not `<clip id> <address>`"),

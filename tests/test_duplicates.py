@@ -161,7 +161,9 @@ def test_a_cache_is_read_and_silent_clips_are_left_out(tmp_path):
     with published(tmp_path / "part-000000-a.tar") as temporary, samples.TarWriter(temporary) as writer:
         for number, wave in enumerate(waves):
             writer.add(clip(number), {samples.AUDIO: samples.encode_flac(pcm(wave), RATE_HZ)})
-    table = pa.Table.from_pylist(writer.rows, samples.index_schema([samples.AUDIO]))
+    rows = [row | {"source_sha256": ""} for row in writer.rows]
+    source = pa.field("source_sha256", pa.string())
+    table = pa.Table.from_pylist(rows, samples.index_schema([samples.AUDIO], [source]))
     pq.write_table(table, tmp_path / "part-000000-a.parquet")
     report = find_duplicates(Cache(tmp_path), workers=1)
     assert (report["clips"], report["silent"]) == (4, 1)

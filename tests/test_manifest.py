@@ -285,13 +285,13 @@ def test_a_published_list_of_another_size_is_refused(tmp_path):
     lists = write_lists(tmp_path / "lists", {"vggsound_csv": SMALL["vggsound_csv"]})
     with pytest.raises(AvpipeError, match=r"vggsound\.csv has 2 rows where 199176 were expected"):
         build_manifest(lists, tmp_path / "manifest")
-    assert not (tmp_path / "manifest").exists()
+    assert not list((tmp_path / "manifest").glob("*.parquet"))
 
 
 def test_a_bad_line_is_named_and_no_table_is_written(tmp_path):
     with pytest.raises(AvpipeError, match=r"vggss_10k\.txt, line 2: '\.\./\.\./x' is not a clip id"):
         build(tmp_path, SMALL | {"ezvsl_10k": f"{A}\n../../x\n"})
-    assert not (tmp_path / "manifest").exists()
+    assert not list((tmp_path / "manifest").glob("*.parquet"))
 
 
 def test_a_failed_build_keeps_the_tables_that_were_there(tmp_path):
@@ -465,7 +465,7 @@ def test_fuzzed_lists_give_whole_tables_or_one_sentence(tmp_path_factory, form, 
     except AvpipeError as error:
         assert str(path) in str(error) and "\n" not in str(error)
         assert odd or encoding == "utf-16" or form in ("vggss_boxes", "vggsound_csv")  # ids alone are never refused
-        assert not (folder / "manifest").exists()
+        assert not list((folder / "manifest").glob("*.parquet"))
         return
     rows_wanted = len(ids) + sum(1 for name in odd if name.strip() or form not in ("ezvsl_10k",))
     assert next(iter(counts["splits"].values())) == rows_wanted

@@ -64,7 +64,7 @@ def index_rows(folder: Path) -> list[dict]:
 def test_two_workers_give_the_bytes_of_one(root, done_root):
     make(root, workers=2)
     expected = hashes(done_root.shards / "synth_train")
-    assert list(expected) == ["index.parquet", *(f"synth_train-{number:06d}.tar" for number in range(4))]
+    assert list(expected) == ["README.md", "index.parquet", *(f"synth_train-{number:06d}.tar" for number in range(4))]
     assert hashes(root.shards / "synth_train") == expected
 
 
@@ -178,6 +178,7 @@ def test_other_settings_replace_the_folder_and_leave_nothing_of_the_old(root, se
     assert len(list((root.shards / "synth_train").glob("*.tar"))) == 6
     summary = make(root, samples_per_shard=8)
     assert sorted(path.name for path in summary.folder.iterdir()) == [
+        "README.md",
         "index.parquet",
         "synth_train-000000.tar",
         "synth_train-000001.tar",

@@ -68,12 +68,12 @@ class StopSignals:
         return StoppedError(self._number or signal.SIGTERM, step)
 
     def _note(self, number: int, _frame) -> None:
+        again, self._number = self.received, number  # first of all: the next signal may come in the middle of this
         if number == signal.SIGINT and self._alone:
-            if self.received:
+            if again:
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
                 signal.raise_signal(signal.SIGINT)
             _say("\navpipe: stopping after this step; Ctrl-C again ends at once\n")
-        self._number = number
         self._raise_if_due()
 
     def _raise_if_due(self) -> None:

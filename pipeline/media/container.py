@@ -19,7 +19,7 @@ MAX_PIXELS = 2**26
 # Seconds by which streams end before or after one another, and before what the file declares, for no deeper reason.
 END_TOLERANCE_S = 0.5
 COMPLAINT_CHARACTERS = 80
-MP4, MATROSKA, AVI = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"
+MP4, MATROSKA, AVI, TS = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts"
 # Formats with an index, and a header that says how long they are; of others FFmpeg looks at the end that is there.
 INDEXED = (MP4, MATROSKA)
 

@@ -153,8 +153,6 @@ class _Decoder:
         if leading:
             self._complaints.clear()
             return [frame for frame in frames if not frame.is_corrupt]
-        if packet is not None and packet.is_corrupt:
-            raise MediaError("corrupt", "a frame before the centre is damaged: the container says so")
         if self._complaints or any(frame.is_corrupt for frame in frames):
             words = self._complaints[0][2].strip()[:COMPLAINT_CHARACTERS] if self._complaints else "the decoder says so"
             raise MediaError("corrupt", f"a frame before the centre is damaged: {words}")

@@ -94,8 +94,6 @@ class Sound:
         else:
             words = self._heard[0][2].strip() if self._heard else ""
         self._heard.clear()
-        if packet is not None and packet.is_corrupt:
-            words = "the container says so"
         if words and self._stretches:  # a stream may begin in the middle of a frame
             raise MediaError("corrupt", f"the sound is damaged: {words[:COMPLAINT_CHARACTERS]}")
         for frame in frames:

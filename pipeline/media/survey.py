@@ -21,6 +21,7 @@ from pipeline.media.container import (
     INDEXED,
     MATROSKA,
     MP4,
+    TS,
     complaints,
     decodable,
     open_media,
@@ -79,6 +80,10 @@ class Clip:
     def sounds(self) -> Iterator[av.Packet]:
         """The packets of the sound."""
         return (packet for packet in self.packets() if packet.stream_index == self.audio.index)
+
+    def is_cut(self, packet: av.Packet) -> bool:
+        """Whether the container says that a packet is not whole; MPEG-TS says so of each that follows a splice, too."""
+        return packet.is_corrupt and self.container.format.name != TS
 
     def note_damage(self, words: str) -> None:
         """Remember where reading has come to."""
@@ -152,7 +157,7 @@ def _survey(path: Path, probe: dict | None) -> Clip:
         held, held_bytes, stamps = [], 0, Stamps(guessed=container.format.name == AVI)
         with complaints() as heard:
             for packet in _demux(container, clip):
-                if clip.damage is None and (heard or packet.is_corrupt):
+                if clip.damage is None and (heard or clip.is_cut(packet)):
                     clip.note_damage(heard[0][2] if heard else "a packet is not whole")
                 if packet.stream_index == video.index:
                     clip.picture.add(packet)
