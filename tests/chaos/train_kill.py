@@ -78,7 +78,8 @@ def killed(child: int, run: Path, rng: random.Random, whole_s: float) -> tuple[s
     number, in_checkpoint = rng.choice(KILLS), rng.random() < 0.4
     end = time.monotonic() + rng.uniform(0.05, 0.8) * whole_s
     while time.monotonic() < end or in_checkpoint:
-        if in_checkpoint and time.monotonic() >= end and list(run.glob(".*.pt.*.tmp")):
+        late_s = time.monotonic() - end
+        if in_checkpoint and ((late_s >= 0 and list(run.glob(".*.pt.*.tmp"))) or late_s > HANGS_S):
             break
         if (code := wait(child, 0.002)) is not None:
             return None, code
