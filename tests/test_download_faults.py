@@ -174,7 +174,9 @@ def test_after_two_pauses_in_vain_the_run_stops_and_no_clip_has_failed(root, job
             assert Counter(server.asked)[path_of(clip(2))] == 3
             assert sum(clock.waited) == 2 * PAUSE_S
         assert not set(server.asked) & {path_of(one) for one in clips(9)[5:]}
-        assert reasons(root) == {one.clip_id: None for one in clips(2)}
+        fetched = {one.clip_id: None for one in clips(2)}
+        # Of several threads one may be in the middle of a good clip when the run stops: that is no failure of the clip.
+        assert reasons(root) == fetched if jobs == 1 else reasons(root).items() <= fetched.items()
         server.answers.update(served(clips(9)))
         download(root, clips(9), source_of(server))
     assert holds_exactly(root, clips(9))
