@@ -350,7 +350,7 @@ def test_foreign_tables_are_refused(tmp_path, done_root):
         assert not root.manifest.exists()
     (tables / "splits.parquet").write_bytes(whole["splits"])
     (tmp_path / "out" / "index.parquet").write_bytes(whole["splits"])
-    with pytest.raises(AvpipeError, match="is no index of an export"):
+    with pytest.raises(AvpipeError, match="not the index of an export"):
         import_frames(root, tmp_path / "out", SETTINGS, workers=1)
 
 

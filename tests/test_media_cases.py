@@ -12,6 +12,7 @@ from PIL import Image
 from torture import NOISES, RATE, SIZE, alike, number_of, numbered_picture
 
 from pipeline.media import MediaError, read_clip, survey
+from pipeline.media.play import whole_sound
 from pipeline.sources.cut import cut_clip
 from pipeline.sources.probe import check_clip
 
@@ -252,6 +253,11 @@ def test_a_gap_in_the_sound_is_silence_also_in_a_cut(tmp_path, master, name):
     run_ffmpeg("-i", whole, "-c", "copy", *lost, path)
     picture = None if name[-2:] in ("ts", "lv") else 62
     check(path, picture=picture, silent=(0.6, 1.6))
+    sound_i16, begins_s = whole_sound(path, RATE)  # what localize hears
+    window = sound_i16[round((1.0 - begins_s) * RATE) :][: 3 * RATE] / 32768
+    expected = NOISES[RATE][RATE : 4 * RATE].copy()
+    expected[round(0.6 * RATE) : round(1.6 * RATE)] = 0
+    assert alike(window, expected) > 0.85
     cut_clip(path, 0.4, 4.4, cut)
     check(cut, picture=None, begins_s=0.9, silent=(0.7, 1.7))
 

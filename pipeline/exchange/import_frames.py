@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.cache import Cache
 from pipeline.cache_part import Made, part_tasks, settle, write_part
@@ -21,6 +20,7 @@ from pipeline.manifest import Manifest
 from pipeline.media import MediaError
 from pipeline.parts import run_parts, stage_lock
 from pipeline.settings import ExtractSettings
+from pipeline.tables import read_parquet
 
 # Folders of frames and of sounds. SSL-TIE's training layout has a folder of frames a clip; 125.jpg is the middle one.
 SSL_TIE_TRAIN = ("total_video_frames", "total_video_3s_audio")
@@ -180,11 +180,10 @@ def _read_index(path: Path) -> dict[str, dict[str, str]]:
     """The hashes that an exported folder brings, by clip id; {} where there are none."""
     if not path.exists():
         return {}
-    try:
-        rows = pq.read_table(path, columns=["clip_id", "source_sha256", "files_sha256"]).to_pylist()
-        index = {row.pop("clip_id"): row for row in rows}
-        if all(SHA256.fullmatch(text) for row in index.values() for text in row.values()):
-            return index
-    except (pa.ArrowException, OSError, TypeError):
-        pass
-    raise AvpipeError(f"{path} is no index of an export; remove it, and the files' own hashes are taken")
+    mend = "remove it, and the files' own hashes are taken"
+    columns = [pa.field(name, pa.string(), nullable=False) for name in ("clip_id", "source_sha256", "files_sha256")]
+    rows = read_parquet(path, pa.schema(columns), "the index of an export", mend).to_pylist()
+    index = {row.pop("clip_id"): row for row in rows}
+    if not all(SHA256.fullmatch(text) for row in index.values() for text in row.values()):
+        raise AvpipeError(f"{path} has hashes that are none; {mend}")
+    return index

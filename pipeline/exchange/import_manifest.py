@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import AvpipeError
 from pipeline.layout import check_clip_id, check_split_name, published, youtube_id
 from pipeline.manifest import FORMAT, TABLES, Manifest
+from pipeline.tables import read_parquet
 
 ROLES = {"train", "test"}
 
@@ -29,13 +29,10 @@ def adopt_manifest(source: Path, target: Path) -> bool:
 
 
 def _check(source: Path, paths: dict[str, Path]) -> None:
-    try:
-        tables = {name: pq.read_table(path) for name, path in paths.items()}
-    except (pa.ArrowException, OSError) as error:
-        raise AvpipeError(f"{source}: its tables are not readable ({error}); remove that folder") from error
-    for name, table in tables.items():
-        if not table.schema.equals(TABLES[name]):
-            raise AvpipeError(f"{paths[name]} has not the columns of avpipe's manifest; remove {source}")
+    tables = {
+        name: read_parquet(path, TABLES[name], "a table of avpipe's manifest", f"remove {source}")
+        for name, path in paths.items()
+    }
     _check_facts(source)
     _check_ids(paths, tables)
     facts = Manifest(source).facts()["splits"]

@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import AvpipeError
-from pipeline.layout import published
 from pipeline.manifest import CORNERS
 from pipeline.parts import chunks, default_workers
+from pipeline.tables import write_parquet
 from train.evaluation import intervals, metrics, ogl, slavc
 from train.evaluation.clips_to_score import ScoredClips
 from train.evaluation.protocols import DEFAULT, PROTOCOLS, Protocol
@@ -244,8 +243,7 @@ def _score_clip(
 def write_per_clip(scores: list[Score], path: Path) -> None:
     """Write the rows of all protocols as one Parquet table, from which every summary can be computed again."""
     rows = [row for score in scores for row in score.rows]
-    with published(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, PER_CLIP), temporary, write_page_checksum=True)
+    write_parquet(pa.Table.from_pylist(rows, PER_CLIP), path)
 
 
 def choose_protocols(text: str) -> list[str]:
