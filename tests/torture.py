@@ -128,7 +128,7 @@ def _shift(recipe: Recipe, dice: random.Random) -> None:
 
 def _gaps(recipe: Recipe, dice: random.Random) -> None:
     if recipe.suffix != "avi" and not recipe.edits:
-        begin = dice.uniform(0.3, recipe.seconds - 1.5)
+        begin = dice.uniform(0.3, recipe.seconds - 1.8)
         recipe.gaps = [(begin, begin + dice.choice((0.3, 0.8, 1.5)))]
 
 

@@ -21,6 +21,8 @@ from pipeline.media.survey import Clip
 
 # Codecs in which packets hold pictures that are never shown.
 HIDDEN_PICTURES = {"vp8", "vp9", "av1"}
+# These do not number their pictures, so that a lost one shows in the stamps alone; all but their first steps are equal.
+STEADY, HOLE_STEPS = {"mpeg1video", "mpeg2video", "mpeg4"}, 1.5
 # FFmpeg's own decoders of these read on behind the end of damaged data.
 CHECKING_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 # Packets from where decoding begins to the picture; those of a 10 s clip are 4 MB at most.
@@ -105,7 +107,7 @@ def _by_order(clip: Clip, time_s: float) -> tuple[av.VideoFrame, float]:
 @contextlib.contextmanager
 def _decoding(clip: Clip) -> Iterator["_Decoder"]:
     with complaints() as heard:
-        yield _Decoder(clip.video, heard)
+        yield _Decoder(clip.video, clip.stamped, heard)
 
 
 def _checking_decoder(stream: av.VideoStream) -> av.VideoCodecContext:
@@ -117,13 +119,14 @@ def _checking_decoder(stream: av.VideoStream) -> av.VideoCodecContext:
 class _Decoder:
     """Decodes packets in a row and refuses what is damaged."""
 
-    def __init__(self, stream: av.VideoStream, complaints: list):
+    def __init__(self, stream: av.VideoStream, stamped: bool, complaints: list):
         self._context, self._complaints = _checking_decoder(stream), complaints
         if not self._context.is_open:
             prepare_decoder(self._context)
         self._context.flush_buffers()
         self._h264 = self._context.name == "h264"
         self._restarts = restart_test(stream.codec_context)
+        self._steady, self._step = stamped and stream.codec_context.codec.canonical_name in STEADY, None
         self._numbers = FrameNumbers(stream.codec_context) if self._h264 else None
 
     def frames(self, packets: Iterable[av.Packet], only: av.Packet | None = None) -> Iterator[av.VideoFrame]:
@@ -132,15 +135,25 @@ class _Decoder:
         Only H.264 says of every frame whether any other needs it. HEVC says it for its temporal layer alone, VP9 keeps
         probabilities of frames that it does not keep, and libdav1d looks at the wish only when it is opened.
         """
-        first = None
+        first = last = None
         for packet in packets:
-            first = packet if first is None else first
+            if self._has_hole(last, packet):
+                raise MediaError("corrupt", "a frame before the centre is missing")
+            first, last = first or packet, packet
             # Where a piece of an edit list begins: at what the container calls a key frame.
             if packet.is_discard and packet.is_keyframe and self._restarts and not self._restarts(packet):
                 raise MediaError("corrupt", "a piece of the edit list begins where decoding cannot")
             self._context.skip_frame = "NONREF" if self._h264 and only is not None and packet is not only else "DEFAULT"
             yield from self._checked(packet, leading=None not in (first.pts, packet.pts) and packet.pts < first.pts)
         yield from self._checked(None, leading=False)
+
+    def _has_hole(self, last: av.Packet | None, packet: av.Packet) -> bool:
+        """Whether time is missing between two packets of a codec whose pictures come at one rate."""
+        if not self._steady or last is None or None in (last.dts, packet.dts):
+            return False
+        step = packet.dts - last.dts
+        self._step = step if self._step is None else min(self._step, step)
+        return step > HOLE_STEPS * self._step
 
     def _checked(self, packet: av.Packet | None, leading: bool) -> list[av.VideoFrame]:
         """Of pictures shown before the one that decoding began with, what is missing does no harm."""
