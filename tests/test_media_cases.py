@@ -327,3 +327,12 @@ def test_a_cut_begins_where_decoding_can(tmp_path, master, settings, suffix):
     cut_clip(path, 1.0, 4.2, cut)
     clip = read_clip(cut, 10.0, 3.0, RATE)
     assert number_of(clip.geometry.rgb(clip.frame, SIZE[1])) in (64, 65)
+
+
+def test_two_files_damaged_in_one_way_are_both_refused(tmp_path, master):
+    run_ffmpeg("-i", master, "-c:v", "copy", "-c:a", "aac", tmp_path / "a.flv")
+    content = bytearray((tmp_path / "a.flv").read_bytes())
+    content[len(content) // 3 : len(content) // 3 + 3000] = bytes(3000)
+    for name in ("a.flv", "b.flv"):
+        (tmp_path / name).write_bytes(content)
+        assert reason_of_extraction(tmp_path / name) == "corrupt"
