@@ -4,6 +4,7 @@ A container's key-frame flags are set by whoever wrote it: intra refresh, open g
 all flagged as key frames. So decoding begins only where the bit stream itself says that nothing before is referred to.
 """
 
+import re
 from collections.abc import Callable, Iterator
 
 import av
@@ -13,6 +14,8 @@ HEADER_BYTES = 64
 H264_SLICE, H264_IDR, H264_SPS = 1, 5, 7
 HEVC_IRAP = range(16, 22)  # BLA, IDR and CRA: pictures shown after one refer to none decoded before it (H.265, 3.76)
 HEVC_SLICES = range(32)
+START_CODED = {"mpeg1video", "mpeg2video", "mpeg4"}
+LOST = re.compile(rb"\0\0\0+[^\0\1]")
 HIGH_PROFILES = {100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135}
 AV1_FRAME_HEADER, AV1_FRAME, AV1_SEQUENCE = 3, 6, 1
 
@@ -38,6 +41,21 @@ class Bits:
         return max(self.take(2 * (self._left - self._value.bit_length()) + 1) - 1, 0)
 
 
+def zeros_test(context: av.VideoCodecContext) -> Callable[[av.Packet], bool]:
+    """A test whether a packet holds zeros that its codec never writes: a block that a disk or a line has lost.
+
+    Decoders take them for data. Three zero bytes in a row stand before start codes and at the end alone, see H.264,
+    7.4.1, H.265, 7.4.2, and for the codecs before them ISO/IEC 13818-2, 6.2.1.
+    """
+    name, extradata = context.codec.canonical_name, context.extradata
+    if name in ("h264", "hevc"):
+        units = NalUnits(extradata, 4 if name == "h264" else 21)
+        return lambda packet: any(map(LOST.search, units.bodies(packet)))
+    if name in START_CODED:
+        return lambda packet: LOST.search(memoryview(packet)) is not None
+    return lambda packet: False
+
+
 class NalUnits:
     """Splits the packets of H.264 and HEVC into their units, with start codes or behind their lengths."""
 
@@ -52,6 +70,16 @@ class NalUnits:
         places = self._by_length(data) if self._length_size else _by_start_code(bytes(data))
         for place in places:
             yield bytes(data[place : place + HEADER_BYTES]).replace(b"\0\0\3", b"\0\0")
+
+    def bodies(self, packet: av.Packet) -> Iterator[memoryview]:
+        """The bytes of each unit; with start codes of all of them together."""
+        data = memoryview(packet)
+        if not self._length_size:
+            yield data
+            return
+        for place in self._by_length(data):
+            size = int.from_bytes(data[place - self._length_size : place])
+            yield data[place : place + size]
 
     def _by_length(self, data: memoryview) -> Iterator[int]:
         place, size = 0, self._length_size

@@ -14,7 +14,7 @@ from fractions import Fraction
 
 import av
 
-from pipeline.media.bitstream import FrameNumbers, restart_test
+from pipeline.media.bitstream import FrameNumbers, restart_test, zeros_test
 from pipeline.media.container import COMPLAINT_CHARACTERS, complaints, prepare_decoder
 from pipeline.media.errors import MediaError
 from pipeline.media.survey import Clip
@@ -125,7 +125,7 @@ class _Decoder:
             prepare_decoder(self._context)
         self._context.flush_buffers()
         self._h264 = self._context.name == "h264"
-        self._restarts = restart_test(stream.codec_context)
+        self._restarts, self._has_zeros = restart_test(stream.codec_context), zeros_test(stream.codec_context)
         self._steady, self._step = stamped and stream.codec_context.codec.canonical_name in STEADY, None
         self._numbers = FrameNumbers(stream.codec_context) if self._h264 else None
 
@@ -139,6 +139,8 @@ class _Decoder:
         for packet in packets:
             if self._has_hole(last, packet):
                 raise MediaError("corrupt", "a frame before the centre is missing")
+            if self._has_zeros(packet):
+                raise MediaError("corrupt", "a frame before the centre is damaged: a part of it is zeros")
             first, last = first or packet, packet
             # Where a piece of an edit list begins: at what the container calls a key frame.
             if packet.is_discard and packet.is_keyframe and self._restarts and not self._restarts(packet):
