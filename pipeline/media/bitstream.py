@@ -50,10 +50,15 @@ def zeros_test(context: av.VideoCodecContext) -> Callable[[av.Packet], bool]:
     name, extradata = context.codec.canonical_name, context.extradata
     if name in ("h264", "hevc"):
         units = NalUnits(extradata, 4 if name == "h264" else 21)
-        return lambda packet: any(map(LOST.search, units.bodies(packet)))
+        return lambda packet: any(map(_holds_lost, units.bodies(packet)))
     if name in START_CODED:
-        return lambda packet: LOST.search(memoryview(packet)) is not None
+        return lambda packet: _holds_lost(memoryview(packet))
     return lambda packet: False
+
+
+def _holds_lost(data: memoryview) -> bool:
+    raw = bytes(data)
+    return b"\0\0\0" in raw and LOST.search(raw) is not None  # the expression alone takes ten times as long
 
 
 class NalUnits:
