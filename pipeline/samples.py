@@ -22,6 +22,8 @@ from pipeline.layout import CLIP_ID
 # Ten minutes at 48 kHz, where a clip has ten seconds: a header may claim days, and silence packs well.
 MOST_SAMPLES = 10 * 60 * 48_000
 FRAME, AUDIO, META = "frame.jpg", "audio.flac", "meta.json"
+# A meta.json of a clip comes nowhere near.
+MAX_META_BYTES = 1 << 16
 TAR_NAME = re.compile(r"[A-Za-z0-9_.+-]{1,200}\.tar", re.ASCII)
 
 

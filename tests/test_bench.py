@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import AvpipeError
 from train.bench import Figures, bench, judge, table, thread_counts
 from train.cli import main
-from train.data.shards import open_shards
+from train.data.open import open_shards
 from train.recipes import get_recipe
 
 CHANGES = ["image_px=32", "batch_size=4", "spec_pool=8"]

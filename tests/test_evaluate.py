@@ -13,7 +13,7 @@ from torchvision.models import resnet18
 
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root
-from train.data.shards import open_shards
+from train.data.open import open_shards
 from train.evaluation import evaluate as ev
 from train.evaluation import metrics
 from train.evaluation.clips_to_score import ScoredClips, clips_of_shards

@@ -15,7 +15,7 @@ from thin import thin_networks  # noqa: F401
 
 from pipeline.errors import AvpipeError
 from train.checkpoint import LAST, load_checkpoint, network_of, recipe_of
-from train.data.shards import open_shards
+from train.data.open import open_shards
 from train.fit import fit
 from train.logs import LOG
 from train.recipes import get_recipe

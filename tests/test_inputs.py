@@ -16,7 +16,7 @@ from train.data.colour import ORDERS, recolour
 from train.data.frames import normalise
 from train.data.inputs import Inputs, masked
 from train.data.mixing import Mixing
-from train.data.shards import open_shards
+from train.data.open import open_shards
 from train.data.training_samples import TrainingSamples, draw_mask
 
 UNCHANGED = (-1, 1, 1, 1, 0, 0, 0)

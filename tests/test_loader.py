@@ -15,9 +15,12 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from pipeline.errors import AvpipeError
-from train.data.loader import AHEAD, BatchPlan, Skipped, batches, read_feature, stacked
-from train.data.shards import DamagedError, open_shards
-from train.data.training_samples import TrainingSamples
+from train.data.batch_plan import BatchPlan
+from train.data.loader import AHEAD, stacked
+from train.data.open import open_shards
+from train.data.shards import DamagedError
+from train.data.skipped import Skipped
+from train.data.training_samples import TrainingSamples, batches
 
 
 def plan(samples=103, batch_size=8, world_size=1, epochs=3, seed=0):
@@ -162,7 +165,7 @@ def test_a_feature_of_another_shape_is_damaged(damaged, monkeypatch):
     shards = damaged[0].shards
     monkeypatch.setattr(type(shards), "array", lambda *_: np.zeros((257, 1), np.float16))
     with pytest.raises(DamagedError, match="its shape is"):
-        read_feature(shards, 0, "logspec")
+        shards.feature(0, "logspec")
 
 
 def loader_threads():

@@ -19,7 +19,7 @@ from pipeline.samples import decode_npy, feature_member
 from train import localize as lo
 from train.cli import app
 from train.data.frames import normalise, squashed_view
-from train.data.shards import open_shards
+from train.data.open import open_shards
 from train.fit import fit
 from train.models import Model, trained_model
 from train.overlay import Heat

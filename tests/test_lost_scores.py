@@ -14,7 +14,8 @@ from pipeline.layout import Root
 from pipeline.parts import stage_lock
 from train.checkpoint import _save
 from train.cli import app
-from train.data.shards import Shards, open_shards
+from train.data.open import open_shards
+from train.data.shards import Shards
 from train.evaluation import results
 from train.evaluation.results import Request, run_eval
 from train.evaluation.retrieval import run_retrieval
@@ -54,7 +55,7 @@ def test_a_search_that_cannot_be_written_is_shown(root, monkeypatch):
 
 
 def test_a_picture_that_fails_costs_no_score(root, monkeypatch, capsys):
-    monkeypatch.setattr("train.reports.sheet.read_frame", full)
+    monkeypatch.setattr("train.reports.sheet.published", full)
     result = run_eval(root, REQUEST)
     assert Path(result["per_clip"]).exists() and not Path(result["sheet"]).exists()
     assert "sheet.png ([Errno 28] No space left on device); the scores are written" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.errors import AvpipeError
 from pipeline.features import SPECS
-from train.data.shards import open_shards
+from train.data.open import open_shards
 from train.data.training_samples import TrainingSamples
 from train.methods import METHODS
 from train.methods.lvs import LVSConfig, lvs_loss

@@ -13,9 +13,9 @@ from thin import thin_networks  # noqa: F401
 
 from pipeline.features import SPECS, pcm_to_float
 from train.checkpoint import LAST, load_checkpoint
-from train.data.loader import read_feature
-from train.data.mixing import Mixing, nearest, neighbour_table, read_window, schedule
-from train.data.shards import open_shards
+from train.data.mixing import Mixing, read_window, schedule
+from train.data.neighbours import nearest, neighbour_table
+from train.data.open import open_shards
 from train.data.training_samples import TrainingSamples
 from train.fit import fit
 from train.recipes import get_recipe
@@ -63,14 +63,14 @@ def test_the_table_names_for_each_clip_the_one_that_sounds_most_like_it(shards):
     numbers = np.array([3, 0, 7, 9, 12])
     table = neighbour_table(Fabric(accelerator="cpu", devices=1), Ear(), shards, numbers, "logspec", "paper", 0)
     assert (np.delete(table, numbers) == -1).all()
-    heard = {n: read_feature(shards, n, "logspec")[0, :64].astype(np.float32).mean(axis=1) for n in numbers.tolist()}
+    heard = {n: shards.feature(n, "logspec")[0, :64].astype(np.float32).mean(axis=1) for n in numbers.tolist()}
     heard = {n: vector / np.linalg.norm(vector) for n, vector in heard.items()}
     for n in heard:
         assert table[n] == max((other for other in heard if other != n), key=lambda other: heard[n] @ heard[other])
 
 
 def test_the_released_curriculum_looks_among_few(shards, monkeypatch):
-    monkeypatch.setattr("train.data.mixing.RELEASED_CANDIDATES", 3)
+    monkeypatch.setattr("train.data.neighbours.RELEASED_CANDIDATES", 3)
     fabric, numbers = Fabric(accelerator="cpu", devices=1), np.arange(16)
     tables = [neighbour_table(fabric, Ear(), shards, numbers, "logspec", "released", seed) for seed in range(4)]
     for table in tables:
@@ -82,7 +82,7 @@ def test_waveforms_are_mixed(shards):
     neighbours = np.roll(np.arange(16), 1).astype(np.int32)
     own, other = read_window(shards, 5, "logspec"), read_window(shards, 4, "logspec")
     of_the_cache = SPECS["logspec"].compute(pcm_to_float(own)).astype(np.float16)
-    assert (of_the_cache == read_feature(shards, 5, "logspec")[0]).all()
+    assert (of_the_cache == shards.feature(5, "logspec")[0]).all()
     always = Mixing(neighbours=neighbours, weight=0.25, share=1.0)
     samples = TrainingSamples(shards=shards, feature="logspec", image_px=32, seed=0, mixing=always)
     assert samples.parts[-2:] == ("sounds", "weight")

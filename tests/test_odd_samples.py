@@ -12,8 +12,8 @@ from thin import thin_networks  # noqa: F401
 from pipeline.errors import AvpipeError
 from pipeline.samples import decode_flac, encode_flac, encode_npy
 from train.data.frames import decode_frame
-from train.data.loader import read_feature
-from train.data.shards import DamagedError, open_shards
+from train.data.open import open_shards
+from train.data.shards import DamagedError
 
 sys.path.insert(0, str(Path(__file__).parent / "chaos"))
 import samples as chaos
@@ -36,19 +36,19 @@ def test_hostile_members_cost_their_sample_alone(done_root):
 def test_one_type_is_right_for_what_avpipe_makes(done_root, kind):
     good = np.zeros((257, 200), np.float16)
     shards = with_features(done_root.shards / "synth_train", "logspec", [good, good.astype(np.dtype(kind))])
-    assert read_feature(shards, 0, "logspec").dtype == np.float16
+    assert shards.feature(0, "logspec").dtype == np.float16
     with pytest.raises(DamagedError, match=r"logspec\.npy of .* cannot be read \(its type is"):
-        read_feature(shards, 1, "logspec")
+        shards.feature(1, "logspec")
 
 
 def test_features_of_others_are_like_most_of_them(done_root):
     like, odd = np.ones((2, 3), np.float32), np.ones((2, 3))
     arrays = [odd, *[like] * 14, np.ones((3, 2), np.float32)]
     shards = with_features(done_root.shards / "synth_train", "theirs", arrays)
-    assert (read_feature(shards, 1, "theirs") == 1).all()
+    assert (shards.feature(1, "theirs") == 1).all()
     for number, said in ((0, "its type is float64, not float32"), (15, r"its shape is \(3, 2\), not \(2, 3\)")):
         with pytest.raises(DamagedError, match=said):
-            read_feature(shards, number, "theirs")
+            shards.feature(number, "theirs")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -56,9 +56,9 @@ def test_a_value_that_is_no_number_never_reaches_a_loss(done_root, value):
     array = np.zeros((257, 200), np.float16)
     array[100, 7] = value
     with pytest.raises(DamagedError, match="no finite numbers"):
-        read_feature(with_features(done_root.shards / "synth_train", "logspec", [array]), 0, "logspec")
+        with_features(done_root.shards / "synth_train", "logspec", [array]).feature(0, "logspec")
     array[100, 7] = -65504
-    assert read_feature(with_features(done_root.shards / "synth_train", "logspec", [array]), 0, "logspec").min() < -6e4
+    assert with_features(done_root.shards / "synth_train", "logspec", [array]).feature(0, "logspec").min() < -6e4
 
 
 @pytest.mark.parametrize(("size", "right"), [((3840, 2160), True), ((7000, 4800), False), ((65000, 8), False)])

@@ -15,9 +15,9 @@ from pipeline.catalogue import ids_sha256
 from pipeline.errors import AvpipeError
 from pipeline.samples import encode_npy
 from train.checkpoint import data_record
-from train.data.loader import BatchPlan, batches
-from train.data.shards import open_shards
-from train.data.training_samples import TrainingSamples
+from train.data.batch_plan import BatchPlan
+from train.data.open import open_shards
+from train.data.training_samples import TrainingSamples, batches
 
 A, B, C = "AAAAAAAAAAA_000001", "BBBBBBBBBBB_000002", "3376498"
 SPEC = encode_npy(np.zeros((257, 200), np.float16))

@@ -20,10 +20,10 @@ from pipeline.errors import AvpipeError
 from pipeline.remote import send_shards
 from train.cli import main
 from train.data import remote_shards
-from train.data.loader import BatchPlan, batches
-from train.data.remote_shards import Room, open_anywhere
-from train.data.shards import open_shards
-from train.data.training_samples import TrainingSamples
+from train.data.batch_plan import BatchPlan
+from train.data.open import open_shards
+from train.data.remote_shards import Room
+from train.data.training_samples import TrainingSamples, batches
 
 NAMES = [f"synth_train-{number:06d}.tar" for number in range(4)]
 ALL_GB = 1.0
@@ -57,7 +57,7 @@ def store(monkeypatch):
 
 
 def opened(address, folder, gigabytes=0.0):
-    return open_anywhere(address, Room.below(folder, gigabytes))
+    return open_shards(address, Room.below(folder, gigabytes))
 
 
 def wait_for_prefetch():
@@ -253,7 +253,8 @@ import threading, time
 from pathlib import Path
 from fsspec.implementations.memory import MemoryFileSystem
 from pipeline.remote import send_shards
-from train.data.remote_shards import open_anywhere, Room
+from train.data.open import open_shards
+from train.data.remote_shards import Room
 address = send_shards(Path({str(local.folder)!r}), "memory://x").address
 begun, whole = threading.Event(), MemoryFileSystem.cat_file
 def cat_file(self, path, start=None, end=None):
@@ -263,7 +264,7 @@ def cat_file(self, path, start=None, end=None):
     return whole(self, path, start, end)
 MemoryFileSystem.cat_file = cat_file
 import tempfile
-shards = open_anywhere(address, Room.below(Path(tempfile.mkdtemp()), 1))
+shards = open_shards(address, Room.below(Path(tempfile.mkdtemp()), 1))
 begun.wait()
 print(len(shards.read(3, "frame.jpg")))
 """

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root
 from train.cli import app
-from train.data.shards import open_shards
+from train.data.open import open_shards
 from train.evaluation.evaluate import Score
 from train.evaluation.results import Request, run_eval
 from train.fit import fit

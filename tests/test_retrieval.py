@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root
 from train.cli import app
-from train.data.shards import open_shards
+from train.data.open import open_shards
 from train.evaluation import retrieval as rt
 from train.fit import fit
 from train.recipes import get_recipe

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import AvpipeError
 from pipeline.samples import decode_npy
-from train.data.shards import open_shards
+from train.data.open import open_shards
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pipeline.errors import AvpipeError
 from pipeline.parts import stage_lock
 from train.checkpoint import LAST, load_checkpoint
 from train.data.memory import Memory
-from train.data.shards import open_shards
+from train.data.open import open_shards
 from train.fit import fit
 from train.ranks import locked_by_first
 from train.recipes import get_recipe

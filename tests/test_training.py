@@ -22,7 +22,7 @@ from pipeline.manifest import Manifest
 from pipeline.settings import ExtractSettings, ShardSettings
 from pipeline.shard import shard
 from train.checkpoint import BEST, LAST, load_checkpoint
-from train.data.shards import open_shards
+from train.data.open import open_shards
 from train.fit import fit
 from train.logs import LOG, VALIDATION
 from train.recipes import get_recipe

@@ -16,7 +16,7 @@ import torch
 from thin import patch_networks
 
 from train import fit as trainer
-from train.data.shards import open_shards
+from train.data.open import open_shards
 from train.methods import METHODS
 from train.recipes import get_recipe
 

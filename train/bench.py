@@ -24,8 +24,8 @@ from pipeline.parts import default_workers
 from pipeline.progress import ProgressLine
 from pipeline.samples import FRAME, feature_member
 from train.data.inputs import Batch
-from train.data.loader import batches
 from train.data.shards import Shards
+from train.data.training_samples import batches
 from train.logs import Meter
 from train.ranks import start_fabric
 from train.recipes import Recipe

@@ -67,7 +67,8 @@ def train(
     from pipeline.parts import default_workers
 
     require_training()
-    from train.data.remote_shards import Room, open_anywhere
+    from train.data.open import open_shards
+    from train.data.remote_shards import Room
     from train.fit import fit
     from train.leaks import leaks_into_tests, warn_or_refuse
     from train.ranks import is_first
@@ -76,10 +77,10 @@ def train(
     root: Root = context.obj
     recipe, chosen = choose_recipe(recipe, method, [*(changes or []), *([f"init={init}"] if init else [])])
     room = Room.below(root.remote, cache_gb)
-    data = open_anywhere(shards, room)
+    data = open_shards(shards, room)
     run = root.runs / (name or f"{recipe}-{data.split}")
     loaders = max(1, default_workers() - 1) if workers is None else workers
-    chooser = open_anywhere(select_on, room) if select_on else None
+    chooser = open_shards(select_on, room) if select_on else None
     found = warn_or_refuse(data.split, leaks_into_tests(root.manifest, data.clip_ids), forbid_leak)
     if is_first():
         print(f"avpipe: {summary(chosen)}" + (f"\navpipe: {found}" if found else ""), file=sys.stderr)
@@ -167,7 +168,7 @@ def bench(
     require_training()
     from train.bench import bench as run
     from train.bench import record, table
-    from train.data.shards import open_shards
+    from train.data.open import open_shards
     from train.recipes import choose_recipe, summary
 
     chosen = choose_recipe(recipe, method, changes or [])[1]

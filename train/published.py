@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.errors import AvpipeError
-from train.methods import METHODS, ez_vsl, lvs, ssl_tie, sspl
+from train.methods import METHODS, ez_vsl, lvs, sspl
 from train.saved import read_saved
 from train.text import one_line
 
@@ -51,8 +51,9 @@ FORMATS = {
     # The audio trunk is convolutional with a maximum over time, so 3 s of sound go through it as well as its own 10 s.
     "lvs": Format(method="lvs", features=("logspec-10s", "logspec"), names=lvs.published_names, never_read=_RESNETS),
     "ez-vsl": Format(method="ez-vsl", features=("logspec",), names=ez_vsl.published_names),
+    # LVS's network; what else is in the files is never read, or its output is dropped.
     "ssl-tie": Format(
-        method="ssl-tie", features=("tie-mel",), names=ssl_tie.published_names, never_read=_RESNETS + _TIE_ONLY
+        method="ssl-tie", features=("tie-mel",), names=lvs.published_names, never_read=_RESNETS + _TIE_ONLY
     ),
     "sspl": Format(method="sspl", features=("vggish",), names=sspl.published_names, never_read=("net_sound.pproc.",)),
 }

@@ -12,10 +12,12 @@ from torch import Tensor
 from pipeline.errors import AvpipeError
 from train.checkpoint import BEST, LAST, check_same, epoch_name, load_checkpoint, network_of, save_checkpoint
 from train.data import mixing
+from train.data.batch_plan import BatchPlan
 from train.data.inputs import Batch, Inputs
-from train.data.loader import BatchPlan, Skipped, batches
+from train.data.neighbours import neighbour_table
 from train.data.shards import Shards
-from train.data.training_samples import TrainingSamples
+from train.data.skipped import Skipped
+from train.data.training_samples import TrainingSamples, batches
 from train.logs import Log
 from train.methods import METHODS
 from train.ranks import ranks_of
@@ -142,7 +144,7 @@ class Training:
 
     def _neighbours(self, epoch: int) -> np.ndarray:
         recipe = self.recipe
-        return mixing.neighbour_table(
+        return neighbour_table(
             self.fabric, self.network, self.shards, self.numbers, recipe.feature, recipe.mixing, recipe.seed + epoch
         )
 

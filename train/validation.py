@@ -13,10 +13,10 @@ from pipeline.errors import AvpipeError
 from pipeline.layout import video_of
 from pipeline.samples import FRAME, feature_member
 from train.backbones import evaluating
+from train.data.batch_plan import BatchPlan
 from train.data.inputs import Inputs
-from train.data.loader import BatchPlan, batches
 from train.data.shards import DamagedError, Shards
-from train.data.training_samples import TrainingSamples
+from train.data.training_samples import TrainingSamples, batches
 
 BATCH = 64
 # Of the views and transforms that the loss is measured under: the same in every epoch, and in no training.
@@ -54,7 +54,7 @@ class Validation:
     classes: torch.Tensor | None
     """(N,) class of each sample, for a loss that takes it."""
     on_damage: Callable[[DamagedError], None]
-    """See `train.data.loader.batches`."""
+    """See `train.data.training_samples.batches`."""
 
     def __post_init__(self):
         """Raise AvpipeError now for what would end the training after its first epoch."""

@@ -22,7 +22,6 @@ from pipeline.window import cut_window, feature_members, kept_sound
 # No frame or sound of a clip comes near; what does is not worth the memory.
 MAX_FILE_BYTES = 1 << 28
 MAX_AUDIO_S = 600.0
-MAX_META_BYTES = 1 << 16
 # What may be tried on a stranger's file: the common formats, none of which refers to other files or addresses.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 AUDIO_FORMATS = "wav,w64,flac,mp3,ogg,aac,mov"
@@ -192,7 +191,7 @@ def _read_meta(path: Path, computed: dict) -> tuple[dict | None, str]:
     """(facts, "") of a meta.json that fits the sound, else (None, why it is ignored); the reason is "" without one."""
     if not path.is_file():
         return None, ""
-    if path.stat().st_size > MAX_META_BYTES:
+    if path.stat().st_size > samples.MAX_META_BYTES:
         return None, "meta.json ignored: too large"
     try:
         facts = json.loads(path.read_bytes())

@@ -64,10 +64,10 @@ def avpipe(data: Path, count: int, view: str, as_float: bool) -> Iterator[int]:
     """This loader; yields the size of each batch, as all ways do."""
     import torch
 
+    from train.data.batch_plan import BatchPlan
     from train.data.inputs import Inputs
-    from train.data.loader import BatchPlan, batches
-    from train.data.shards import open_shards
-    from train.data.training_samples import TrainingSamples
+    from train.data.open import open_shards
+    from train.data.training_samples import TrainingSamples, batches
 
     shards = open_shards(data / "shards")
     samples = TrainingSamples(shards=shards, feature=FEATURE, image_px=PX, seed=0, view=view)

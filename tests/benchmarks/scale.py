@@ -29,8 +29,8 @@ CLASSES, PART = 309, 100_000
 MEASURE = """
 import json, re, sys, time
 import numpy as np
-from train.data.loader import BatchPlan
-from train.data.shards import open_shards
+from train.data.batch_plan import BatchPlan
+from train.data.open import open_shards
 memory = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1000
 before, begin, cpu = memory(), time.monotonic(), time.process_time()
 shards = open_shards(sys.argv[1])

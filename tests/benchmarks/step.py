@@ -32,10 +32,11 @@ from common import make_samples, private_kb, write_shards
 from rich.console import Console
 from rich.table import Table
 
+from train.data.batch_plan import BatchPlan
 from train.data.inputs import Inputs
-from train.data.loader import BatchPlan, batches
-from train.data.shards import Shards, open_shards
-from train.data.training_samples import TrainingSamples
+from train.data.open import open_shards
+from train.data.shards import Shards
+from train.data.training_samples import TrainingSamples, batches
 from train.methods import METHODS
 from train.ranks import start_fabric
 from train.recipes import Recipe, get_recipe

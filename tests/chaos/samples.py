@@ -31,10 +31,11 @@ from PIL import Image
 from thin import patch_networks
 
 from pipeline.features import SPECS
-from train.data.loader import BatchPlan, batches
+from train.data.batch_plan import BatchPlan
 from train.data.mixing import read_window
-from train.data.shards import DamagedError, Shards, open_shards
-from train.data.training_samples import TrainingSamples
+from train.data.open import open_shards
+from train.data.shards import DamagedError, Shards
+from train.data.training_samples import TrainingSamples, batches
 from train.evaluation.baselines import random_init
 from train.evaluation.clips_to_score import clips_of_shards
 from train.evaluation.predict import network_maps

@@ -18,11 +18,10 @@ import pyarrow as pa
 
 from pipeline.catalogue import ids_sha256
 from pipeline.errors import AvpipeError
-from pipeline.exchange.import_sample import MAX_META_BYTES
 from pipeline.features import SPECS
 from pipeline.index import BOXES_TYPE, INDEX
 from pipeline.layout import SPLIT_NAME, check_clip_id
-from pipeline.samples import AUDIO, FRAME, META, feature_member
+from pipeline.samples import AUDIO, FRAME, MAX_META_BYTES, META, feature_member
 from pipeline.settings import ExtractSettings, digest
 from pipeline.sources.tar import GZIP_MAGIC, members
 from train.data.shards import Boxes, Shards, check_ends

@@ -23,9 +23,9 @@ from pipeline.features import digest
 from pipeline.index import INDEX, read_metadata
 from pipeline.layout import published
 from pipeline.parts import lock_file
-from pipeline.remote import MAX_INDEX_BYTES, explained, is_url, local_copy, open_address
+from pipeline.remote import MAX_INDEX_BYTES, explained, local_copy, open_address
 from pipeline.samples import AUDIO
-from train.data.shards import Shards, check_ends, mapped, named_tars, open_shards, read_index
+from train.data.shards import Shards, check_ends, mapped, read_index
 from train.ranks import is_first
 
 # Before the second, third and fourth try: a store that is busy, or a line that is gone for a moment.
@@ -65,17 +65,8 @@ class Room:
         return True
 
 
-def open_anywhere(source: str, room: Room) -> Shards:
-    """Open shards in a folder or at an address, or some of their tars by a pattern; see `open_shards`.
-
-    Raises AvpipeError as it does, and when the address cannot be read or has no index.
-    """
-    return _open_remote(source, room) if is_url(source) else open_shards(source)
-
-
-def _open_remote(source: str, room: Room) -> Shards:
-    address, wanted = named_tars(source)
-    address = address.rstrip("/")
+def open_remote(address: str, wanted: list[str] | None, room: Room) -> Shards:
+    """Open the shards at an address, all or the `wanted` tars. Raises AvpipeError where there is no index, or a tar."""
     folder, facts = _fetch_index(address, room.folder)
     tars = RemoteTars(address, folder, facts)
     shards = read_index(folder / INDEX, address, wanted, tars)

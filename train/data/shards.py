@@ -3,25 +3,29 @@
 import io
 import math
 import mmap
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from braceexpand import UnbalancedBracesError, braceexpand
+from PIL import Image
 
-from pipeline import samples
 from pipeline.errors import AvpipeError
+from pipeline.features import SPECS
 from pipeline.index import INDEX, check_unchanged, read_metadata, read_rows
 from pipeline.layout import check_clip_id
-from pipeline.remote import is_url
+from pipeline.samples import FRAME, feature_member, index_members
+from train.data.frames import decode_frame
 
-if TYPE_CHECKING:
-    from train.data.remote_shards import RemoteTars
+FEATURE_TYPES = (np.dtype(np.float16), np.dtype(np.float32))
+_INF16, _MINUS_INF16 = 0x7C00, 0xFC00
+# Samples whose features tell what those are like that avpipe does not know.
+LOOKED_AT = 9
 
 
 class DamagedError(AvpipeError):
@@ -45,6 +49,16 @@ class Boxes(Sequence):
         return self._column[int(number)].as_py()
 
 
+class TarStore(Protocol):
+    """Reads the tars of shards that lie elsewhere than in a folder."""
+
+    def kept(self, name: str) -> memoryview | None:
+        """The bytes of a tar that is on this machine, else None."""
+
+    def view(self, name: str, member: str, place: Callable[[str], tuple[int, int]]) -> memoryview:
+        """A member of a sample of any other tar; `place` gives first byte and end of each of the sample's members."""
+
+
 @dataclass
 class Shards:
     """The samples of one split, numbered from 0 in the order of their index. Threads may read side by side."""
@@ -64,10 +78,10 @@ class Shards:
     """Member to (N,) byte offsets in the shard."""
     size: dict[str, np.ndarray]
     """Member to (N,) sizes in bytes."""
-    store: "RemoteTars | None" = None
+    store: TarStore | None = None
     """Reads what is at an address."""
-    layouts: dict[str, tuple[tuple[int, ...], np.dtype]] = field(default_factory=dict, repr=False)
-    """Shape and type of features that are not avpipe's, by their names, as `train.data.loader` finds them."""
+    _layouts: dict[str, tuple[tuple[int, ...], np.dtype]] = field(default_factory=dict, repr=False)
+    """Shape and type of features that are not avpipe's, by their names."""
     _maps: dict[int, memoryview] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -121,6 +135,45 @@ class Shards:
         shape, transposed, dtype = _npy_header(bytes(data[:length]))
         return np.frombuffer(data, dtype, math.prod(shape), length).reshape(shape, order="F" if transposed else "C")
 
+    def pixels(self, number: int) -> np.ndarray:
+        """The frame of a sample, uint8 (H, W, 3) RGB. Raises DamagedError naming shard and clip."""
+        try:
+            return decode_frame(self.view(number, FRAME))
+        except OSError as error:
+            raise self.damaged(number, FRAME, error) from None
+
+    def frame(self, number: int) -> Image.Image:
+        """The frame of a sample as an RGB image. Raises DamagedError naming shard and clip."""
+        return Image.fromarray(self.pixels(number))
+
+    def feature(self, number: int, name: str) -> np.ndarray:
+        """A feature of a sample, (1, F, T) in the type it is stored in, read-only. Raises DamagedError naming the clip.
+
+        Features that avpipe makes are float16 of one shape; others must be like most of the shards' first samples.
+        """
+        member = feature_member(name)
+        try:
+            feature = self.array(number, member)
+            _check_feature(feature, *self._layout(name))
+        except (ArithmeticError, MemoryError, TypeError, ValueError) as error:
+            raise self.damaged(number, member, error) from None
+        return feature[None]
+
+    def _layout(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
+        """(shape, type) that all samples of a feature must have, else they make no batch."""
+        if name in SPECS:
+            return SPECS[name].shape, np.dtype(np.float16)
+        if name not in self._layouts:
+            seen = Counter()
+            for number in range(min(LOOKED_AT, len(self))):
+                try:
+                    feature = self.array(number, feature_member(name))
+                except (ArithmeticError, MemoryError, TypeError, ValueError):
+                    continue
+                seen[feature.shape, feature.dtype] += 1
+            self._layouts[name] = seen.most_common(1)[0][0] if seen else ((0,), np.dtype(np.float32))
+        return self._layouts[name]
+
     def damaged(self, number: int, member: str, error: Exception) -> DamagedError:
         """What to raise for a member that cannot be decoded: a sentence that names shard and clip."""
         shard, clip_id = self.shard_names[self.shard_of[number]], self.clip_ids[number]
@@ -129,6 +182,22 @@ class Shards:
             clip_id,
             member,
         )
+
+
+def _check_feature(feature: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Raise ValueError for an array that is not of this shape and type, or holds what is no finite number."""
+    if feature.shape != shape:
+        raise ValueError(f"its shape is {feature.shape}, not {shape}")
+    if feature.dtype != dtype or dtype not in FEATURE_TYPES:
+        known = "float16 or float32" if dtype not in FEATURE_TYPES else dtype
+        raise ValueError(f"its type is {feature.dtype}, not {known}")
+    if not (_finite16(feature) if dtype == np.float16 else np.isfinite(feature).all()):
+        raise ValueError("it holds values that are no finite numbers")
+
+
+def _finite16(feature: np.ndarray) -> bool:
+    """As np.isfinite(…).all() of float16, in a tenth of the time: the largest bits of either sign tell."""
+    return feature.view(np.int16).max() < _INF16 and feature.view(np.uint16).max() < _MINUS_INF16
 
 
 @lru_cache(maxsize=64)
@@ -146,38 +215,7 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     return shape, transposed, dtype
 
 
-def open_shards(source: str | Path) -> Shards:
-    """Open a folder of shards, or some of its tars by a pattern: 'DIR/vggss-{000000..000143}.tar'.
-
-    Tars beside which no index lies are opened by their headers, see `train.data.plain_tars`; for what lies at an
-    address see `train.data.remote_shards.open_anywhere`. Raises AvpipeError when there is neither index nor tar, a
-    named tar is not in the index, or a tar is gone or too short for its samples.
-    """
-    place, wanted = named_tars(str(source))
-    if is_url(place):
-        raise AvpipeError(f"{place}: here shards must lie in a folder, only `avpipe train` reads others; copy them")
-    folder = Path(place)
-    if not (folder / INDEX).exists():
-        from train.data.plain_tars import open_plain  # imported here: it makes Shards
-
-        return open_plain(folder, wanted)
-    shards = read_index(folder / INDEX, folder, wanted)
-    check_ends(shards, lambda name: (folder / name).stat().st_size if (folder / name).exists() else None)
-    return shards
-
-
-def named_tars(source: str) -> tuple[str, list[str] | None]:
-    """(folder or address, names of the tars that a pattern names or None for all). Raises AvpipeError for a bad one."""
-    if not source.endswith(".tar"):
-        return source, None
-    parts = [path.rpartition("/") for path in _expand(source)]
-    folders = {folder or slash or "." for folder, slash, _ in parts}
-    if len(folders) > 1:
-        raise AvpipeError(f"{source}: the tars must lie in one folder; give one of {', '.join(sorted(folders))}")
-    return folders.pop(), [name for _, _, name in parts]
-
-
-def read_index(index: Path, folder: Path | str, wanted: list[str] | None, store: "RemoteTars | None" = None) -> Shards:
+def read_index(index: Path, folder: Path | str, wanted: list[str] | None, store: TarStore | None = None) -> Shards:
     """The samples that an index names, all or those of the `wanted` tars; the tars themselves are not looked at.
 
     `folder` is where they lie, and what errors name. Raises AvpipeError for what is no index, or lacks a wanted tar.
@@ -187,7 +225,7 @@ def read_index(index: Path, folder: Path | str, wanted: list[str] | None, store:
     names = [shard["name"] for shard in metadata["shards"]]
     table = read_rows(index, place, without=("sha256",))
     check_unchanged(metadata, table, place)
-    members = samples.index_members(table.schema)
+    members = index_members(table.schema)
     if wanted is not None:
         if unknown := sorted(set(wanted) - set(names)):
             raise AvpipeError(f"{folder}/{unknown[0]} is not among the {len(names)} shards of {place}")
@@ -225,13 +263,6 @@ def _numbers(column: pa.ChunkedArray, names: list[str], index: str) -> np.ndarra
         stranger = column.filter(pc.is_null(found))[0].as_py()
         raise AvpipeError(f"{index} has samples in {stranger!r}, which it does not describe")
     return found.to_numpy()
-
-
-def _expand(text: str) -> list[str]:
-    try:
-        return list(braceexpand(text))
-    except UnbalancedBracesError:
-        raise AvpipeError(f"{text}: the braces do not match; write e.g. DIR/vggss-{{000000..000143}}.tar") from None
 
 
 def check_ends(shards: Shards, size_of: Callable[[str], int | None]) -> None:

@@ -1,19 +1,17 @@
 """Single samples for training: what threads read, decode and draw for each, before the device does its part."""
 
-from __future__ import annotations
-
 import random
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from train.data.loader import read_feature, read_pixels
-from train.data.shards import Shards
+from train.data.batch_plan import BatchPlan
+from train.data.inputs import Batch
+from train.data.loader import stacked
+from train.data.mixing import Mixing
+from train.data.shards import DamagedError, Shards
 from train.data.views import TRAINING_VIEWS
-
-if TYPE_CHECKING:
-    from train.data.mixing import Mixing
 
 # SSL-TIE's masks: the longest in windows and in bands, and how often a clip gets both.
 MASK_TIME, MASK_BANDS, MASK_SHARE = 180, 35, 0.8
@@ -57,10 +55,10 @@ class TrainingSamples:
         epoch, number = key
         # Not NumPy's generator: to make one takes 120 µs among other work, a tenth of all that is done for a sample.
         rng = random.Random(self.seed << 96 | epoch << 64 | number)
-        view, frame_HW3 = TRAINING_VIEWS[self.view], read_pixels(self.shards, number)
+        view, frame_HW3 = TRAINING_VIEWS[self.view], self.shards.pixels(number)
         sample = [
             self._stacked([view.pixels(frame_HW3, self.image_px, rng) for _ in range(self.views)]),
-            read_feature(self.shards, number, self.feature),
+            self.shards.feature(number, self.feature),
             number,
         ]
         if view.colour:
@@ -87,3 +85,22 @@ def draw_mask(shape: tuple[int, int, int], rng: random.Random) -> np.ndarray:
         length = rng.random() * longest
         drawn += [rng.random() * max(size - length, 0), length]
     return np.array(drawn).astype(np.int32)
+
+
+def batches(
+    samples: TrainingSamples,
+    plan: BatchPlan,
+    rank: int,
+    steps: Iterable[int],
+    workers: int,
+    on_damage: Callable[[DamagedError], None] | None = None,
+) -> Iterator[Batch]:
+    """The stacked parts of the samples, by their names, for each of the steps, counted from 0.
+
+    `workers` threads decode ahead (0: in this thread). With `on_damage` a sample that cannot be read is reported to it
+    and left out: the batch is one shorter, as no other sample can take the place of one and be there only once. Without
+    it, and with more ranks than one, whose batches must have one size, DamagedError is raised.
+    """
+    keys = ([(plan.epoch(step), int(row)) for row in plan.rows(step, rank)] for step in steps)
+    for parts in stacked(keys, samples.__getitem__, workers, on_damage if plan.world_size == 1 else None):
+        yield dict(zip(samples.parts, parts, strict=True))

@@ -12,7 +12,8 @@ from pipeline.index import INDEX
 from pipeline.layout import Root, check_split_name
 from pipeline.lists import parse_list
 from pipeline.manifest import Manifest
-from train.data.shards import Shards, open_shards
+from train.data.open import open_shards
+from train.data.shards import Shards
 
 
 @dataclass(frozen=True, kw_only=True)

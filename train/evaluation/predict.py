@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.errors import AvpipeError
 from pipeline.features import SPECS
 from train.data.frames import TEST_VIEWS, normalise
-from train.data.loader import read_feature, read_frame, stacked
+from train.data.loader import stacked
 from train.data.shards import DamagedError, Shards
 from train.evaluation.clips_to_score import ScoredClips
 from train.evaluation.listening import silence
@@ -52,9 +52,9 @@ def network_maps(
                 return np.zeros((px, px, 3), np.uint8), silence(feature)
 
         def read_clip(place: int) -> tuple[np.ndarray, np.ndarray]:
-            view = TEST_VIEWS[frame](read_frame(shards, int(clips.numbers[place])), px)
+            view = TEST_VIEWS[frame](shards.frame(int(clips.numbers[place])), px)
             sound = int(sounds[place])
-            return view, silence(feature) if sound < 0 else read_feature(shards, sound, feature)
+            return view, silence(feature) if sound < 0 else shards.feature(sound, feature)
 
         places = range(len(clips.numbers))
         for batch in stacked((places[first : first + BATCH] for first in places[::BATCH]), read, workers):

@@ -21,8 +21,9 @@ from pipeline.layout import Root, check_split_name, published, remove_leftovers
 from pipeline.parts import default_workers, stage_lock
 from pipeline.progress import ProgressLine
 from train.data.frames import TEST_VIEWS, normalise
-from train.data.loader import read_feature, read_frame, stacked
-from train.data.shards import DamagedError, Shards, open_shards
+from train.data.loader import stacked
+from train.data.open import open_shards
+from train.data.shards import DamagedError, Shards
 from train.evaluation.results import UnsavedError
 from train.leaks import leak
 from train.models import Model, choose_model
@@ -177,8 +178,8 @@ def _batches(
     seeing = hasattr(network, "embed")
 
     def read(number: int) -> tuple[np.ndarray, ...]:
-        views = (TEST_VIEWS[FRAME](read_frame(shards, int(number)), model.image_px),) if seeing else ()
-        return (*views, read_feature(shards, int(number), model.feature))
+        views = (TEST_VIEWS[FRAME](shards.frame(int(number)), model.image_px),) if seeing else ()
+        return (*views, shards.feature(int(number), model.feature))
 
     parts = np.split(numbers, range(BATCH, len(numbers), BATCH))
     with ProgressLine("embed", len(numbers)) as line:

@@ -7,7 +7,6 @@ H × W positions of the feature map (pixels for an input image).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.errors import AvpipeError
-from train.methods import lvs
 from train.methods.lvs import LVS, LVSConfig, lvs_loss
 from train.similarity import own_maps
 from train.warp import Warp, draw_warp
@@ -89,11 +87,3 @@ class SSLTIE(LVS):
         total = (plain_loss + warped_loss) / 2 + self.config.equivariance * geometric
         losses = {"plain": plain_loss, "warped": warped_loss, "geometric": geometric}
         return total, {name: value.detach() for name, value in losses.items()} | parts
-
-
-def published_names(own_names: Iterable[str]) -> dict[str, str]:
-    """Map our state names to those of the published SSL-TIE checkpoints, which are LVS's.
-
-    These also hold layers that are never read or whose output is dropped (conv3, norm3, vision_fc1, fc).
-    """
-    return lvs.published_names(own_names)

@@ -19,7 +19,6 @@ from pipeline.errors import AvpipeError
 from pipeline.layout import Root
 from pipeline.manifest import CORNERS
 from pipeline.samples import AUDIO, MOST_SAMPLES
-from train.data.loader import read_frame
 from train.data.shards import Shards
 from train.evaluation import metrics, ogl
 from train.evaluation.clips_to_score import ScoredClips, only
@@ -175,7 +174,7 @@ def _doubts(run: Shown, maps: list[Grid], clips: ScoredClips, protocol: Protocol
 
 def _picture(shards: Shards, number: int, boxes: list[dict], found: list[tuple], cropped: bool) -> dict:
     """The frame, the part of it that the network saw, boxes and maps; all places as fractions of the whole frame."""
-    frame = read_frame(shards, number)
+    frame = shards.frame(number)
     width, height = frame.size
     seen_w, seen_h = (min(frame.size) / width, min(frame.size) / height) if cropped else (1.0, 1.0)
     left, top = (1 - seen_w) / 2, (1 - seen_h) / 2

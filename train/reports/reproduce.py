@@ -17,8 +17,9 @@ from pipeline.index import INDEX
 from pipeline.layout import Root
 from pipeline.parts import stage_lock
 from train.checkpoint import BEST, LAST, load_checkpoint, recipe_of
-from train.data.loader import BatchPlan
-from train.data.shards import Shards, open_shards
+from train.data.batch_plan import BatchPlan
+from train.data.open import open_shards
+from train.data.shards import Shards
 from train.evaluation.results import Request, run_eval
 from train.evaluation.retrieval import run_retrieval
 from train.fit import fit

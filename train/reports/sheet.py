@@ -6,7 +6,6 @@ import matplotlib
 import numpy as np
 
 from pipeline.layout import published
-from train.data.loader import read_frame
 from train.data.shards import Shards
 from train.evaluation.clips_to_score import ScoredClips
 from train.evaluation.evaluate import Score
@@ -37,7 +36,7 @@ def write_sheet(
     for axis, place in zip(axes.flat, places, strict=False):
         row = ranking[place]
         number = place_of[row["clip_id"]]
-        frame = read_frame(shards, int(clips.numbers[number]))
+        frame = shards.frame(int(clips.numbers[number]))
         protocol = PROTOCOLS[score.protocol]
         _draw(axis, frame, protocol.enlarge(maps[number]), protocol.frame == "crop", clips.boxes[number], plt)
         label = one_line(row["label"] or row["clip_id"], 60)

@@ -1,0 +1,53 @@
+"""The steps of a training, planned before it starts: every sample drawn from a global shuffle."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from pipeline.errors import AvpipeError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """Which samples make which batch: a function of these numbers alone, so any step can be the first."""
+
+    numbers: np.ndarray
+    """(N,) numbers of the samples to draw from."""
+    batch_size: int
+    """Samples a step and rank."""
+    world_size: int
+    epochs: int
+    seed: int
+
+    def __post_init__(self):
+        if self.steps_per_epoch < 1:
+            raise AvpipeError(
+                f"{len(self.numbers)} samples do not fill one batch of {self.batch_size} on {self.world_size} rank(s); "
+                "use a smaller batch, e.g. --set batch_size=…"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Equal on every rank; the samples left over wait for another epoch's shuffle."""
+        return len(self.numbers) // (self.batch_size * self.world_size)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole training."""
+        return self.steps_per_epoch * self.epochs
+
+    def epoch(self, step: int) -> int:
+        """Epoch of a step, from 0."""
+        return step // self.steps_per_epoch
+
+    def rows(self, step: int, rank: int) -> np.ndarray:
+        """(batch_size,) sample numbers of one step on one rank; ranks never share one within an epoch."""
+        order = _shuffled(len(self.numbers), self.seed, self.epoch(step))
+        first = ((step % self.steps_per_epoch) * self.world_size + rank) * self.batch_size
+        return self.numbers[order[first : first + self.batch_size]]
+
+
+@lru_cache(maxsize=2)
+def _shuffled(samples: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(samples)

@@ -1,0 +1,50 @@
+"""One way to open shards: in a folder with an index, in one without, or at an address."""
+
+from pathlib import Path
+
+from braceexpand import UnbalancedBracesError, braceexpand
+
+from pipeline.errors import AvpipeError
+from pipeline.index import INDEX
+from pipeline.remote import is_url
+from train.data.plain_tars import open_plain
+from train.data.remote_shards import Room, open_remote
+from train.data.shards import Shards, check_ends, read_index
+
+
+def open_shards(source: str | Path, room: Room | None = None) -> Shards:
+    """Open a folder or address of shards, or some of its tars by a pattern: 'DIR/vggss-{000000..000143}.tar'.
+
+    Tars beside which no index lies are opened by their headers, see `train.data.plain_tars`. What lies at an address
+    needs `room` for copies, see `train.data.remote_shards`. Raises AvpipeError when there is neither index nor tar, a
+    named tar is not in the index, a tar is gone or too short for its samples, and when an address cannot be read.
+    """
+    place, wanted = _named_tars(str(source))
+    if is_url(place):
+        if room is None:
+            raise AvpipeError(f"{place}: here shards must lie in a folder, only `avpipe train` reads others; copy them")
+        return open_remote(place.rstrip("/"), wanted, room)
+    folder = Path(place)
+    if not (folder / INDEX).exists():
+        return open_plain(folder, wanted)
+    shards = read_index(folder / INDEX, folder, wanted)
+    check_ends(shards, lambda name: (folder / name).stat().st_size if (folder / name).exists() else None)
+    return shards
+
+
+def _named_tars(source: str) -> tuple[str, list[str] | None]:
+    """(folder or address, names of the tars that a pattern names or None for all). Raises AvpipeError for a bad one."""
+    if not source.endswith(".tar"):
+        return source, None
+    parts = [path.rpartition("/") for path in _expand(source)]
+    folders = {folder or slash or "." for folder, slash, _ in parts}
+    if len(folders) > 1:
+        raise AvpipeError(f"{source}: the tars must lie in one folder; give one of {', '.join(sorted(folders))}")
+    return folders.pop(), [name for _, _, name in parts]
+
+
+def _expand(text: str) -> list[str]:
+    try:
+        return list(braceexpand(text))
+    except UnbalancedBracesError:
+        raise AvpipeError(f"{text}: the braces do not match; write e.g. DIR/vggss-{{000000..000143}}.tar") from None
