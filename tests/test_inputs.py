@@ -100,14 +100,15 @@ def test_each_frame_of_a_batch_goes_its_own_way():
 def test_views_of_a_frame_are_coloured_apart_and_scaled(shards):
     given = {"shards": shards, "feature": "logspec", "image_px": 32, "seed": 0, "views": 2}
     samples = TrainingSamples(view="appearance", **given)
-    batch = dict(zip(samples.parts, (torch.from_numpy(np.array(part))[None] for part in samples[0, 0]), strict=True))
+    batch = {name: torch.from_numpy(np.array(part))[None] for name, part in samples[0, 0].items()}
     assert batch["image"].shape == (1, 2, 32, 32, 3) and batch["colour"].shape == (1, 2, 7)
     image, spec = Inputs(CPU, "logspec")(batch)
     assert image.shape == (1, 2, 3, 32, 32) and spec.shape == (1, 1, 257, 200) and spec.dtype == torch.float32
     for view in range(2):
         expected = normalise(recolour(batch["image"][0, view][None], batch["colour"][0, view][None]))
         assert torch.allclose(image[0, view], expected[0], atol=1e-5)
-    assert (samples[0, 0][3] == samples[0, 0][3]).all() and (samples[0, 0][3] != samples[1, 0][3]).any()
+    colour, again, other = (samples[epoch, 0]["colour"] for epoch in (0, 0, 1))
+    assert (colour == again).all() and (colour != other).any()
 
 
 def test_mixed_sounds_are_blended_and_the_others_stay():
@@ -150,10 +151,7 @@ def test_nothing_mixes_the_devices(shards, monkeypatch):
         shards=shards, feature="logspec", image_px=32, seed=0, view="appearance", views=2, masking=True, mixing=mixing
     )
     read = [samples[0, number] for number in range(8)]
-    batch = {
-        name: torch.from_numpy(np.stack(part))
-        for name, part in zip(samples.parts, zip(*read, strict=True), strict=True)
-    }
+    batch = {name: torch.from_numpy(np.stack([sample[name] for sample in read])) for name in read[0]}
     assert (batch["weight"] > 0).any() and (batch["colour"][..., [0, 5, 6]] > 0).flatten(0, 1).any(dim=0).all()
     inputs = Inputs(torch.device("meta"), "logspec")
     image, spec = inputs(batch)

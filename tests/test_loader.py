@@ -110,7 +110,7 @@ def test_a_resumed_loader_gives_the_very_next_batches(samples, first_step):
 
 def test_augmentation_differs_between_epochs(samples):
     first, again = samples[0, 3], samples[1, 3]
-    assert (first[1] == again[1]).all() and (first[0] != again[0]).any()
+    assert (first["spec"] == again["spec"]).all() and (first["image"] != again["image"]).any()
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_a_batch_in_which_nothing_is_left_stops(damaged):
 
 def test_only_some_batches_are_made_ahead_and_threads_end_with_their_consumer():
     read = []
-    stream = stacked(([n] for n in range(100)), lambda key: read.append(key) or (np.zeros(2),), 2)
+    stream = stacked(([n] for n in range(100)), lambda key: read.append(key) or {"x": np.zeros(2)}, 2)
     next(stream)
     time.sleep(0.2)
     assert len(read) == AHEAD + 1 and loader_threads()
@@ -191,12 +191,12 @@ def test_any_error_of_a_thread_reaches_the_consumer():
     def read(key):
         if key == 7:
             raise ZeroDivisionError("seven")
-        return (np.full(3, key),)
+        return {"x": np.full(3, key)}
 
     stream, seen = stacked([[0, 1], [2, 3], [6, 7]], read, 2), []
     with pytest.raises(ZeroDivisionError, match="seven"):
         seen.extend(stream)
-    assert [batch[0].tolist() for batch in seen] == [[[0] * 3, [1] * 3], [[2] * 3, [3] * 3]]
+    assert [batch["x"].tolist() for batch in seen] == [[[0] * 3, [1] * 3], [[2] * 3, [3] * 3]]
     assert not loader_threads()
 
 
@@ -206,7 +206,7 @@ def test_no_thread_keeps_the_program_alive(end):
 import os, signal, sys, time
 import numpy as np
 from train.data.loader import stacked
-stream = stacked(([n] * 16 for n in range(10**9)), lambda n: (time.sleep(0.001), np.zeros(9))[1:], 4)
+stream = stacked(([n] * 16 for n in range(10**9)), lambda n: {{"x": np.full(9, time.sleep(0.001) or n)}}, 4)
 next(stream)
 {end}
 for batch in stream: pass

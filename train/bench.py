@@ -23,7 +23,7 @@ from pipeline.errors import AvpipeError
 from pipeline.parts import default_workers
 from pipeline.progress import ProgressLine
 from pipeline.samples import FRAME, feature_member
-from train.data.inputs import Batch
+from train.data.loader import Batch
 from train.data.shards import Shards
 from train.data.training_samples import batches
 from train.logs import Meter

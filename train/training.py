@@ -13,7 +13,8 @@ from pipeline.errors import AvpipeError
 from train.checkpoint import BEST, LAST, check_same, epoch_name, load_checkpoint, network_of, save_checkpoint
 from train.data import mixing
 from train.data.batch_plan import BatchPlan
-from train.data.inputs import Batch, Inputs
+from train.data.inputs import Inputs
+from train.data.loader import Batch
 from train.data.neighbours import neighbour_table
 from train.data.shards import Shards
 from train.data.skipped import Skipped

@@ -9,10 +9,9 @@ from torch import Tensor
 from train.data.audio import SpecTransform
 from train.data.colour import recolour
 from train.data.frames import normalise
+from train.data.loader import Batch
 from train.data.memory import BATCHES
 
-Batch = dict[str, Tensor]
-"""The stacked parts of samples, by the names that `train.data.training_samples.TrainingSamples` gives them."""
 # Parts that stay in the host's memory: they tell what is done to which sample.
 DECISIONS = ("colour", "weight")
 

@@ -15,6 +15,10 @@ from torch import Tensor
 from train.data.memory import BATCHES
 from train.data.shards import DamagedError
 
+Sample = dict[str, np.ndarray | np.generic | int]
+"""The parts of a sample, by their names."""
+Batch = dict[str, Tensor]
+"""The parts of some samples, stacked."""
 # Batches that are being filled while one is in use: with that one they are all the memory a loader takes.
 AHEAD = 2
 # Samples that a thread takes at a time: few, so that all threads work on the batch that is wanted next.
@@ -23,11 +27,11 @@ PART = 8
 
 def stacked(
     batches_of_keys: Iterable[Sequence],
-    read: Callable[[Any], tuple],
+    read: Callable[[Any], Sample],
     workers: int,
     on_damage: Callable[[DamagedError], None] | None = None,
-) -> Iterator[tuple[Tensor, ...]]:
-    """For each list of keys what `read` returns for them, stacked part by part, in order.
+) -> Iterator[Batch]:
+    """For each list of keys the samples that `read` returns for them, stacked part by part, in order.
 
     Threads, not processes: decoding and copying release the interpreter's lock, and a batch of 32 MB need not travel.
     The tensors are in pinned memory where there is a GPU, so that copies to it need not be waited for. Raises what
@@ -70,10 +74,10 @@ def _finished(batch: _Batch, parts: list) -> _Batch:
 class _Batch:
     """The memory of one batch, which threads fill side by side."""
 
-    def __init__(self, keys: Sequence, read: Callable[[Any], tuple], room: Callable[[tuple, np.dtype], Tensor]):
+    def __init__(self, keys: Sequence, read: Callable[[Any], Sample], room: Callable[[tuple, np.dtype], Tensor]):
         self.keys, self._read, self._room = keys, read, room
-        self._tensors: tuple[Tensor, ...] | None = None
-        self._arrays: tuple[np.ndarray, ...] = ()
+        self._tensors: Batch = {}
+        self._arrays: dict[str, np.ndarray] = {}
         """The same memory."""
         self._lock = threading.Lock()
         self.damaged: dict[int, DamagedError] = {}
@@ -89,25 +93,27 @@ class _Batch:
                 continue
             if not self._arrays:
                 self._make_room(sample)
-            for array, part in zip(self._arrays, sample, strict=True):
-                array[place] = part
+            for name, part in sample.items():
+                self._arrays[name][place] = part
 
-    def _make_room(self, sample: tuple) -> None:
+    def _make_room(self, sample: Sample) -> None:
         with self._lock:
             if self._arrays:
                 return
-            parts = [np.asarray(part) for part in sample]
-            self._tensors = tuple(self._room((len(self.keys), *part.shape), part.dtype) for part in parts)
-            self._arrays = tuple(tensor.numpy() for tensor in self._tensors)
+            parts = {name: np.asarray(part) for name, part in sample.items()}
+            self._tensors = {
+                name: self._room((len(self.keys), *part.shape), part.dtype) for name, part in parts.items()
+            }
+            self._arrays = {name: tensor.numpy() for name, tensor in self._tensors.items()}
 
-    def tensors(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> Batch:
         """The stacked parts, without the places that are damaged."""
         if not self.damaged:
             return self._tensors
-        if self._tensors is None:
+        if not self._tensors:
             raise self.damaged[0]
         kept = torch.tensor([place for place in range(len(self.keys)) if place not in self.damaged])
-        return tuple(tensor[kept] for tensor in self._tensors)
+        return {name: tensor[kept] for name, tensor in self._tensors.items()}
 
 
 def _pinned(shape: tuple[int, ...], dtype: np.dtype) -> Tensor:

@@ -70,7 +70,7 @@ def _audio_vectors(fabric: Fabric, network: nn.Module, shards: Shards, numbers: 
     """(B, C) of unit length, in evaluation mode, of the features as they are in the shards."""
     vectors, dtype = [], next(network.parameters()).dtype
     parts = np.split(numbers, range(EMBED_BATCH, len(numbers), EMBED_BATCH))
-    for (spec_B1FT,) in stacked(parts, lambda number: (shards.feature(int(number), feature),), workers=1):
+    for batch in stacked(parts, lambda number: {"spec": shards.feature(int(number), feature)}, workers=1):
         with fabric.autocast():
-            vectors.append(network.embed_audio(fabric.to_device(spec_B1FT).to(dtype)))
+            vectors.append(network.embed_audio(fabric.to_device(batch["spec"]).to(dtype)))
     return torch.cat(vectors)

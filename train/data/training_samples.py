@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from train.data.batch_plan import BatchPlan
-from train.data.inputs import Batch
-from train.data.loader import stacked
+from train.data.loader import Batch, Sample, stacked
 from train.data.mixing import Mixing
 from train.data.shards import DamagedError, Shards
 from train.data.views import TRAINING_VIEWS
@@ -34,40 +33,29 @@ class TrainingSamples:
     mixing: Mixing | None = None
     """Which sounds are blended with another's (SSL-TIE)."""
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Names of what a sample consists of, in the order in which it comes.
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        """The parts of (epoch, sample number). Raises DamagedError, naming shard and clip.
 
         image: uint8 (px, px, 3), or (V, px, px, 3). spec: (1, F, T) as stored. number: of the sample. colour: float32
         (7,) or (V, 7), see `train.data.colour`. mask: int32 (4,), see `train.data.inputs.masked`. sounds,
         weight: int16 (2, T) and float32, see `Mixing`.
         """
-        coloured = ("colour",) if TRAINING_VIEWS[self.view].colour else ()
-        return (
-            *("image", "spec", "number"),
-            *coloured,
-            *(("mask",) if self.masking else ()),
-            *(("sounds", "weight") if self.mixing else ()),
-        )
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple:
-        """The parts of (epoch, sample number). Raises DamagedError, naming shard and clip."""
         epoch, number = key
         # Not NumPy's generator: to make one takes 120 µs among other work, a tenth of all that is done for a sample.
         rng = random.Random(self.seed << 96 | epoch << 64 | number)
         view, frame_HW3 = TRAINING_VIEWS[self.view], self.shards.pixels(number)
-        sample = [
-            self._stacked([view.pixels(frame_HW3, self.image_px, rng) for _ in range(self.views)]),
-            self.shards.feature(number, self.feature),
-            number,
-        ]
+        sample = {
+            "image": self._stacked([view.pixels(frame_HW3, self.image_px, rng) for _ in range(self.views)]),
+            "spec": self.shards.feature(number, self.feature),
+            "number": number,
+        }
         if view.colour:
-            sample.append(self._stacked([view.colour(rng) for _ in range(self.views)]))
+            sample["colour"] = self._stacked([view.colour(rng) for _ in range(self.views)])
         if self.masking:
-            sample.append(draw_mask(sample[1].shape, rng))
+            sample["mask"] = draw_mask(sample["spec"].shape, rng)
         if self.mixing:
-            sample += self.mixing.sounds(self.shards, number, self.feature, rng)
-        return tuple(sample)
+            sample["sounds"], sample["weight"] = self.mixing.sounds(self.shards, number, self.feature, rng)
+        return sample
 
     def _stacked(self, made: list[np.ndarray]) -> np.ndarray:
         return made[0] if self.views == 1 else np.stack(made)
@@ -95,12 +83,11 @@ def batches(
     workers: int,
     on_damage: Callable[[DamagedError], None] | None = None,
 ) -> Iterator[Batch]:
-    """The stacked parts of the samples, by their names, for each of the steps, counted from 0.
+    """The stacked samples for each of the steps, counted from 0.
 
     `workers` threads decode ahead (0: in this thread). With `on_damage` a sample that cannot be read is reported to it
     and left out: the batch is one shorter, as no other sample can take the place of one and be there only once. Without
     it, and with more ranks than one, whose batches must have one size, DamagedError is raised.
     """
     keys = ([(plan.epoch(step), int(row)) for row in plan.rows(step, rank)] for step in steps)
-    for parts in stacked(keys, samples.__getitem__, workers, on_damage if plan.world_size == 1 else None):
-        yield dict(zip(samples.parts, parts, strict=True))
+    yield from stacked(keys, samples.__getitem__, workers, on_damage if plan.world_size == 1 else None)

@@ -10,7 +10,7 @@ from torch import nn
 from pipeline.errors import AvpipeError
 from pipeline.features import SPECS
 from train.data.frames import TEST_VIEWS, normalise
-from train.data.loader import stacked
+from train.data.loader import Sample, stacked
 from train.data.shards import DamagedError, Shards
 from train.evaluation.clips_to_score import ScoredClips
 from train.evaluation.listening import silence
@@ -42,24 +42,24 @@ def network_maps(
         """(H, W) of each clip; `frame` is a key of TEST_VIEWS, `given` the places of the sounds heard instead."""
         sounds = clips.sounds if given is None else np.where(given < 0, -1, clips.numbers[given])
 
-        def read(place: int) -> tuple[np.ndarray, np.ndarray]:
+        def read(place: int) -> Sample:
             try:
                 return read_clip(place)
             except DamagedError as error:
                 if lost is None or feature not in SPECS:
                     raise
                 lost[place] = error
-                return np.zeros((px, px, 3), np.uint8), silence(feature)
+                return {"image": np.zeros((px, px, 3), np.uint8), "spec": silence(feature)}
 
-        def read_clip(place: int) -> tuple[np.ndarray, np.ndarray]:
+        def read_clip(place: int) -> Sample:
             view = TEST_VIEWS[frame](shards.frame(int(clips.numbers[place])), px)
             sound = int(sounds[place])
-            return view, silence(feature) if sound < 0 else shards.feature(sound, feature)
+            return {"image": view, "spec": silence(feature) if sound < 0 else shards.feature(sound, feature)}
 
         places = range(len(clips.numbers))
         for batch in stacked((places[first : first + BATCH] for first in places[::BATCH]), read, workers):
-            image_BHW3, spec_B1FT = (fabric.to_device(tensor) for tensor in batch)
-            yield from localized(network, normalise(image_BHW3), spec_B1FT.float())
+            batch = fabric.to_device(batch)
+            yield from localized(network, normalise(batch["image"]), batch["spec"].float())
 
     return maps
 

@@ -21,7 +21,7 @@ from pipeline.layout import Root, check_split_name, published, remove_leftovers
 from pipeline.parts import default_workers, stage_lock
 from pipeline.progress import ProgressLine
 from train.data.frames import TEST_VIEWS, normalise
-from train.data.loader import stacked
+from train.data.loader import Sample, stacked
 from train.data.open import open_shards
 from train.data.shards import DamagedError, Shards
 from train.evaluation.results import UnsavedError
@@ -164,34 +164,38 @@ def embeddings(model: Model, shards: Shards, numbers: np.ndarray, workers: int) 
     batches = list(_batches(model, shards, numbers, workers, leave_out))
     return Embeddings(
         numbers=numbers[readable[numbers]],
-        audio=np.concatenate([audio_BC for *_, audio_BC in batches]),
-        visual=np.concatenate([some[0] for some in batches]) if len(batches[0]) == 2 else None,
+        audio=np.concatenate([audio_BC for _, audio_BC in batches]),
+        visual=None if batches[0][0] is None else np.concatenate([visual_BC for visual_BC, _ in batches]),
     )
 
 
 def _batches(
     model: Model, shards: Shards, numbers: np.ndarray, workers: int, on_damage: Callable[[DamagedError], None]
-) -> Iterator[tuple[np.ndarray, ...]]:
-    """(visual_BC, audio_BC) of each batch, or (audio_BC,)."""
+) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
+    """(visual_BC, or None of a method that does not see, audio_BC) of each batch."""
     fabric = Fabric(accelerator="auto", devices=1)
     network: nn.Module = model.network.to(fabric.device, memory_format=torch.channels_last)
     seeing = hasattr(network, "embed")
 
-    def read(number: int) -> tuple[np.ndarray, ...]:
-        views = (TEST_VIEWS[FRAME](shards.frame(int(number)), model.image_px),) if seeing else ()
-        return (*views, shards.feature(int(number), model.feature))
+    def read(number: int) -> Sample:
+        view = {"image": TEST_VIEWS[FRAME](shards.frame(int(number)), model.image_px)} if seeing else {}
+        return view | {"spec": shards.feature(int(number), model.feature)}
 
     parts = np.split(numbers, range(BATCH, len(numbers), BATCH))
     with ProgressLine("embed", len(numbers)) as line:
         for batch in stacked(parts, read, workers, on_damage):
-            *image_BHW3, spec_B1FT = (fabric.to_device(tensor) for tensor in batch)
-            spec_B1FT = spec_B1FT.float()
+            batch = fabric.to_device(batch)
+            spec_B1FT = batch["spec"].float()
             if seeing:
-                made = network.embed(normalise(image_BHW3[0]), spec_B1FT)
+                visual_BC, audio_BC = network.embed(normalise(batch["image"]), spec_B1FT)
+                yield _numbers(visual_BC), _numbers(audio_BC)
             else:
-                made = (network.embed_audio(spec_B1FT),)
-            yield tuple(vectors.float().cpu().numpy() for vectors in made)
+                yield None, _numbers(network.embed_audio(spec_B1FT))
             line.advance(len(spec_B1FT))
+
+
+def _numbers(vectors_BC: Tensor) -> np.ndarray:
+    return vectors_BC.float().cpu().numpy()
 
 
 def run_retrieval(
