@@ -15,6 +15,8 @@ from pipeline.layout import Root
 from train.cli import app
 from train.data.open import open_shards
 from train.evaluation import retrieval as rt
+from train.evaluation import retrieval_scores as rs
+from train.evaluation.retrieval_table import table
 from train.fit import fit
 from train.recipes import get_recipe
 
@@ -34,7 +36,7 @@ def brute(cosines, labels, without_own):
 
 def whole_cosines(one, other):
     """Cosines in units of 2^-52, out of whole numbers: without any rounding of their own."""
-    first, second = ((rt.exact_units(vectors) * 2**26).to(torch.int64).numpy() for vectors in (one, other))
+    first, second = ((rs.exact_units(vectors) * 2**26).to(torch.int64).numpy() for vectors in (one, other))
     return first @ second.T
 
 
@@ -59,7 +61,7 @@ EXACT = (("ties", "ties"), ("random", "random"), ("same", "ties"), ("ties", "sam
 def test_measures_are_those_of_brute_force(kind, others, cosines_of):
     labels = np.random.default_rng(1).choice(list("abcdefg"), 1100).tolist()
     audio, visual = made_up(kind), made_up(others)[::-1].copy()
-    scores = rt.score(audio, visual, labels)
+    scores = rs.score(audio, visual, labels)
     for task, items, without_own in (("audio_retrieval", audio, True), ("cross_modal_retrieval", visual, False)):
         expected = brute(cosines_of(audio, items), labels, without_own)
         assert {name: scores[task][name] for name in expected} == pytest.approx(expected, abs=1e-12)
@@ -69,34 +71,34 @@ def test_measures_are_those_of_brute_force(kind, others, cosines_of):
 def test_of_equal_cosines_the_lower_number_comes_first(without_own, monkeypatch):
     draw = np.random.default_rng(2)
     vectors = draw.standard_normal((30, 512)).astype(np.float32)[draw.integers(0, 30, 300)]  # ten copies of each
-    unit = rt.exact_units(vectors)
+    unit = rs.exact_units(vectors)
     cosines = (unit @ unit.T).numpy()
     if without_own:
         np.fill_diagonal(cosines, -np.inf)
     expected = np.argsort(-cosines, axis=1, kind="stable")[:, :10]
     for block in (1, 7, 512):
-        monkeypatch.setattr(rt, "QUERIES", block)
-        assert (rt.nearest(unit, unit, 10, without_own).numpy() == expected).all()
+        monkeypatch.setattr(rs, "QUERIES", block)
+        assert (rs.nearest(unit, unit, 10, without_own).numpy() == expected).all()
 
 
 def test_cosines_are_exact_in_any_order():
-    unit = rt.exact_units(np.random.default_rng(3).standard_normal((50, 512)).astype(np.float32))
+    unit = rs.exact_units(np.random.default_rng(3).standard_normal((50, 512)).astype(np.float32))
     shuffled = unit[:, torch.randperm(512)]
     whole = (unit * 2**26).to(torch.int64)
     assert (unit @ unit.T == (whole @ whole.T).double() / 2**52).all()
     assert ((unit * unit).sum(dim=1) == (shuffled * shuffled).flip(1).sum(dim=1)).all()
-    assert (rt.exact_units(np.zeros((2, 4))) == 0).all()
+    assert (rs.exact_units(np.zeros((2, 4))) == 0).all()
 
 
 def test_few_clips_give_short_rankings():
-    scores = rt.score(np.eye(3), np.eye(3), ["a", "a", "b"])
+    scores = rs.score(np.eye(3), np.eye(3), ["a", "a", "b"])
     assert scores["audio_retrieval"]["A@5"] == pytest.approx(2 / 3)
     assert scores["audio_retrieval"]["P@5"] == pytest.approx(1 / 3)  # of the two others
     assert scores["cross_modal_retrieval"]["P@1"] == 1  # the own picture is among them
     with pytest.raises(AvpipeError, match="too few"):
-        rt.score(np.eye(1), None, ["a"])
+        rs.score(np.eye(1), None, ["a"])
     with pytest.raises(AvpipeError, match="not finite"):
-        rt.score(np.full((3, 4), np.nan), None, ["a", "a", "b"])
+        rs.score(np.full((3, 4), np.nan), None, ["a", "a", "b"])
 
 
 @pytest.mark.parametrize("without_own", [True, False])
@@ -107,8 +109,8 @@ def test_chance_is_what_random_orders_reach(without_own):
         places = [
             draw.permutation([m for m in range(33) if not (without_own and m == number)])[:10] for number in range(33)
         ]
-        sums.update(rt.measures(torch.from_numpy(np.stack(places)), labels))
-    expected = rt.chance(labels, without_own)
+        sums.update(rs.measures(torch.from_numpy(np.stack(places)), labels))
+    expected = rs.chance(labels, without_own)
     assert {name: sums[name] / rounds for name in expected} == pytest.approx(expected, abs=0.012)
 
 
@@ -165,7 +167,7 @@ def test_clips_without_a_label_are_left_out_and_counted(trained, monkeypatch):
     monkeypatch.setattr(rt, "open_shards", lambda path: shards)
     result = rt.run_retrieval(trained, "synth_train", "ear", workers=0)
     assert (result["clips_scored"], result["clips_without_label"]) == (14, 2)
-    assert "2 without a label" in rt.table(result)
+    assert "2 without a label" in table(result)
     shards.labels[:] = [None] * 16
     with pytest.raises(AvpipeError, match="no clip of synth_train here has a label"):
         rt.run_retrieval(trained, "synth_train", "ear", workers=0)

@@ -23,11 +23,11 @@ from pipeline.settings import ExtractSettings, ShardSettings
 from pipeline.shard import shard
 from train.checkpoint import BEST, LAST, load_checkpoint
 from train.data.open import open_shards
+from train.data.split import training_part
 from train.fit import fit
 from train.logs import LOG, VALIDATION
 from train.recipes import get_recipe
 from train.signals import StopSignals
-from train.validation import training_part
 
 CHANGES = ["image_px=32", "batch_size=4", "epochs=2", "checkpoint_steps=2"]
 SMALL = [*CHANGES, "spec_pool=8"]

@@ -32,7 +32,8 @@ def retrieve(
     """Search a split's sounds and pictures by sound: how often the category is right, beside chance."""
     require_training()
     from train.evaluation.results import UnsavedError
-    from train.evaluation.retrieval import run_retrieval, table
+    from train.evaluation.retrieval import run_retrieval
+    from train.evaluation.retrieval_table import table
 
     try:
         result = run_retrieval(context.obj, split, checkpoint, baseline, format_name, workers)

@@ -18,13 +18,14 @@ from train.data.loader import Batch
 from train.data.neighbours import neighbour_table
 from train.data.shards import Shards
 from train.data.skipped import Skipped
+from train.data.split import training_part
 from train.data.training_samples import TrainingSamples, batches
 from train.logs import Log
 from train.methods import METHODS
 from train.ranks import ranks_of
 from train.recipes import Recipe
 from train.signals import StopSignals
-from train.validation import Validation, training_part
+from train.validation import Validation
 
 SKIPPED = "skipped.csv"
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}

@@ -8,9 +8,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from pipeline.derive import seeded_hash
 from pipeline.errors import AvpipeError
-from pipeline.layout import video_of
 from pipeline.samples import FRAME, feature_member
 from train.backbones import evaluating
 from train.data.batch_plan import BatchPlan
@@ -21,23 +19,6 @@ from train.data.training_samples import TrainingSamples, batches
 BATCH = 64
 # Of the views and transforms that the loss is measured under: the same in every epoch, and in no training.
 SEED = 2**31 - 1
-
-
-def training_part(shards: Shards, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(numbers of the samples to train on, numbers held back): whole videos, those with the smallest hashes.
-
-    The same videos are held back for any order of the shards. Raises AvpipeError where either part would be empty.
-    """
-    numbers = np.arange(len(shards))
-    if not share:
-        return numbers, numbers[:0]
-    videos = [video_of(clip_id) for clip_id in shards.clip_ids]
-    order = sorted(set(videos), key=lambda video: seeded_hash(seed, video))
-    held_back = set(order[: round(share * len(order))])
-    out = np.array([video in held_back for video in videos])
-    if out.all() or not out.any():
-        raise AvpipeError(f"validation={share} of {len(order)} videos leaves a part empty; choose another share")
-    return numbers[~out], numbers[out]
 
 
 @dataclass

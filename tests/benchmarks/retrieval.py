@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from train.evaluation.retrieval import PLACES, chance, exact_units, measures, nearest
+from train.evaluation.retrieval_scores import PLACES, chance, exact_units, measures, nearest
 
 CATEGORIES = 35
 CHECKED = 50

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.errors import AvpipeError
 from train.backbones import Init
-from train.methods.ez_vsl import TwoStream, check_two_stream, pair_means
+from train.methods.two_stream import TwoStream, check_two_stream, pair_means
 from train.similarity import similarity_maps, weighted_mean
 
 ANCHORS = ("image", "audio", "both")

@@ -20,6 +20,7 @@ from train.checkpoint import BEST, LAST, load_checkpoint, recipe_of
 from train.data.batch_plan import BatchPlan
 from train.data.open import open_shards
 from train.data.shards import Shards
+from train.data.split import training_part
 from train.evaluation.results import Request, run_eval
 from train.evaluation.retrieval import run_retrieval
 from train.fit import fit
@@ -28,7 +29,6 @@ from train.recipes import Recipe
 from train.reports.reproduce_rows import Row, Runnable, Selected, distinct, evaluations, scored_on
 from train.reports.stored import read_log, read_metrics, read_search
 from train.signals import StoppedError
-from train.validation import training_part
 
 # Settings of a recipe and of its method on which the speed of a training hangs.
 SPEED = (

@@ -1,0 +1,25 @@
+"""Which samples are trained on, and which are held back to compare epochs by."""
+
+import numpy as np
+
+from pipeline.derive import seeded_hash
+from pipeline.errors import AvpipeError
+from pipeline.layout import video_of
+from train.data.shards import Shards
+
+
+def training_part(shards: Shards, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(numbers of the samples to train on, numbers held back): whole videos, those with the smallest hashes.
+
+    The same videos are held back for any order of the shards. Raises AvpipeError where either part would be empty.
+    """
+    numbers = np.arange(len(shards))
+    if not share:
+        return numbers, numbers[:0]
+    videos = [video_of(clip_id) for clip_id in shards.clip_ids]
+    order = sorted(set(videos), key=lambda video: seeded_hash(seed, video))
+    held_back = set(order[: round(share * len(order))])
+    out = np.array([video in held_back for video in videos])
+    if out.all() or not out.any():
+        raise AvpipeError(f"validation={share} of {len(order)} videos leaves a part empty; choose another share")
+    return numbers[~out], numbers[out]

@@ -1,0 +1,82 @@
+"""Vectors of sounds and pictures over shards, in one pass. Shapes: N samples, B batch, C channels."""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from pipeline.progress import ProgressLine
+from train.data.frames import TEST_VIEWS, normalise
+from train.data.loader import Sample, stacked
+from train.data.shards import DamagedError, Shards
+from train.models import Model
+
+# The paper names no view; SSL-TIE's released test code takes this one.
+FRAME = "crop"
+BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embeddings:
+    """Vectors of samples that could be read, float32 of unit length."""
+
+    numbers: np.ndarray
+    """(N,) which samples."""
+    audio: np.ndarray
+    """(N, C)."""
+    visual: np.ndarray | None
+    """(N, C); None of a method that sees nothing."""
+
+
+def embeddings(model: Model, shards: Shards, numbers: np.ndarray, workers: int) -> Embeddings:
+    """Of the samples with these numbers, in their order; those that cannot be read are left out, and said.
+
+    Frames are centre crops. SSPL's picture vectors depend on the clip's own sound, by its PCM. Raises AvpipeError where
+    no sample can be read.
+    """
+    readable = np.ones(len(shards), bool)
+
+    def leave_out(error: DamagedError) -> None:
+        print(f"avpipe: left out: {error}", file=sys.stderr)
+        readable[number_of[error.clip_id]] = False
+
+    number_of = {shards.clip_ids[number]: number for number in numbers}
+    batches = list(_batches(model, shards, numbers, workers, leave_out))
+    return Embeddings(
+        numbers=numbers[readable[numbers]],
+        audio=np.concatenate([audio_BC for _, audio_BC in batches]),
+        visual=None if batches[0][0] is None else np.concatenate([visual_BC for visual_BC, _ in batches]),
+    )
+
+
+def _batches(
+    model: Model, shards: Shards, numbers: np.ndarray, workers: int, on_damage: Callable[[DamagedError], None]
+) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
+    """(visual_BC, or None of a method that does not see, audio_BC) of each batch."""
+    fabric = Fabric(accelerator="auto", devices=1)
+    network: nn.Module = model.network.to(fabric.device, memory_format=torch.channels_last)
+    seeing = hasattr(network, "embed")
+
+    def read(number: int) -> Sample:
+        view = {"image": TEST_VIEWS[FRAME](shards.frame(int(number)), model.image_px)} if seeing else {}
+        return view | {"spec": shards.feature(int(number), model.feature)}
+
+    parts = np.split(numbers, range(BATCH, len(numbers), BATCH))
+    with ProgressLine("embed", len(numbers)) as line:
+        for batch in stacked(parts, read, workers, on_damage):
+            batch = fabric.to_device(batch)
+            spec_B1FT = batch["spec"].float()
+            if seeing:
+                visual_BC, audio_BC = network.embed(normalise(batch["image"]), spec_B1FT)
+                yield _numbers(visual_BC), _numbers(audio_BC)
+            else:
+                yield None, _numbers(network.embed_audio(spec_B1FT))
+            line.advance(len(spec_B1FT))
+
+
+def _numbers(vectors_BC: Tensor) -> np.ndarray:
+    return vectors_BC.float().cpu().numpy()
