@@ -19,6 +19,7 @@ from train.data.shards import Shards
 from train.evaluation import results
 from train.evaluation.results import Request, run_eval
 from train.evaluation.retrieval import run_retrieval
+from train.models import ModelChoice
 from train.overlay import Heat, contact_sheet
 from train.reports import reproduce
 
@@ -82,7 +83,7 @@ def test_two_evaluations_never_share_a_folder(root):
         stage_lock(folder / "retrieval" / "synth_test", "it"),
         pytest.raises(AvpipeError, match="another process is doing a retrieval"),
     ):
-        run_retrieval(root, "synth_test", baseline="random-init", workers=0)
+        run_retrieval(root, "synth_test", ModelChoice(baseline="random-init"), workers=0)
     with stage_lock(root.runs, "it"), pytest.raises(AvpipeError, match="another process is doing a reproduction"):
         reproduce.run(reproduce.Bench(root), [], None, workers=0)
 

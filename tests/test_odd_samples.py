@@ -84,6 +84,7 @@ def test_an_evaluation_goes_on_without_what_is_damaged(done_root, tmp_path, monk
     from train.data.shards import Shards
     from train.evaluation.results import Request, run_eval
     from train.evaluation.retrieval import run_retrieval
+    from train.models import ModelChoice
     from train.reports.stored import read_scores
 
     def first_rows(result):
@@ -102,7 +103,7 @@ def test_an_evaluation_goes_on_without_what_is_damaged(done_root, tmp_path, monk
     assert f"left out: {root.shards}/synth_test/" in capsys.readouterr().err and result["clips_damaged"] == 1
     assert result["clips_scored"] == whole["clips_scored"] - 1
     assert first_rows(result) == [row for row in rows if row["clip_id"] != lost]
-    searched = run_retrieval(root, "synth_test", baseline="random-init", workers=0)
+    searched = run_retrieval(root, "synth_test", ModelChoice(baseline="random-init"), workers=0)
     assert (searched["clips_damaged"], searched["clips_scored"]) == (1, len(rows) - 1)
     assert lost not in np.load(searched["embeddings"])["clip_ids"]
     monkeypatch.setattr(Shards, "view", lambda self, n, member: memoryview(bad))

@@ -18,6 +18,7 @@ from train.evaluation import retrieval as rt
 from train.evaluation import retrieval_scores as rs
 from train.evaluation.retrieval_table import table
 from train.fit import fit
+from train.models import ModelChoice
 from train.recipes import get_recipe
 
 CHANGES = ["image_px=32", "batch_size=4", "epochs=1"]
@@ -165,12 +166,12 @@ def test_clips_without_a_label_are_left_out_and_counted(trained, monkeypatch):
     shards = open_shards(trained.shards / "synth_train")
     shards.labels[3] = shards.labels[7] = None
     monkeypatch.setattr(rt, "open_shards", lambda path: shards)
-    result = rt.run_retrieval(trained, "synth_train", "ear", workers=0)
+    result = rt.run_retrieval(trained, "synth_train", ModelChoice(checkpoint="ear"), workers=0)
     assert (result["clips_scored"], result["clips_without_label"]) == (14, 2)
     assert "2 without a label" in table(result)
     shards.labels[:] = [None] * 16
     with pytest.raises(AvpipeError, match="no clip of synth_train here has a label"):
-        rt.run_retrieval(trained, "synth_train", "ear", workers=0)
+        rt.run_retrieval(trained, "synth_train", ModelChoice(checkpoint="ear"), workers=0)
 
 
 def test_wrong_wishes_are_sentences(trained):

@@ -34,9 +34,11 @@ def retrieve(
     from train.evaluation.results import UnsavedError
     from train.evaluation.retrieval import run_retrieval
     from train.evaluation.retrieval_table import table
+    from train.models import ModelChoice
 
     try:
-        result = run_retrieval(context.obj, split, checkpoint, baseline, format_name, workers)
+        choice = ModelChoice(checkpoint=checkpoint, format_name=format_name, baseline=baseline)
+        result = run_retrieval(context.obj, split, choice, workers)
     except UnsavedError as error:
         say(error.result, "" if as_json else table(error.result), as_json)
         raise
@@ -60,8 +62,10 @@ def localize(
     """Show where in a video its sound comes from. The colours are scaled to the video: compare within it alone."""
     require_training()
     from train.localize import localize as run
+    from train.models import ModelChoice
 
-    result = run(context.obj, video, out, checkpoint, baseline, format_name, picture, maps)
+    choice = ModelChoice(checkpoint=checkpoint, format_name=format_name, baseline=baseline)
+    result = run(context.obj, video, out, choice, picture, maps)
     low, high = result["scale"]
     text = f"{out}: {result['frames']:,} frames, {result['maps']:,} maps by {result['model']}"
     extra = "".join(f"; {path}" for path in (picture, maps) if path)

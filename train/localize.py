@@ -29,7 +29,7 @@ from pipeline.progress import ProgressLine
 from pipeline.settings import ExtractSettings
 from pipeline.window import window_around
 from train.data.frames import TEST_VIEWS, normalise
-from train.models import Model, named_model
+from train.models import NEWEST_RUN, Model, ModelChoice, named_model
 from train.overlay import Heat, SoundKind, contact_sheet, new_video, written
 
 BATCH = 16
@@ -74,27 +74,22 @@ def localize(
     root: Root,
     video: Path,
     out: Path,
-    checkpoint: str | None = None,
-    baseline: str | None = None,
-    format_name: str | None = None,
+    choice: ModelChoice = NEWEST_RUN,
     picture: Path | None = None,
     maps: Path | None = None,
 ) -> dict:
     """Write `out`, an mp4 of the video under its heat map with its own sound, whatever ending the name has.
 
     The colours run from the 1st to the 99th percentile of all values of the video. `picture` becomes a PNG of eight
-    moments, `maps` an .npz of maps (N, H, W), float16, and times_s (N,). The choice of the model is `named_model`'s.
-    Returns what was done as plain values. Raises AvpipeError for a file that is no whole video with sound, for a method
-    without maps, and for outputs that cannot be written or would overwrite one another or the input.
+    moments, `maps` an .npz of maps (N, H, W), float16, and times_s (N,). Returns what was done as plain values. Raises
+    AvpipeError for a file that is no whole video with sound, for a method without maps, and for outputs that cannot be
+    written or would overwrite one another or the input.
     """
-    if checkpoint is not None and baseline is not None:
-        raise AvpipeError("give either --checkpoint RUN or --baseline object|random-init")
-    if format_name is not None and checkpoint is None:
-        raise AvpipeError("--format says whose checkpoint --checkpoint is; give that file, too")
-    if baseline == "centre":
+    choice.check_choice("object", "random-init")
+    if choice.baseline == "centre":
         raise AvpipeError("the baseline centre is the same disc for every frame; there is nothing to show of it")
     _check_paths(video, [path for path in (out, picture, maps) if path])
-    model = named_model(root, {name: spec.digest for name, spec in SPECS.items()}, checkpoint, baseline, format_name)
+    model = named_model(root, {name: spec.digest for name, spec in SPECS.items()}, choice)
     with usable(video):
         found = video_maps(video, model)
         heat = Heat.of(found.maps)

@@ -17,6 +17,30 @@ from train.evaluation.baselines import check_baseline, object_prior, random_init
 from train.published import IMAGE_PX, folder_name, load_published_checkpoint
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelChoice:
+    """Which model a command is asked for; with neither checkpoint nor baseline the newest run."""
+
+    checkpoint: str | None = None
+    """A run or file."""
+    format_name: str | None = None
+    """Whose published checkpoint it is; None for avpipe's own."""
+    baseline: str | None = None
+    """`centre`, `object` or `random-init`."""
+    weights: Path | None = None
+    """File or folder with the ImageNet weights of the baseline `object`."""
+
+    def check_choice(self, *baselines: str) -> None:
+        """Raise AvpipeError for a wrong combination; `baselines` are those that the command takes."""
+        if self.checkpoint is not None and self.baseline is not None:
+            raise AvpipeError(f"give either --checkpoint RUN or --baseline {'|'.join(baselines)}")
+        if self.format_name is not None and self.checkpoint is None:
+            raise AvpipeError("--format says whose checkpoint --checkpoint is; give that file, too")
+
+
+NEWEST_RUN = ModelChoice()
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainedOn:
     """What a checkpoint of avpipe's own says of its training."""
@@ -57,48 +81,32 @@ class Model:
             )
 
 
-def choose_model(
-    root: Root,
-    shards: Shards,
-    checkpoint: str | None = None,
-    baseline: str | None = None,
-    format_name: str | None = None,
-    weights: Path | None = None,
-) -> Model:
-    """The model that a checkpoint or baseline names, see `named_model`, for these shards.
+def choose_model(root: Root, shards: Shards, choice: ModelChoice) -> Model:
+    """The model that is asked for, see `named_model`, for these shards.
 
     Raises AvpipeError as `named_model` does, and where the shards do not hold the feature that the network reads.
     """
-    held = shards.metadata["extract"]["features"]
-    model = named_model(root, held, checkpoint, baseline, format_name, weights)
+    model = named_model(root, shards.metadata["extract"]["features"], choice)
     model.check_feature(shards)
     return model
 
 
-def named_model(
-    root: Root,
-    held: dict[str, str],
-    checkpoint: str | None = None,
-    baseline: str | None = None,
-    format_name: str | None = None,
-    weights: Path | None = None,
-) -> Model:
-    """The model that a checkpoint or baseline names; with neither the newest run, or a fresh network if there is none.
+def named_model(root: Root, held: dict[str, str], choice: ModelChoice) -> Model:
+    """The model that is asked for; where nothing is trained yet a fresh network in the place of the newest run.
 
-    `held` are the features at hand with their digests. `format_name` says whose published checkpoint it is, for
-    avpipe's own it is None. `weights` is the file or folder of the ImageNet weights for the baseline `object`. Raises
-    AvpipeError for an unknown name and an unreadable checkpoint.
+    `held` are the features at hand with their digests. Raises AvpipeError for an unknown name and an unreadable
+    checkpoint.
     """
-    check_baseline(baseline)
-    if checkpoint is not None and format_name is not None:
-        return published_model(root, Path(checkpoint), format_name, held)
-    if checkpoint is not None:
-        return trained_model(find_run(root, checkpoint))
-    if baseline == "object":
-        return object_model(root, held, weights)
-    if baseline is None and (newest := newest_run(root)) is not None:
+    check_baseline(choice.baseline)
+    if choice.checkpoint is not None and choice.format_name is not None:
+        return published_model(root, Path(choice.checkpoint), choice.format_name, held)
+    if choice.checkpoint is not None:
+        return trained_model(find_run(root, choice.checkpoint))
+    if choice.baseline == "object":
+        return object_model(root, held, choice.weights)
+    if choice.baseline is None and (newest := newest_run(root)) is not None:
         return trained_model(newest)
-    if baseline is None:
+    if choice.baseline is None:
         print(f"avpipe: no trained run in {root.runs}; taking the baseline random-init", file=sys.stderr)
     return fresh_model(root)
 

@@ -15,30 +15,25 @@ from train import leaks
 from train.data.shards import DamagedError, Shards
 from train.evaluation import evaluate as ev
 from train.evaluation import intervals, metrics
+from train.evaluation.baselines import BASELINES
 from train.evaluation.clips_to_score import ScoredClips, clips_of_manifest, clips_of_shards, only, open_split, read_only
 from train.evaluation.listening import sounds_of_other_classes
+from train.evaluation.predict import network_maps
+from train.models import ModelChoice, choose_model, object_model
 from train.text import one_line
 
 Maps = Callable[..., Iterator[np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """What is to be scored, and how."""
+class Request(ModelChoice):
+    """What is to be scored, and how; `weights` serve `object_guided`, too."""
 
     split: str
     only: str | None = None
     """A list of clips, or a split, that the score is confined to."""
-    checkpoint: str | None = None
-    """A run or file; with neither this nor a baseline the newest run."""
-    format_name: str | None = None
-    """Whose published checkpoint it is; None for avpipe's own."""
-    baseline: str | None = None
-    """`centre`, `object` or `random-init`."""
     object_guided: bool = False
     """Whether the maps are blended with those of an ImageNet network (OGL)."""
-    weights: Path | None = None
-    """File or folder with the ImageNet weights for `object` and `object_guided`."""
     protocol: str = ev.DEFAULT
     """Names with commas, or `all`."""
     forbid_leak: bool = False
@@ -50,10 +45,7 @@ class Request:
         check_split_name(self.split)
         if self.only is not None:
             check_split_name(self.only_name())
-        if self.checkpoint is not None and self.baseline is not None:
-            raise AvpipeError("give either --checkpoint RUN or --baseline centre|object|random-init")
-        if self.format_name is not None and self.checkpoint is None:
-            raise AvpipeError("--format says whose checkpoint --checkpoint is; give that file, too")
+        self.check_choice(*BASELINES)
         if self.object_guided and self.baseline is not None:
             raise AvpipeError("--object-guided blends a model's maps; a baseline is scored as it is")
         if self.weights is not None and not (self.object_guided or self.baseline == "object"):
@@ -179,13 +171,9 @@ def _centre(root: Root, request: Request) -> _Predictor:
 
 def _network(root: Root, request: Request) -> _Predictor:
     """A trained, published, fresh or merely seeing network over the split's shards."""
-    from train.evaluation.predict import network_maps
-    from train.models import choose_model, object_model
-
     shards = open_split(root, request.split)
     clips = _chosen(root, request, clips_of_shards(shards))
-    weights = request.weights if request.baseline == "object" else None
-    model = choose_model(root, shards, request.checkpoint, request.baseline, request.format_name, weights)
+    model = choose_model(root, shards, request)
     workers = default_workers() - 1 if request.workers is None else request.workers
     lost: dict[int, DamagedError] = {}
     maps = network_maps(model.network, shards, clips, model.feature, model.image_px, workers, lost)

@@ -14,32 +14,22 @@ from train.evaluation.embeddings import FRAME, Embeddings, embeddings
 from train.evaluation.results import UnsavedError
 from train.evaluation.retrieval_scores import score
 from train.leaks import leak
-from train.models import Model, choose_model
+from train.models import Model, ModelChoice, choose_model
 
 
-def run_retrieval(
-    root: Root,
-    split: str,
-    checkpoint: str | None = None,
-    baseline: str | None = None,
-    format_name: str | None = None,
-    workers: int | None = None,
-) -> dict:
+def run_retrieval(root: Root, split: str, choice: ModelChoice, workers: int | None = None) -> dict:
     """Score a model on a split and write `<run>/retrieval/<split>/`: metrics.json and embeddings.npz.
 
-    The choice of the model is `choose_model`'s. embeddings.npz holds clip_ids and labels (N,), audio and, of methods
+    embeddings.npz holds clip_ids and labels (N,), audio and, of methods
     that see, visual (N, C), in the order of the ids. Clips without a label are left out and counted, as are those that
     cannot be read (`clips_damaged`). Returns what metrics.json holds. Raises AvpipeError for a wrong combination or
     missing input, UnsavedError, which has the result, where it cannot be written.
     """
-    if checkpoint is not None and baseline is not None:
-        raise AvpipeError("give either --checkpoint RUN or --baseline random-init")
-    if format_name is not None and checkpoint is None:
-        raise AvpipeError("--format says whose checkpoint --checkpoint is; give that file, too")
-    if baseline not in (None, "random-init"):
-        raise AvpipeError(f"{baseline!r} has no vectors to compare; the baseline of retrieval is random-init")
+    choice.check_choice("random-init")
+    if choice.baseline not in (None, "random-init"):
+        raise AvpipeError(f"{choice.baseline!r} has no vectors to compare; the baseline of retrieval is random-init")
     shards = open_shards(root.shards / check_split_name(split))
-    model = choose_model(root, shards, checkpoint, baseline, format_name)
+    model = choose_model(root, shards, choice)
     numbers = np.array([n for n in np.argsort(np.array(shards.clip_ids)) if shards.labels[n] is not None], int)
     if not len(numbers):
         raise AvpipeError(f"no clip of {split} here has a label; retrieval is scored by labels")

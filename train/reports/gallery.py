@@ -26,7 +26,7 @@ from train.evaluation.evaluate import Score
 from train.evaluation.predict import network_maps
 from train.evaluation.protocols import PROTOCOLS, Protocol
 from train.evaluation.resize import Grid
-from train.models import Model, choose_model, object_model, trained_model
+from train.models import Model, ModelChoice, choose_model, object_model, trained_model
 from train.overlay import COLOURS
 
 FRAME_LONG_SIDE, MAP_PX = 320, 112
@@ -147,10 +147,12 @@ def _maps(
 
 def _model(root: Root, run: Shown, shards: Shards, weights: Path | None) -> Model:
     if run.published:
-        return choose_model(root, shards, run.published["file"], format_name=run.published["format"])
+        return choose_model(
+            root, shards, ModelChoice(checkpoint=run.published["file"], format_name=run.published["format"])
+        )
     baseline = run.path.name.removeprefix("baseline-")
     if baseline != run.path.name:
-        return choose_model(root, shards, baseline=baseline, weights=weights)
+        return choose_model(root, shards, ModelChoice(baseline=baseline, weights=weights))
     model = trained_model(run.path)
     model.check_feature(shards)
     return model

@@ -25,6 +25,7 @@ from train.evaluation.results import Request, run_eval
 from train.evaluation.retrieval import run_retrieval
 from train.fit import fit
 from train.logs import LOG
+from train.models import ModelChoice
 from train.recipes import Recipe
 from train.reports.reproduce_rows import Row, Runnable, Selected, distinct, evaluations, scored_on
 from train.reports.stored import read_log, read_metrics, read_search
@@ -326,8 +327,8 @@ def _score(bench: Bench, what: Runnable, weights: Path | None, workers: int) -> 
         return f"skipped: {missing}"
     try:
         if what.protocol is None:
-            chosen = {"checkpoint": what.run} if what.recipe else {"baseline": "random-init"}
-            run_retrieval(bench.root, what.eval_split, **chosen, workers=workers)
+            choice = ModelChoice(checkpoint=what.run) if what.recipe else ModelChoice(baseline="random-init")
+            run_retrieval(bench.root, what.eval_split, choice, workers)
         else:
             request = Request(
                 split=what.eval_split,
