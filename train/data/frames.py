@@ -47,6 +47,12 @@ def cropped_view(frame: Image.Image, px: int) -> np.ndarray:
 TEST_VIEWS = {"squash": squashed_view, "crop": cropped_view}
 
 
+def visible_region(frame: Image.Image, view: str) -> tuple[float, float, float, float]:
+    """(left, top, width, height) in pixels of the part of a frame that a test view shows."""
+    width, height = (min(frame.size),) * 2 if view == "crop" else frame.size
+    return (frame.width - width) / 2, (frame.height - height) / 2, width, height
+
+
 def normalise(image_BHW3: Tensor) -> Tensor:
     """uint8 (B, H, W, 3) to float32 image_B3HW with ImageNet's mean and standard deviation removed, on its device.
 

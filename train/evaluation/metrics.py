@@ -152,6 +152,12 @@ def pointing(map_HW: NDArray[np.floating], gt: Annotation) -> bool:
     return bool(gt.weight.flat[np.argmax(map_HW)] > 0)
 
 
+def peak(map_HW: NDArray[np.floating]) -> tuple[float, float]:
+    """Return (x, y) of the maximum of a map, as shares of its width and height; of several the first, as `pointing`."""
+    row, column = np.unravel_index(np.argmax(map_HW), map_HW.shape)
+    return (column + 0.5) / map_HW.shape[1], (row + 0.5) / map_HW.shape[0]
+
+
 @cache
 def centre_map() -> NDArray[np.float32]:
     """Return the map (224, 224) that knows nothing: it falls from 1 at the centre of the frame to -1 at the corners.

@@ -19,6 +19,7 @@ from pipeline.errors import AvpipeError
 from pipeline.layout import Root
 from pipeline.manifest import CORNERS
 from pipeline.samples import AUDIO, MOST_SAMPLES
+from train.data.frames import visible_region
 from train.data.shards import Shards
 from train.evaluation import metrics, ogl
 from train.evaluation.clips_to_score import ScoredClips, only
@@ -121,7 +122,7 @@ def gallery(
         number = int(some.numbers[place])
         own = {"id": clip_id, "label": some.labels[place], "sound": sound_uri(shards, number)}
         own["groups"] = [number for number, ids in enumerate(groups.values()) if clip_id in ids]
-        records.append(own | _picture(shards, number, some.boxes[place], found, protocol.frame == "crop"))
+        records.append(own | _picture(shards, number, some.boxes[place], found, protocol.frame))
     if not all(record["sound"] for record in records):
         notes.append("The shards hold no sound of some clips; they have no player.")
     return Gallery(groups=list(groups), clips=records, notes=notes)
@@ -174,17 +175,15 @@ def _doubts(run: Shown, maps: list[Grid], clips: ScoredClips, protocol: Protocol
     ]
 
 
-def _picture(shards: Shards, number: int, boxes: list[dict], found: list[tuple], cropped: bool) -> dict:
+def _picture(shards: Shards, number: int, boxes: list[dict], found: list[tuple], view: str) -> dict:
     """The frame, the part of it that the network saw, boxes and maps; all places as fractions of the whole frame."""
     frame = shards.frame(number)
-    width, height = frame.size
-    seen_w, seen_h = (min(frame.size) / width, min(frame.size) / height) if cropped else (1.0, 1.0)
-    left, top = (1 - seen_w) / 2, (1 - seen_h) / 2
+    left, top, seen_w, seen_h = np.array(visible_region(frame, view)) / (frame.size * 2)
     runs = []
     for ciou, large in found:
         one = {"ciou": None if np.isnan(ciou) else round(ciou, 4), "map": None, "peak": None}
         if large is not None:
-            y, x = (np.array(np.unravel_index(np.argmax(large), large.shape)) + 0.5) / large.shape
+            x, y = metrics.peak(large)
             one |= {"map": map_uri(large), "peak": _rounded([left + x * seen_w, top + y * seen_h])}
         runs.append(one)
     frame.thumbnail((FRAME_LONG_SIDE, FRAME_LONG_SIDE), Image.Resampling.LANCZOS)

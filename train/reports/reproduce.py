@@ -39,7 +39,7 @@ SPEED = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class TrainingState:
     """How far the training of a row has come."""
 
     finished: bool
@@ -66,7 +66,7 @@ class Bench:
     def __init__(self, root: Root):
         self.root = root
         self._shards: dict[str, Shards | AvpipeError] = {}
-        self._trainings: dict[str, Training] = {}
+        self._trainings: dict[str, TrainingState] = {}
 
     def shards(self, split: str) -> Shards:
         """The shards of a split. Raises AvpipeError where there are none, or damaged ones."""
@@ -90,10 +90,10 @@ class Bench:
             return str(error)
         return None if feature in held else f"the shards of {split} hold no {feature}"
 
-    def training(self, what: Runnable) -> Training:
+    def training(self, what: Runnable) -> TrainingState:
         """How far a row's training has come; an untrained network needs none."""
         if what.recipe is None:
-            return Training(finished=True, reason="")
+            return TrainingState(finished=True, reason="")
         if what.run not in self._trainings:
             self._trainings[what.run] = _training(self.root.runs / what.run, what)
         return self._trainings[what.run]
@@ -103,21 +103,21 @@ class Bench:
         self._trainings.pop(what.run, None)
 
 
-def _training(run: Path, what: Runnable) -> Training:
+def _training(run: Path, what: Runnable) -> TrainingState:
     if not (run / LAST).exists():
-        return Training(finished=False, reason="not run")
+        return TrainingState(finished=False, reason="not run")
     try:
         last = load_checkpoint(run / LAST)
         data = last["data"]
         if (last["recipe"], data["split"], last["select_on"]) != (what.settings.record(), what.train_split, None):
-            return Training(finished=False, reason=f"{run} was trained with other settings")
+            return TrainingState(finished=False, reason=f"{run} was trained with other settings")
         steps = _steps(what.settings, data["clip_ids"])
         if last["step"] != steps and not last["stopped_early"]:
-            return Training(finished=False, reason=f"at step {last['step']:,} of {steps:,}")
+            return TrainingState(finished=False, reason=f"at step {last['step']:,} of {steps:,}")
         chosen = load_checkpoint(run / BEST) if (run / BEST).exists() else last
-        return Training(finished=True, reason="", step=chosen["step"], samples=len(data["clip_ids"]))
+        return TrainingState(finished=True, reason="", step=chosen["step"], samples=len(data["clip_ids"]))
     except AvpipeError as error:
-        return Training(finished=False, reason=str(error))
+        return TrainingState(finished=False, reason=str(error))
 
 
 def _steps(recipe: Recipe, clip_ids: list[str]) -> int:
@@ -175,7 +175,7 @@ def _listed(split: str | None) -> int | None:
     return definition.clips if definition else None
 
 
-def _metrics(root: Root, what: Runnable, training: Training) -> dict | str:
+def _metrics(root: Root, what: Runnable, training: TrainingState) -> dict | str:
     """What the row's evaluation wrote, or why it does not count."""
     kind, suffix = ("eval" if what.protocol else "retrieval"), "-object-guided" if what.object_guided else ""
     path = root.runs / what.run / kind / f"{what.eval_split}{suffix}" / "metrics.json"

@@ -6,9 +6,11 @@ import matplotlib
 import numpy as np
 
 from pipeline.layout import published
+from train.data.frames import visible_region
 from train.data.shards import Shards
 from train.evaluation.clips_to_score import ScoredClips
 from train.evaluation.evaluate import Score
+from train.evaluation.metrics import peak
 from train.evaluation.protocols import PROTOCOLS
 from train.text import one_line
 
@@ -38,7 +40,7 @@ def write_sheet(
         number = place_of[row["clip_id"]]
         frame = shards.frame(int(clips.numbers[number]))
         protocol = PROTOCOLS[score.protocol]
-        _draw(axis, frame, protocol.enlarge(maps[number]), protocol.frame == "crop", clips.boxes[number], plt)
+        _draw(axis, frame, protocol.enlarge(maps[number]), protocol.frame, clips.boxes[number], plt)
         label = one_line(row["label"] or row["clip_id"], 60)
         axis.set_title(f"{label}\ncIoU {row['ciou']:.2f}", fontsize=9, parse_math=False)
     figure.suptitle(one_line(title), fontsize=11, parse_math=False)
@@ -47,16 +49,15 @@ def write_sheet(
     plt.close(figure)
 
 
-def _draw(axis, frame, map_224: np.ndarray, cropped: bool, boxes: list[dict], plt) -> None:
+def _draw(axis, frame, map_224: np.ndarray, view: str, boxes: list[dict], plt) -> None:
     """The frame, the map over the part of it that the network saw, the map's maximum, and the boxes."""
     width, height = frame.size
-    seen_w, seen_h = (min(frame.size),) * 2 if cropped else frame.size
-    left, top = (width - seen_w) / 2, (height - seen_h) / 2
+    left, top, seen_w, seen_h = visible_region(frame, view)
     axis.imshow(frame, extent=(0, width, height, 0))
     seen = (left, left + seen_w, top + seen_h, top)
     axis.imshow(map_224, cmap="jet", alpha=OPACITY, extent=seen, interpolation="bilinear")
     axis.set(xlim=(0, width), ylim=(height, 0))
-    peak_y, peak_x = (np.array(np.unravel_index(np.argmax(map_224), map_224.shape)) + 0.5) / map_224.shape
+    peak_x, peak_y = peak(map_224)
     axis.plot(left + peak_x * seen_w, top + peak_y * seen_h, "w+", markersize=9, markeredgewidth=1.5)
     for box in boxes:
         corner = box["xmin"] * width, box["ymin"] * height
