@@ -17,8 +17,8 @@ from train.checkpoint import LAST
 from train.cli import app
 from train.evaluation.protocols import PROTOCOLS
 from train.recipes import get_recipe
-from train.reports import reproduce, reproduce_rows, reproduce_tables
-from train.reports.reproduce_rows import Row, Runnable, distinct, read_rows, runnable, select
+from train.reports import reproduce, reproduce_plan, reproduce_rows, reproduce_run, reproduce_tables
+from train.reports.reproduce_rows import Row, Runnable, distinct, read_rows, select
 
 ABSENT = {"attention", "avobject", "cavl", "coarse-to-fine", "dmc", "dsol", "hardpos", "icl", "lcbm", "mssl"}
 TINY = ("image_px=32", "batch_size=4", "epochs=1", "spec_pool=8")
@@ -28,13 +28,12 @@ TINY = ("image_px=32", "batch_size=4", "epochs=1", "spec_pool=8")
 def test_the_figures_are_those_of_the_papers():
     with open(SHARED / "papers" / "tables.csv", newline="") as file:
         expected = [Row(**row | {"value": float(row["value"])}) for row in csv.DictReader(file)]
-    assert read_rows() == expected and len(expected) == 215
+    assert [row for row, _ in read_rows()] == expected and len(expected) == 215
 
 
 def test_every_row_is_runnable_here_or_says_why_not():
     _, splits = load_catalogue()
-    for row in read_rows():
-        what = runnable(row)
+    for row, what in read_rows():
         if row.method in ABSENT:
             assert what == f"avpipe has no method {row.method}"
             continue
@@ -51,7 +50,7 @@ def test_rows_share_trainings_by_recipe_and_split_alone():
     def run_of(method, variant, train_split="vggsound_144k", paper="marginnce"):
         wanted = (paper, method, variant, train_split)
         (name,) = {
-            runnable(row).run for row in read_rows() if (row.paper, row.method, row.variant, row.train_split) == wanted
+            what.run for row, what in read_rows() if (row.paper, row.method, row.variant, row.train_split) == wanted
         }
         return name
 
@@ -68,9 +67,7 @@ def test_rows_share_trainings_by_recipe_and_split_alone():
 
 def test_the_settings_of_single_rows():
     def of(**wanted):
-        return [
-            runnable(row) for row in read_rows() if all(getattr(row, name) == value for name, value in wanted.items())
-        ]
+        return [what for row, what in read_rows() if all(getattr(row, name) == value for name, value in wanted.items())]
 
     guided = of(paper="marginnce", variant="m=-0.2 w/ OGL")
     assert all(what.object_guided and what.settings.options.margin == -0.2 for what in guided) and guided
@@ -95,7 +92,7 @@ def test_without_runs_nothing_is_filled_in(tmp_path):
 
 
 def test_a_plan_invents_no_speed_and_says_how_to_get_the_data(tmp_path):
-    planned = reproduce.plan(reproduce.Bench(Root(tmp_path)), select("ssl-tie", "ssl-tie"))
+    planned = reproduce_plan.plan(reproduce.Bench(Root(tmp_path)), select("ssl-tie", "ssl-tie"))
     whole = next(one for one in planned["trainings"] if one["changes"] == [] and one["split"] == "ssltie_144k")
     assert (whole["samples"], whole["samples_of"], whole["steps"]) == (144_000, "list", 450_000)
     assert whole["hours"] is whole["clips_per_s"] is None and whole["missing"] == "ssltie_144k has no shards"
@@ -112,11 +109,11 @@ def test_wrong_wishes_are_sentences(tmp_path, monkeypatch):
     assert "give either --plan or --run" in str(done.exception)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(AvpipeError, match="is one process"):
-        reproduce.run(reproduce.Bench(Root(tmp_path)), select("lvs", "lvs"), None, 0)
+        reproduce_run.run(reproduce.Bench(Root(tmp_path)), select("lvs", "lvs"), None, 0)
 
 
-def row_of(method, eval_split, metric, value, variant=""):
-    return Row(
+def row_of(method, eval_split, metric, value, variant="", **what):
+    row = Row(
         paper="lvs",
         table="1",
         method=method,
@@ -126,6 +123,8 @@ def row_of(method, eval_split, metric, value, variant=""):
         metric=metric,
         value=value,
     )
+    what = {"recipe": "lvs-small", "changes": TINY, "train_split": "synth_train", "protocol": "lvs"} | what
+    return row, Runnable(**what, eval_split="synth_test" if what["protocol"] else "synth_train")
 
 
 @pytest.fixture
@@ -134,18 +133,13 @@ def small(done_root, tmp_path, monkeypatch):
     rows = [
         row_of("lvs", "vggss", "ciou@0.5", 0.25),
         row_of("lvs", "vggss", "auc", 0.5),
-        row_of("lvs", "cross_modal_retrieval", "A@5", 0.75),
-        row_of("random", "audio_retrieval", "P@1", 0.125),
-        row_of("dmc", "vggss", "auc", 0.5),
-        row_of("ssl-tie", "vggss", "auc", 0.5),
-        row_of("lvs", "vggss", "auc", 0.5, "w/ OGL"),
+        row_of("lvs", "cross_modal_retrieval", "A@5", 0.75, protocol=None),
+        row_of("random", "audio_retrieval", "P@1", 0.125, recipe=None, changes=(), train_split=None, protocol=None),
+        (row_of("dmc", "vggss", "auc", 0.5)[0], "avpipe has no method dmc"),
+        row_of("ssl-tie", "vggss", "auc", 0.5, recipe="ssl-tie-small", changes=(), protocol="ssl-tie"),
+        row_of("lvs", "vggss", "auc", 0.5, "w/ OGL", object_guided=True),
     ]
-    splits = {"vggss": "synth_test", "audio_retrieval": "synth_train", "cross_modal_retrieval": "synth_train"}
-    recipes = {"lvs": ("lvs-small", TINY), "ssl-tie": ("ssl-tie-small", ())}
     monkeypatch.setattr(reproduce_rows, "read_rows", lambda: rows)
-    monkeypatch.setattr(reproduce_rows, "TRAINING", {"lvs": {"theirs": "synth_train"}})
-    monkeypatch.setattr(reproduce_rows, "EVALUATION", {"lvs": splits})
-    monkeypatch.setattr(reproduce_rows, "_recipe", lambda row: recipes[row.method])
     (tmp_path / "shards").symlink_to(done_root.shards)
     return Root(tmp_path)
 
@@ -190,7 +184,7 @@ def test_rows_run_and_stand_beside_theirs(small):
     assert set(again["runs"][0]["scored"].values()) == {"done before"}
     assert before == {path: os.stat(path).st_mtime_ns for path in small.runs.rglob("*.json")}
 
-    planned = reproduce.plan(reproduce.Bench(small), select(None, None))
+    planned = reproduce_plan.plan(reproduce.Bench(small), select(None, None))
     one, other = planned["trainings"]
     assert (one["samples"], one["samples_of"], one["steps"], one["status"]) == (16, "shards", 4, "trained")
     assert one["hours"] == pytest.approx(16 / one["clips_per_s"] / 3600)
@@ -201,7 +195,7 @@ def test_rows_run_and_stand_beside_theirs(small):
 
 def test_only_the_very_training_counts(small):
     bench, selected = reproduce.Bench(small), select(None, "lvs")
-    (first,) = reproduce.run(bench, selected, small.path / "missing.pth", 0)
+    (first,) = reproduce_run.run(bench, selected, small.path / "missing.pth", 0)
     (what,) = distinct(selected)
     last = small.runs / what.run / LAST
     whole = torch.load(last, weights_only=True)
@@ -230,7 +224,8 @@ def test_only_the_very_training_counts(small):
 
 
 def test_a_training_that_fails_stops_no_other(small, monkeypatch):
-    monkeypatch.setattr(reproduce_rows, "_recipe", lambda row: ("lvs-small", (*TINY, "batch_size=17")))
+    rows = [row_of("lvs", "vggss", "auc", 0.5, changes=(*TINY, "batch_size=17"))]
+    monkeypatch.setattr(reproduce_rows, "read_rows", lambda: rows)
     done = CliRunner().invoke(app, ["--root", str(small.path), "reproduce", "--run", "--method", "lvs"])
     assert done.exit_code == 1
     assert "training failed: 16 samples do not fill one batch" in done.stdout

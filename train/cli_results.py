@@ -115,27 +115,28 @@ def reproduce(
     """Show the papers' tables with our figures beside theirs. Nothing is filled in that was not run."""
     require_training()
     from pipeline.parts import default_workers
-    from train.reports import reproduce as rows
+    from train.reports import reproduce_plan, reproduce_run
     from train.reports import reproduce_tables as tables
+    from train.reports.reproduce import Bench, compare
     from train.reports.reproduce_rows import select
 
     if plan and run:
         raise AvpipeError("give either --plan or --run")
-    bench, selected = rows.Bench(context.obj), select(paper, method)
+    bench, selected = Bench(context.obj), select(paper, method)
     if plan:
-        planned = rows.plan(bench, selected)
+        planned = reproduce_plan.plan(bench, selected)
         say(planned, "" if as_json else tables.plan_table(planned), as_json)
         return
     loaders = max(1, default_workers() - 1) if workers is None else workers
-    outcomes = rows.run(bench, selected, weights, loaders) if run else None
-    compared = rows.compare(bench, selected)
+    outcomes = reproduce_run.run(bench, selected, weights, loaders) if run else None
+    compared = compare(bench, selected)
     text = (
         ""
         if as_json
         else "\n".join([*([tables.outcome_table(outcomes)] if run else []), tables.comparison_table(compared)])
     )
     say({"rows": compared} | ({"runs": outcomes} if run else {}), text, as_json)
-    if run and rows.any_failed(outcomes):
+    if run and reproduce_run.any_failed(outcomes):
         raise typer.Exit(1)
 
 
