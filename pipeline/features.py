@@ -5,7 +5,6 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import ClassVar
 
 import numpy as np
 
@@ -20,9 +19,6 @@ def digest(value: dict) -> str:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spec(ABC):
     """A recipe for one audio representation; its name is its key in SPECS."""
-
-    units: ClassVar[str]
-    """What the values are."""
 
     sample_rate_hz: int = 16_000
     """Hertz of the waveform."""
@@ -58,8 +54,6 @@ class LogSpectrogram(Spec):
 
     The density is `scipy.signal.spectrogram`'s: Tukey(.25) window, mean removed in each window, one-sided, no padding.
     """
-
-    units: ClassVar[str] = "natural logarithm of 1/Hz, divided by 12"
 
     window: int = 512
     """Samples a window."""
@@ -104,8 +98,6 @@ class TieMel(Spec):
     squared window, HTK triangles, decibels above a floor and without a limit to the range (top_db is None).
     """
 
-    units: ClassVar[str] = "dB, 0 dB at power 1"
-
     audio_s: float = 10.0
     """Seconds; shorter sound is repeated and cut to them."""
     window: int = 512
@@ -143,8 +135,6 @@ class LogMel(Spec):
     and area, power, reference 1, top_db 80.
     """
 
-    units: ClassVar[str] = "dB, 0 dB at power 1"
-
     window: int = 512
     """Samples a window, 32 ms: the same resolution as the other specs."""
     hop: int = 160
@@ -176,8 +166,6 @@ class LogMel(Spec):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VggishPatches(Spec):
     """Log-mel patches of 0.96 s that VGGish reads, of a waveform scaled as SSPL scales it."""
-
-    units: ClassVar[str] = "natural logarithm of mel magnitude + 0.01"
 
     window: int = 400
     """Samples a window, 25 ms."""

@@ -63,11 +63,6 @@ def encode_npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def decode_npy(data: bytes) -> np.ndarray:
-    """The array of a .npy; a pickled one is refused with ValueError."""
-    return np.load(io.BytesIO(data), allow_pickle=False)
-
-
 def encode_json(value: dict) -> bytes:
     """Compact JSON with sorted keys, so that equal values are equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.features import SPECS
-from pipeline.samples import FRAME, decode_npy, feature_member
+from pipeline.samples import FRAME, feature_member
 
 BATCH, PX, FEATURE, CORES, WORKERS = 128, 224, "logspec", 2, 2
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -56,7 +56,7 @@ def make_data(folder: Path, count: int, width: int) -> dict:
         frames = file.create_dataset("frame", count, h5py.vlen_dtype(np.uint8))
         features = file.create_dataset("feature", (count, *shape), np.float16, chunks=(1, *shape))
         for n in range(count):
-            frames[n], features[n] = np.frombuffer(jpegs[n], np.uint8), decode_npy(sounds[n])
+            frames[n], features[n] = np.frombuffer(jpegs[n], np.uint8), np.load(io.BytesIO(sounds[n]))
     return {"jpeg_kB": round(np.mean([len(j) for j in jpegs]) / 1000, 1), "feature_kB": round(len(sounds[0]) / 1000)}
 
 
