@@ -7,6 +7,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import fcntl
 import json
+import shutil
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -105,6 +107,41 @@ def downloaded(root: Root, corpus: Path) -> Root:
 def fresh_root(tmp_path, corpus) -> Root:
     """A root of the test's own with the corpus's manifest and clips; nothing is extracted yet."""
     return downloaded(Root(tmp_path / "root"), corpus)
+
+
+def copied(done_root: Root, folder: Path, *parts: str) -> Root:
+    """A root of the test's own that has these parts of `done_root`: "clips", "ledger/download" and so on."""
+    for part in parts:
+        shutil.copytree(done_root.path / part, folder / part)
+    return Root(folder)
+
+
+@pytest.fixture
+def extracted_root(tmp_path, done_root) -> Root:
+    """A root of the test's own in which all is extracted and nothing is sharded."""
+    return copied(done_root, tmp_path / "extracted", "manifest", "cache")
+
+
+@pytest.fixture
+def serial(monkeypatch) -> None:
+    """The parts of every stage run in this process."""
+    for stage in ("pipeline.extract", "pipeline.shard", "pipeline.verify", "pipeline.exchange.import_frames"):
+        monkeypatch.setattr(f"{stage}.run_parts", lambda function, parts, workers: map(function, parts))
+
+
+@pytest.fixture
+def avpipe(capsys, monkeypatch):
+    """Runs a command in this process: (exit code, standard output, standard error)."""
+    from train.cli import main  # a second that most tests need not wait for
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["avpipe", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        captured = capsys.readouterr()
+        return caught.value.code or 0, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture
