@@ -7,7 +7,6 @@ import json
 import lzma
 import random
 import struct
-import sys
 import tarfile
 import zipfile
 from itertools import pairwise
@@ -28,7 +27,6 @@ from pipeline.sources import archives, packed
 from pipeline.sources.archives import ArchiveSource
 from pipeline.sources.packed import zstd
 from pipeline.sources.source import open_local
-from train.cli import main
 
 FOLDER = "scratch/shared/beegfs/hchen/train_data/VGGSound_final/video"
 CONTENT = {one.clip_id: content(one) for one in clips(6)}
@@ -78,8 +76,7 @@ def adds_up(root: Root, result) -> bool:
 # Kinds
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
-@pytest.mark.parametrize("suffix", ["mp4", "webm"])
+@pytest.mark.parametrize(("packing", "suffix"), zip(PACKINGS, ["mp4", "webm", "mp4", "webm", "mp4"], strict=True))
 def test_tars_of_every_packing_are_read_once(tmp_path, monkeypatch, packing, suffix):
     opened = []
     open_stream = archives.open_stream
@@ -98,11 +95,8 @@ def test_zips_are_read(tmp_path, method):
 
 
 def test_other_kinds_are_told_which_are_read(tmp_path):
-    for name, data in {
-        "a.rar": b"Rar!\x1a\7\0" + b"x" * 999,
-        "a.7z": b"7z\xbc\xaf",
-        "text.tar": b"no tar" * 99,
-    }.items():
+    others = {"a.rar": b"Rar!\x1a\7\0" + b"x" * 999, "a.7z": b"7z\xbc\xaf", "text.tar": b"no tar" * 99}
+    for name, data in others.items():
         with pytest.raises(AvpipeError, match=rf"{name} is no archive .* \.tar\.zst or \.zip"):
             imported(tmp_path, name, data)
     with pytest.raises(AvpipeError, match="holds no clip"):
@@ -197,9 +191,8 @@ def test_cut_off_archives_give_what_is_whole(tmp_path, monkeypatch):
             assert adds_up(root, result)
     # A stream without its end: what lies well before it counts as right.
     monkeypatch.setattr(packed, "PACKINGS", [_with_margin(packing, 600) for packing in packed.PACKINGS])
-    noisy = {
-        clip_id: data + b"\0\0\x10\0free" + random.Random(clip_id).randbytes(4088) for clip_id, data in CONTENT.items()
-    }
+    filling = {clip_id: b"\0\0\x10\0free" + random.Random(clip_id).randbytes(4088) for clip_id in IDS}
+    noisy = {clip_id: data + filling[clip_id] for clip_id, data in CONTENT.items()}
     stream = gzip.compress(tar_of(named(noisy)))
     for tail in (b"", bytes(70_000)):  # a download into a file of the full size leaves zeros
         root, result = imported(tmp_path, f"{len(tail)}.tar.gz", stream[: len(stream) // 2] + tail)
@@ -289,14 +282,13 @@ def special(name: str, kind: bytes, link: str = "") -> tarfile.TarInfo:
 
 
 def hostile_members() -> list:
+    kinds = (tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE)
     return [
         (f"/{IDS[0]}.mp4", b"absolute"),
         (f"../../{IDS[0]}.mp4", b"outside"),
         special(f"x/{IDS[0]}.mp4", tarfile.SYMTYPE, "/etc/passwd"),
         special(f"{IDS[0]}.mp4", tarfile.LNKTYPE, "../../secret"),
-        special(f"{IDS[0]}.mp4", tarfile.CHRTYPE),
-        special(f"{IDS[0]}.mp4", tarfile.FIFOTYPE),
-        special(f"{IDS[0]}.mp4", tarfile.DIRTYPE),
+        *(special(f"{IDS[0]}.mp4", kind) for kind in kinds),
         ("n" * 5000 + ".mp4", b"long name"),
         ("m" * 3_000_000 + f"/{IDS[0]}.mp4", b"giant name"),
         ("\udcff\x1b[31m.mp4", b"no text"),
@@ -353,15 +345,8 @@ def test_sparse_files_impossible_sizes_and_endless_names(tmp_path):
 
 def test_hostile_zips_cannot_leave_or_fill_anything(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MAX_CLIP_BYTES", 100_000)
-    data = zip_of(
-        [
-            (f"../{IDS[0]}.mp4", b"x"),
-            (f"/{IDS[0]}.mp4", b"x"),
-            *named({IDS[1]: CONTENT[IDS[1]]}),
-            *named({IDS[2]: bytes(90_000)}),
-        ],
-        8,
-    )
+    outside = [(f"../{IDS[0]}.mp4", b"x"), (f"/{IDS[0]}.mp4", b"x")]
+    data = zip_of([*outside, *named({IDS[1]: CONTENT[IDS[1]], IDS[2]: bytes(90_000)})], 8)
     lying = data.replace(struct.pack("<I", 90_000), struct.pack("<I", 500))  # says 500 bytes, unpacks to more
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
@@ -403,24 +388,20 @@ def test_a_full_disk_stops_the_import_with_a_sentence(tmp_path, monkeypatch):
 # The command line
 
 
-def test_the_commands_say_what_was_damaged_and_passed_by(tmp_path, capsys, monkeypatch):
-    def call(name: str, data: bytes) -> tuple[int, dict, str]:
+def test_the_commands_say_what_was_damaged_and_passed_by(tmp_path, avpipe):
+    def run(name: str, data: bytes) -> tuple[int, dict, str]:
         (tmp_path / name).write_bytes(data)
-        arguments = ["avpipe", "--root", str(tmp_path / f"root of {name}"), "import", str(tmp_path / name), "--json"]
-        monkeypatch.setattr(sys, "argv", arguments)
-        with pytest.raises(SystemExit) as caught:
-            main()
-        captured = capsys.readouterr()
-        return caught.value.code or 0, json.loads(captured.out or "{}"), captured.err
+        code, out, err = avpipe("--root", tmp_path / f"root of {name}", "import", tmp_path / name, "--json")
+        return code, json.loads(out or "{}"), err
 
     tar = tar_of([*named(), ("x/\x1b[31mholiday.mp4", b"x")])
-    code, result, err = call("a.tar", tar)
+    code, result, err = run("a.tar", tar)
     assert (code, result["done"], result["skipped"], result["seen"]) == (0, 6, 1, 7)
     assert "holiday.mp4': no name of a clip" in err and "\x1b" not in err
     bad = bytearray(gzip.compress(tar))
     bad[-5] ^= 1
-    code, result, err = call("bad.tar.gz", bytes(bad))
+    code, result, err = run("bad.tar.gz", bytes(bad))
     assert (code, result["done"], result["failed"]) == (1, 0, {"corrupt": 6})
     assert "is cut off or damaged" in err and "avpipe: all 6 clips failed" in err
-    code, result, err = call("none.tar", tar_of(named(dict.fromkeys(IDS, b"no video"))))
+    code, result, err = run("none.tar", tar_of(named(dict.fromkeys(IDS, b"no video"))))
     assert (code, result["failed"]) == (1, {"corrupt": 6}) and f"the first, {IDS[0]}: corrupt" in err
