@@ -9,7 +9,6 @@ import random
 import struct
 import tarfile
 import zipfile
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -76,7 +75,7 @@ def adds_up(root: Root, result) -> bool:
 # Kinds
 
 
-@pytest.mark.parametrize(("packing", "suffix"), zip(PACKINGS, ["mp4", "webm", "mp4", "webm", "mp4"], strict=True))
+@pytest.mark.parametrize(("packing", "suffix"), list(zip(PACKINGS, ["mp4", "webm"] * 2 + ["mp4"], strict=True)))
 def test_tars_of_every_packing_are_read_once(tmp_path, monkeypatch, packing, suffix):
     opened = []
     open_stream = archives.open_stream
@@ -89,9 +88,16 @@ def test_tars_of_every_packing_are_read_once(tmp_path, monkeypatch, packing, suf
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_zips_are_read(tmp_path, method):
-    root, result = imported(tmp_path, "a.zip", zip_of([(f"{FOLDER}/", b""), *named()], method))
+def test_zips_are_read_also_without_their_directory(tmp_path, method):
+    data = zip_of([(f"{FOLDER}/", b""), *named()], method)
+    root, result = imported(tmp_path, "a.zip", data)
     assert came(root) == CONTENT and (result.seen, result.damage) == (6, [])
+    root, result = imported(tmp_path, "cut.zip", data[: data.index(b"PK\1\2") + 10])
+    assert came(root) == CONTENT and "directory" in result.damage[0]
+    flipped = bytearray(data)
+    flipped[data.rindex(IDS[3].encode())] ^= 1  # a name in the directory
+    root, result = imported(tmp_path, "name.zip", bytes(flipped))
+    assert came(root) == CONTENT and result.damage
 
 
 def test_other_kinds_are_told_which_are_read(tmp_path):
@@ -166,20 +172,6 @@ def test_a_wrong_gzip_checksum_distrusts_all_and_a_good_archive_replaces(tmp_pat
     assert came(root) == CONTENT and reasons(root) == dict.fromkeys(IDS)
 
 
-def test_a_damaged_gzip_member_costs_its_clips_alone(tmp_path):
-    clips_of_unit, tar = [], tar_of(named())
-    starts = [tar.index(data) - 512 for data in CONTENT.values()] + [len(tar)]
-    units = [gzip.compress(tar[begin:end]) for begin, end in pairwise(starts)]
-    for number, unit in enumerate(units):
-        data = bytearray(b"".join(units))
-        start = sum(map(len, units[:number]))
-        data[start + len(unit) // 2] ^= 0x10
-        root, _ = imported(tmp_path, f"{number}.tar.gz", bytes(data))
-        clips_of_unit.append(CONTENT.keys() - came(root).keys())
-        assert came(root).items() <= CONTENT.items()
-    assert clips_of_unit == [{clip_id} for clip_id in IDS]
-
-
 def test_cut_off_archives_give_what_is_whole(tmp_path, monkeypatch):
     tar = tar_of(named())
     ends = [tar.index(data) + len(data) for data in CONTENT.values()]
@@ -201,10 +193,10 @@ def test_cut_off_archives_give_what_is_whole(tmp_path, monkeypatch):
 
 def test_a_damaged_block_of_bzip2_costs_its_clips_alone(tmp_path):
     noisy = {
-        one.clip_id: content(one) + (400_008).to_bytes(4) + b"free" + random.Random(one.start_s).randbytes(400_000)
+        one.clip_id: content(one) + (45_008).to_bytes(4) + b"free" + random.Random(one.start_s).randbytes(45_000)
         for one in clips(12)
     }
-    stream = bytearray(bz2.compress(tar_of(named(noisy))))  # six blocks, of two to three clips each
+    stream = bytearray(bz2.compress(tar_of(named(noisy)), 1))  # six blocks, of two to three clips each
     for name, place, damage in (("flip", 0.5, 1), ("zeros", 0.4, 5000), ("first", 0.05, 1)):
         begin = round(len(stream) * place)
         data = stream[:begin] + bytes(byte ^ 0x10 if damage == 1 else 0 for byte in stream[begin : begin + damage])
@@ -225,13 +217,12 @@ def _with_margin(packing, margin: int):
 def test_holes_in_a_tar_cost_what_they_touch_and_are_said(tmp_path):
     tar = tar_of(named())
     starts = [tar.index(data) for data in CONTENT.values()]
-    holes = {
-        "header": (starts[2] - 512, starts[2], {2}),
-        "half a clip and the next header": (starts[2] + 2000, starts[3], {2, 3}),
-        "tail": (starts[3] + 1000, len(tar), {3, 4, 5}),
-        "tail from a header on": (starts[4] - 512, len(tar), {4, 5}),
-    }
-    for name, (begin, end, lost) in holes.items():
+    for name, begin, end, lost in (
+        ("header", starts[2] - 512, starts[2], {2}),
+        ("half a clip and the next header", starts[2] + 2000, starts[3], {2, 3}),
+        ("tail", starts[3] + 1000, len(tar), {3, 4, 5}),
+        ("tail from a header on", starts[4] - 512, len(tar), {4, 5}),
+    ):
         root, result = imported(tmp_path, f"{name}.tar", tar[:begin] + bytes(end - begin) + tar[end:] + bytes(1 << 16))
         assert came(root) == {clip_id: CONTENT[clip_id] for k, clip_id in enumerate(IDS) if k not in lost}
         assert "zeros" in result.damage[0] and adds_up(root, result)
@@ -247,14 +238,6 @@ def test_bytes_put_in_or_left_out_cost_the_clip_that_they_are_in(tmp_path, shift
     assert reasons(root)[IDS[2]] == "corrupt" and result.damage and adds_up(root, result)
 
 
-def test_a_flipped_bit_in_a_header_costs_its_member(tmp_path):
-    tar = bytearray(tar_of(named()))
-    tar[tar.index(CONTENT[IDS[3]]) - 512 + 5] ^= 1
-    root, result = imported(tmp_path, "flip.tar", bytes(tar))
-    assert came(root) == {clip_id: CONTENT[clip_id] for clip_id in IDS if clip_id != IDS[3]}
-    assert "no header at byte" in result.damage[0]
-
-
 def test_what_is_no_video_is_never_done(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MAX_CLIP_BYTES", 3_000_000)
     some = {IDS[0]: b"", IDS[1]: bytes(2_500_000), IDS[2]: bytes(3_000_001), IDS[3]: CONTENT[IDS[3]][:1500]}
@@ -265,6 +248,7 @@ def test_what_is_no_video_is_never_done(tmp_path, monkeypatch):
         assert "bytes are no clip" in result.skipped[0]
 
 
+@pytest.mark.heavy
 def test_archives_damaged_at_random_places():
     kinds = {"tar", "cat.tar", "tar.gz", "units.tar.gz", "units.tar.bz2", "tar.zst", "units.tar.xz", "deflated.zip"}
     for suffix, counts in chaos.run(rounds=len(chaos.KINDS), seed=1, suffixes=kinds, clips=12).items():
@@ -363,16 +347,6 @@ def test_hostile_zips_cannot_leave_or_fill_anything(tmp_path, monkeypatch):
         encrypted[encrypted.index(mark) + place] |= 1
     with pytest.raises(AvpipeError, match="holds no clip"):
         imported(tmp_path, "encrypted.zip", bytes(encrypted))
-
-
-def test_a_zip_without_its_directory_gives_its_members(tmp_path):
-    data = zip_of(named(), 8)
-    root, result = imported(tmp_path, "cut.zip", data[: data.index(b"PK\1\2") + 10])
-    assert came(root) == CONTENT and "directory" in result.damage[0]
-    flipped = bytearray(data)
-    flipped[data.rindex(IDS[3].encode())] ^= 1  # a name in the directory
-    root, result = imported(tmp_path, "name.zip", bytes(flipped))
-    assert came(root) == CONTENT and result.damage
 
 
 def test_a_full_disk_stops_the_import_with_a_sentence(tmp_path, monkeypatch):

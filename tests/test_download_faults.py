@@ -86,6 +86,7 @@ def short_timeout(monkeypatch):
     monkeypatch.setattr(pipeline.sources.youtube, "SOCKET_TIMEOUT_S", 0.8)
 
 
+@pytest.mark.heavy
 def test_the_outcomes_are_the_script_of_faults_and_only_what_can_be_won_is_asked_for_again(root):
     wanted = clips(len(FAULTS))
     script = list(zip(wanted, FAULTS.values(), strict=True))

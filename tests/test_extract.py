@@ -201,6 +201,7 @@ def test_silence_is_told(level, silent):
     assert cut_window(np.full(48_000, level, np.int16), 0.0, 1.5, SETTINGS)[1]["silent"] is silent
 
 
+@pytest.mark.heavy
 def test_bad_files_become_rows_with_their_reason_and_the_others_are_done(tmp_path, good, monkeypatch):
     root = Root(tmp_path / "root")
     faststart = write_clip(tmp_path / "faststart.mp4", seconds=10, movflags="+faststart").read_bytes()
@@ -316,6 +317,7 @@ def test_a_damaged_part_is_named_and_not_passed_on(tmp_path, good, serial):
         cached(root)
 
 
+@pytest.mark.heavy
 def test_a_crashing_decoder_fails_its_clip_and_no_other(tmp_path, good, monkeypatch, request):
     root = Root(tmp_path)
     ids = [add_clip(root, k, content) for k, content in enumerate(good) if k > 0]

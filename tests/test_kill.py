@@ -114,6 +114,7 @@ def eventually(condition, seconds: float = 20) -> bool:
     return true
 
 
+@pytest.mark.heavy
 def test_a_caller_that_stops_leaves_no_worker(tmp_path):
     for _ in run_parts(note_and_wait, [[str(tmp_path)], [str(tmp_path)]], workers=2):
         break
@@ -128,6 +129,7 @@ def kill_one_worker(killed: list) -> None:
     killed.append(True)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("moment", ["starts", "waits"])
 def test_a_worker_killed_before_it_has_a_part_costs_nothing(moment):
     killed, results = [], []
