@@ -9,6 +9,8 @@ import fcntl
 import json
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,6 +30,23 @@ from pipeline.sources.source import FolderSource
 from pipeline.synth import make_corpus
 
 CLIPS = 20
+RUN_PARTS = (
+    "pipeline.duplicates.run_parts",
+    "pipeline.exchange.import_frames.run_parts",
+    "pipeline.extract.run_parts",
+    "pipeline.shard.run_parts",
+    "pipeline.synth.run_parts",
+    "pipeline.verify.run_parts",
+)
+
+
+@contextmanager
+def in_this_process() -> Iterator[None]:
+    """Parts are no work of other processes, each of which takes a second to begin."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in RUN_PARTS:
+            patch.setattr(name, lambda function, parts, workers: map(function, parts))
+        yield
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -65,7 +84,12 @@ def once(shared_tmp):
 @pytest.fixture(scope="session")
 def corpus(once) -> Path:
     """Twenty made-up clips of four classes, 16 for training, with their lists: clips/ and lists/. Do not change it."""
-    return once("corpus", lambda folder: make_corpus(folder, clips=CLIPS, classes=4, workers=1))
+
+    def make(folder: Path) -> None:
+        with in_this_process():
+            make_corpus(folder, clips=CLIPS, classes=4, workers=1)
+
+    return once("corpus", make)
 
 
 @pytest.fixture(scope="session")
@@ -75,9 +99,10 @@ def done_root(once, corpus) -> Root:
     def make(folder: Path) -> None:
         root = downloaded(Root(folder), corpus)
         manifest = Manifest.open(root.manifest)
-        extract(root, manifest.ids(None), ExtractSettings(), workers=1)
-        for split in ("synth_train", "synth_test"):
-            shard(root, split, ExtractSettings(), ShardSettings(samples_per_shard=5), workers=1)
+        with in_this_process():
+            extract(root, manifest.ids(None), ExtractSettings(), workers=1)
+            for split in ("synth_train", "synth_test"):
+                shard(root, split, ExtractSettings(), ShardSettings(samples_per_shard=5), workers=1)
 
     return Root(once("root", make))
 
@@ -123,10 +148,10 @@ def extracted_root(tmp_path, done_root) -> Root:
 
 
 @pytest.fixture
-def serial(monkeypatch) -> None:
+def serial() -> Iterator[None]:
     """The parts of every stage run in this process."""
-    for stage in ("pipeline.extract", "pipeline.shard", "pipeline.verify", "pipeline.exchange.import_frames"):
-        monkeypatch.setattr(f"{stage}.run_parts", lambda function, parts, workers: map(function, parts))
+    with in_this_process():
+        yield
 
 
 @pytest.fixture

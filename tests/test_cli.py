@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from train.cli import app
 
+pytestmark = pytest.mark.usefixtures("serial")
 COMMANDS = (
     "synth manifest download extract import export shard verify status doctor "
     "train eval retrieve localize report reproduce bench"
@@ -42,6 +43,7 @@ print(*(m for m in sys.modules if m.startswith("pipeline.")))"""
     assert {"pipeline.sources.youtube", "pipeline.media.shown", "pipeline.exchange.export"} <= set(modules.split())
 
 
+@pytest.mark.heavy
 def test_stages_in_a_row_with_json(avpipe, corpus, tmp_path):
     root = ("--root", tmp_path / "r")
 
@@ -103,21 +105,26 @@ def test_damage_makes_verify_fail(avpipe, done_root, tmp_path):
     assert code == 1 and "short" in out
 
 
+MENDABLE = {
+    "extract --split vggss": "holds no manifest; run `avpipe manifest build`",
+    "manifest build --lists .": "none of the official lists is here",
+    "verify .": "holds no index.parquet",
+}
+MENDABLE_IN_TRAINING = {
+    "train --shards nowhere": "holds no index.parquet",
+    "train --shards nowhere --method lvs --recipe x": "no recipe 'x'",
+    "eval --split vggss": "shards/vggss holds no index.parquet",
+    "eval --split vggss --baseline centre": "holds no manifest",
+    "eval --split ../x --baseline random-init": "not the name of a split",
+}
+
+
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["extract", "--split", "vggss"], "holds no manifest; run `avpipe manifest build`"),
-        (["manifest", "build", "--lists", "."], "none of the official lists is here"),
-        (["verify", "."], "holds no index.parquet"),
-        (["train", "--shards", "nowhere"], "holds no index.parquet"),
-        (["train", "--shards", "nowhere", "--method", "lvs", "--recipe", "x"], "no recipe 'x'"),
-        (["eval", "--split", "vggss"], "shards/vggss holds no index.parquet"),
-        (["eval", "--split", "vggss", "--baseline", "centre"], "holds no manifest"),
-        (["eval", "--split", "../x", "--baseline", "random-init"], "not the name of a split"),
-    ],
+    ("command", "sentence"),
+    [*MENDABLE.items(), *(pytest.param(*case, marks=pytest.mark.heavy) for case in MENDABLE_IN_TRAINING.items())],
 )
-def test_what_a_user_can_mend_is_one_sentence(avpipe, monkeypatch, tmp_path, arguments, sentence):
+def test_what_a_user_can_mend_is_one_sentence(avpipe, monkeypatch, tmp_path, command, sentence):
     monkeypatch.chdir(tmp_path)
-    code, out, err = avpipe("--root", tmp_path / "r", *arguments)
+    code, out, err = avpipe("--root", tmp_path / "r", *command.split())
     assert code == 1 and out == "" and sentence in err
     assert err.startswith("avpipe: ") and err.count("\n") == 1

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from test_manifest import A, B, C, D, write_lists
 
+pytestmark = pytest.mark.usefixtures("serial")
 LISTS = {
     "vggsound_test_csv": f"{C}.mp4,cat\n{B}.mp4,dog\n{D}.mp4,dog\n",
     "ezvsl_10k": f"{D}\n{A}\n{B}\n",

@@ -79,7 +79,12 @@ ASCII, C = {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}
 @pytest.mark.heavy
 @pytest.mark.parametrize(
     ("command", "environment"),
-    [("manifest show synth_train", ASCII), ("train --help", C), ("status", C), ("reproduce", ASCII), ("doctor", ASCII)],
+    [
+        ("manifest show synth_train", ASCII),
+        ("train --help", C),
+        ("status", C),
+        *(pytest.param(command, ASCII, marks=pytest.mark.slow) for command in ("reproduce", "doctor")),
+    ],
 )
 def test_a_terminal_that_lacks_signs_shows_others(done_root, command, environment):
     done = shell(f"$avpipe {command}", done_root.path, **environment)
@@ -95,6 +100,7 @@ def test_without_standard_error_the_work_is_done(done_root, full):
         assert done.returncode == 0 and "synth_train" in done.stdout and done.stderr == ""
 
 
+@pytest.mark.heavy
 def test_a_file_never_becomes_standard_error(done_root, tmp_path):
     """The first file that is opened takes the number of a closed stream, and with it all messages."""
     out = tmp_path / "out"
@@ -111,6 +117,7 @@ def test_a_full_standard_output_is_one_sentence(done_root, full):
         assert done.stderr == f"avpipe: {sentence}\n"
 
 
+@pytest.mark.heavy
 def test_a_reader_that_ends_early_is_one_sentence(done_root):
     done = shell("set -o pipefail; $avpipe manifest show | true", done_root.path)
     assert done.returncode in (0, 1) and "Traceback" not in done.stderr and done.stderr.count("\n") <= 1
@@ -126,12 +133,15 @@ def test_what_a_user_can_mend_is_a_sentence_and_a_fault_of_avpipe_shows_its_plac
 
 
 @pytest.mark.heavy
-def test_a_root_whose_name_is_no_utf8_works(done_root, tmp_path):
+@pytest.mark.parametrize(
+    "command",
+    ["manifest show synth_test", pytest.param("shard --split synth_test --workers 1", marks=pytest.mark.slow)],
+)
+def test_a_root_whose_name_is_no_utf8_works(done_root, tmp_path, command):
     root = os.fsencode(tmp_path) + b"/r\xff\xfe"
     shutil.copytree(os.fsencode(done_root.path), root)
-    for command in ("manifest show synth_test", "shard --split synth_test --workers 1"):
-        done = subprocess.run([*COMMAND, "--root", root, *command.split()], capture_output=True)
-        assert done.returncode == 0, done.stderr
+    done = subprocess.run([*COMMAND, "--root", root, *command.split()], capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_sentence_commands_no_terminal():

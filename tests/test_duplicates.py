@@ -155,7 +155,7 @@ def test_planted_pairs_among_twenty_thousand_clips_are_found_and_nothing_else():
     assert found == [(clip(a), clip(b), offset) for a, b, offset in planted]
 
 
-def test_a_cache_is_read_and_silent_clips_are_left_out(tmp_path):
+def test_a_cache_is_read_and_silent_clips_are_left_out(tmp_path, serial):
     whole = sound(1)
     waves = [whole[: 3 * RATE_HZ], sound(2, 3.0), np.zeros(3 * RATE_HZ), whole[RATE_HZ : 4 * RATE_HZ] * 0.7]
     with published(tmp_path / "part-000000-a.tar") as temporary, samples.TarWriter(temporary) as writer:

@@ -80,7 +80,7 @@ def test_vggish_equals_a_plain_loop():
         assert VGGISH.patches(wave)[patch, window, band] == pytest.approx(np.log(total + 0.01), abs=1e-5)
 
 
-@pytest.mark.heavy
+@pytest.mark.slow  # Numba compiles librosa
 @pytest.mark.parametrize("count", [700, 48_000])
 def test_logmel_equals_librosa(count):
     librosa = pytest.importorskip("librosa")

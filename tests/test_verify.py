@@ -54,6 +54,7 @@ def append(path: Path, members: dict[str, bytes]) -> None:
             tar.addfile(header, io.BytesIO(content))
 
 
+@pytest.mark.heavy
 def test_what_was_written_has_no_problems(done_root):
     checked = []
     report = verify(done_root.shards / "synth_train", workers=2, on_shard=checked.append)
@@ -167,6 +168,7 @@ def test_metadata_that_were_changed_are_found(folder, serial):
     assert found(verify(folder, workers=1)) == []
 
 
+@pytest.mark.heavy
 def test_a_worker_lost_twice_leaves_a_shard_unchecked(folder, monkeypatch):
     monkeypatch.setattr(stage, "check_shard", die_over_the_second)
     problems = verify(folder, workers=1).problems
