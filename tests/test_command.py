@@ -16,6 +16,7 @@ import typer
 from pipeline.command import printable, run
 from pipeline.errors import AvpipeError, mendable, named
 
+pytestmark = pytest.mark.heavy
 TESTS = Path(__file__).parent
 COMMAND = [sys.executable, "-m", "train.cli"]
 FAILING = "import sys, test_command; test_command.fail_as_told(sys.argv[-1])"
@@ -76,7 +77,6 @@ def full() -> str:
 ASCII, C = {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("command", "environment"),
     [
@@ -93,14 +93,12 @@ def test_a_terminal_that_lacks_signs_shows_others(done_root, command, environmen
     assert done.stdout.isascii() or "--help" in command  # Typer writes help as UTF-8 where ASCII is asked for
 
 
-@pytest.mark.heavy
 def test_without_standard_error_the_work_is_done(done_root, full):
     for line in ("$avpipe manifest show 2>&-", f"$avpipe manifest show 2>{full}"):
         done = shell(line, done_root.path)
         assert done.returncode == 0 and "synth_train" in done.stdout and done.stderr == ""
 
 
-@pytest.mark.heavy
 def test_a_file_never_becomes_standard_error(done_root, tmp_path):
     """The first file that is opened takes the number of a closed stream, and with it all messages."""
     out = tmp_path / "out"
@@ -108,7 +106,6 @@ def test_a_file_never_becomes_standard_error(done_root, tmp_path):
     assert done.returncode == 0 and len(list((out / "frames").iterdir())) == 4
 
 
-@pytest.mark.heavy
 def test_a_full_standard_output_is_one_sentence(done_root, full):
     for command in ("manifest export synth_train", "train --help", "status --json"):
         done = shell(f"$avpipe {command} >{full}", done_root.path)
@@ -117,13 +114,11 @@ def test_a_full_standard_output_is_one_sentence(done_root, full):
         assert done.stderr == f"avpipe: {sentence}\n"
 
 
-@pytest.mark.heavy
 def test_a_reader_that_ends_early_is_one_sentence(done_root):
     done = shell("set -o pipefail; $avpipe manifest show | true", done_root.path)
     assert done.returncode in (0, 1) and "Traceback" not in done.stderr and done.stderr.count("\n") <= 1
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_a_user_can_mend_is_a_sentence_and_a_fault_of_avpipe_shows_its_place(name):
     process, (_, code, sentence) = failing(name), FAULTS[name]
@@ -132,7 +127,6 @@ def test_what_a_user_can_mend_is_a_sentence_and_a_fault_of_avpipe_shows_its_plac
     assert ("Traceback" in errors) == (code == 70)
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize(
     "command",
     ["manifest show synth_test", pytest.param("shard --split synth_test --workers 1", marks=pytest.mark.slow)],

@@ -29,6 +29,7 @@ from pipeline.settings import ExtractSettings, ShardSettings
 from pipeline.shard import shard
 
 needs_ray = pytest.mark.skipif(not find_spec("ray"), reason="Ray is not installed; pip install 'avpipe[ray]'")
+pytestmark = pytest.mark.heavy
 TESTS = Path(__file__).parent
 
 
@@ -77,19 +78,16 @@ def check_losses(folder: Path, workers) -> None:
     assert max(begun[item] for item in good) == 2
 
 
-@pytest.mark.heavy
 def test_a_lost_worker_costs_the_item_in_hand_and_one_more_go(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.parts.SECONDS_PER_ITEM", 4.0)
     check_losses(tmp_path, 2)
 
 
-@pytest.mark.heavy
 def test_an_item_that_says_so_may_take_longer(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.parts.SECONDS_PER_ITEM", 4.0)
     assert outcome_of(tmp_path, [["long"], ["a", "long"]], 2)[:2] == (Counter({"long": 2, "a": 1}), {})
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize(("item", "sentence"), [("refuse", "cannot be done"), ("full", "x.tar: no space is left")])
 def test_what_a_user_can_mend_ends_the_run(tmp_path, item, sentence):
     with pytest.raises(AvpipeError, match=sentence):
@@ -114,7 +112,6 @@ def wait_and_publish(part: list[Path]) -> None:
     path.with_suffix(".done").touch()
 
 
-@pytest.mark.heavy
 def test_workers_of_a_killed_parent_publish_nothing(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(TESTS)}
     parent = subprocess.Popen([sys.executable, "-c", ORPHANS, str(tmp_path)], cwd=TESTS.parent, env=environment)
@@ -170,7 +167,6 @@ def make_shards(root: Root, monkeypatch, executor) -> dict[str, str]:
     return hashes(shard(root, "synth_train", ExtractSettings(), ShardSettings(samples_per_shard=5), workers=1).folder)
 
 
-@pytest.mark.heavy
 def test_two_processes_of_which_one_is_killed_give_the_bytes_of_one(fresh_root, done_root, monkeypatch):
     made = make_shards(fresh_root, monkeypatch, lambda: LocalProcesses(2))
     assert made == hashes(done_root.shards / "synth_train")
@@ -225,7 +221,7 @@ def test_on_a_cluster_lost_workers_cost_one_item_and_the_bytes_are_the_same(tmp_
 
 
 @needs_ray
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_command_starts_ray_by_itself_and_prints_one_object(tmp_path, done_root):
     root = shutil.copytree(done_root.path, tmp_path / "root", ignore=shutil.ignore_patterns("shards"))
@@ -241,7 +237,6 @@ def test_the_command_starts_ray_by_itself_and_prints_one_object(tmp_path, done_r
 
 
 @needs_ray
-@pytest.mark.heavy
 def test_an_address_that_is_none_is_one_sentence():
     with pytest.raises(AvpipeError, match="no Ray cluster could be joined at nowhere"), RayCluster(1, "nowhere"):
         pass

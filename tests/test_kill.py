@@ -23,6 +23,7 @@ from chaos.common import hashes, start
 
 from pipeline.parts import run_parts
 
+pytestmark = pytest.mark.heavy
 RUN_SLOWLY = "import test_kill; test_kill.run_slowly()"
 
 
@@ -114,7 +115,6 @@ def eventually(condition, seconds: float = 20) -> bool:
     return true
 
 
-@pytest.mark.heavy
 def test_a_caller_that_stops_leaves_no_worker(tmp_path):
     for _ in run_parts(note_and_wait, [[str(tmp_path)], [str(tmp_path)]], workers=2):
         break
@@ -129,7 +129,6 @@ def kill_one_worker(killed: list) -> None:
     killed.append(True)
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("moment", ["starts", "waits"])
 def test_a_worker_killed_before_it_has_a_part_costs_nothing(moment):
     killed, results = [], []
@@ -142,7 +141,6 @@ def test_a_worker_killed_before_it_has_a_part_costs_nothing(moment):
     assert killed == [True] and sorted(results) == [["a"], ["b"]]
 
 
-@pytest.mark.heavy
 def test_workers_that_cannot_start_are_a_sentence(monkeypatch):
     from pipeline.errors import AvpipeError
 
@@ -153,7 +151,6 @@ def test_workers_that_cannot_start_are_a_sentence(monkeypatch):
     assert time.monotonic() - begin < 60
 
 
-@pytest.mark.heavy
 def test_a_worker_that_never_begins_is_replaced(monkeypatch, tmp_path):
     monkeypatch.setattr("pipeline.local_processes.BEGIN_S", 6.0)
     monkeypatch.setattr("pipeline.local_processes._serve_parent", Sleepy(tmp_path / "slept"))
@@ -161,7 +158,6 @@ def test_a_worker_that_never_begins_is_replaced(monkeypatch, tmp_path):
     assert (tmp_path / "slept").exists()
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("command", ["extract", pytest.param("shard --split synth_train", marks=pytest.mark.slow)])
 def test_ctrl_c_ends_a_stage_in_one_line_and_it_goes_on(command, fresh_root, extracted_root):
     """The signal goes to all processes, as from a terminal."""
@@ -251,7 +247,6 @@ def shard_here(root, seed: int = 0) -> dict[str, str]:
     return hashes(shard(root, "synth_train", ExtractSettings(), settings, workers=1).folder)
 
 
-@pytest.mark.heavy
 def test_an_extraction_killed_at_its_weakest_points_loses_only_what_was_not_finished(fresh_root, done_root, serial):
     import pyarrow.parquet as pq
 
@@ -283,7 +278,6 @@ def test_an_extraction_killed_at_its_weakest_points_loses_only_what_was_not_fini
     assert shard_here(fresh_root) == hashes(done_root.shards / "synth_train")
 
 
-@pytest.mark.heavy
 def test_a_sharding_killed_at_its_weakest_points_never_shows_half_a_split(extracted_root, done_root, serial):
     split, finished = extracted_root.shards / "synth_train", {}
     new, old = hashes(done_root.shards / "synth_train"), shard_here(extracted_root, seed=1)
@@ -320,7 +314,6 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.heavy
 @pytest.mark.parametrize("stage", ["shard", pytest.param("extract", marks=pytest.mark.slow)])
 def test_a_full_disk_is_one_sentence_and_with_room_the_bytes_are_the_same(
     stage, small_disk, done_root, tmp_path, monkeypatch
