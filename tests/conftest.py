@@ -7,6 +7,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import fcntl
 import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,6 +30,23 @@ from pipeline.sources.source import FolderSource
 from pipeline.synth import make_corpus
 
 CLIPS = 20
+RUN_PARTS = (
+    "pipeline.duplicates.run_parts",
+    "pipeline.exchange.import_frames.run_parts",
+    "pipeline.extract.run_parts",
+    "pipeline.shard.run_parts",
+    "pipeline.synth.run_parts",
+    "pipeline.verify.run_parts",
+)
+
+
+@contextmanager
+def in_this_process() -> Iterator[None]:
+    """Parts are no work of other processes, each of which takes a second to begin."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in RUN_PARTS:
+            patch.setattr(name, lambda function, parts, workers: map(function, parts))
+        yield
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -63,7 +84,12 @@ def once(shared_tmp):
 @pytest.fixture(scope="session")
 def corpus(once) -> Path:
     """Twenty made-up clips of four classes, 16 for training, with their lists: clips/ and lists/. Do not change it."""
-    return once("corpus", lambda folder: make_corpus(folder, clips=CLIPS, classes=4, workers=1))
+
+    def make(folder: Path) -> None:
+        with in_this_process():
+            make_corpus(folder, clips=CLIPS, classes=4, workers=1)
+
+    return once("corpus", make)
 
 
 @pytest.fixture(scope="session")
@@ -73,9 +99,10 @@ def done_root(once, corpus) -> Root:
     def make(folder: Path) -> None:
         root = downloaded(Root(folder), corpus)
         manifest = Manifest.open(root.manifest)
-        extract(root, manifest.ids(None), ExtractSettings(), workers=1)
-        for split in ("synth_train", "synth_test"):
-            shard(root, split, ExtractSettings(), ShardSettings(samples_per_shard=5), workers=1)
+        with in_this_process():
+            extract(root, manifest.ids(None), ExtractSettings(), workers=1)
+            for split in ("synth_train", "synth_test"):
+                shard(root, split, ExtractSettings(), ShardSettings(samples_per_shard=5), workers=1)
 
     return Root(once("root", make))
 
@@ -105,6 +132,41 @@ def downloaded(root: Root, corpus: Path) -> Root:
 def fresh_root(tmp_path, corpus) -> Root:
     """A root of the test's own with the corpus's manifest and clips; nothing is extracted yet."""
     return downloaded(Root(tmp_path / "root"), corpus)
+
+
+def copied(done_root: Root, folder: Path, *parts: str) -> Root:
+    """A root of the test's own that has these parts of `done_root`: "clips", "ledger/download" and so on."""
+    for part in parts:
+        shutil.copytree(done_root.path / part, folder / part)
+    return Root(folder)
+
+
+@pytest.fixture
+def extracted_root(tmp_path, done_root) -> Root:
+    """A root of the test's own in which all is extracted and nothing is sharded."""
+    return copied(done_root, tmp_path / "extracted", "manifest", "cache")
+
+
+@pytest.fixture
+def serial() -> Iterator[None]:
+    """The parts of every stage run in this process."""
+    with in_this_process():
+        yield
+
+
+@pytest.fixture
+def avpipe(capsys, monkeypatch):
+    """Runs a command in this process: (exit code, standard output, standard error)."""
+    from train.cli import main  # a second that most tests need not wait for
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["avpipe", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        captured = capsys.readouterr()
+        return caught.value.code or 0, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture

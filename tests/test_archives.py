@@ -7,10 +7,8 @@ import json
 import lzma
 import random
 import struct
-import sys
 import tarfile
 import zipfile
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -28,7 +26,6 @@ from pipeline.sources import archives, packed
 from pipeline.sources.archives import ArchiveSource
 from pipeline.sources.packed import zstd
 from pipeline.sources.source import open_local
-from train.cli import main
 
 FOLDER = "scratch/shared/beegfs/hchen/train_data/VGGSound_final/video"
 CONTENT = {one.clip_id: content(one) for one in clips(6)}
@@ -78,8 +75,7 @@ def adds_up(root: Root, result) -> bool:
 # Kinds
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
-@pytest.mark.parametrize("suffix", ["mp4", "webm"])
+@pytest.mark.parametrize(("packing", "suffix"), list(zip(PACKINGS, ["mp4", "webm"] * 2 + ["mp4"], strict=True)))
 def test_tars_of_every_packing_are_read_once(tmp_path, monkeypatch, packing, suffix):
     opened = []
     open_stream = archives.open_stream
@@ -92,17 +88,23 @@ def test_tars_of_every_packing_are_read_once(tmp_path, monkeypatch, packing, suf
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_zips_are_read(tmp_path, method):
-    root, result = imported(tmp_path, "a.zip", zip_of([(f"{FOLDER}/", b""), *named()], method))
+def test_zips_are_read_also_without_their_directory(tmp_path, method):
+    data = zip_of([(f"{FOLDER}/", b""), *named()], method)
+    root, result = imported(tmp_path, "a.zip", data)
     assert came(root) == CONTENT and (result.seen, result.damage) == (6, [])
+    if method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        return  # where such members begin, only the directory tells
+    root, result = imported(tmp_path, "cut.zip", data[: data.index(b"PK\1\2") + 10])
+    assert came(root) == CONTENT and "directory" in result.damage[0]
+    flipped = bytearray(data)
+    flipped[data.rindex(IDS[3].encode())] ^= 1  # a name in the directory
+    root, result = imported(tmp_path, "name.zip", bytes(flipped))
+    assert came(root) == CONTENT and result.damage
 
 
 def test_other_kinds_are_told_which_are_read(tmp_path):
-    for name, data in {
-        "a.rar": b"Rar!\x1a\7\0" + b"x" * 999,
-        "a.7z": b"7z\xbc\xaf",
-        "text.tar": b"no tar" * 99,
-    }.items():
+    others = {"a.rar": b"Rar!\x1a\7\0" + b"x" * 999, "a.7z": b"7z\xbc\xaf", "text.tar": b"no tar" * 99}
+    for name, data in others.items():
         with pytest.raises(AvpipeError, match=rf"{name} is no archive .* \.tar\.zst or \.zip"):
             imported(tmp_path, name, data)
     with pytest.raises(AvpipeError, match="holds no clip"):
@@ -172,20 +174,6 @@ def test_a_wrong_gzip_checksum_distrusts_all_and_a_good_archive_replaces(tmp_pat
     assert came(root) == CONTENT and reasons(root) == dict.fromkeys(IDS)
 
 
-def test_a_damaged_gzip_member_costs_its_clips_alone(tmp_path):
-    clips_of_unit, tar = [], tar_of(named())
-    starts = [tar.index(data) - 512 for data in CONTENT.values()] + [len(tar)]
-    units = [gzip.compress(tar[begin:end]) for begin, end in pairwise(starts)]
-    for number, unit in enumerate(units):
-        data = bytearray(b"".join(units))
-        start = sum(map(len, units[:number]))
-        data[start + len(unit) // 2] ^= 0x10
-        root, _ = imported(tmp_path, f"{number}.tar.gz", bytes(data))
-        clips_of_unit.append(CONTENT.keys() - came(root).keys())
-        assert came(root).items() <= CONTENT.items()
-    assert clips_of_unit == [{clip_id} for clip_id in IDS]
-
-
 def test_cut_off_archives_give_what_is_whole(tmp_path, monkeypatch):
     tar = tar_of(named())
     ends = [tar.index(data) + len(data) for data in CONTENT.values()]
@@ -197,9 +185,8 @@ def test_cut_off_archives_give_what_is_whole(tmp_path, monkeypatch):
             assert adds_up(root, result)
     # A stream without its end: what lies well before it counts as right.
     monkeypatch.setattr(packed, "PACKINGS", [_with_margin(packing, 600) for packing in packed.PACKINGS])
-    noisy = {
-        clip_id: data + b"\0\0\x10\0free" + random.Random(clip_id).randbytes(4088) for clip_id, data in CONTENT.items()
-    }
+    filling = {clip_id: b"\0\0\x10\0free" + random.Random(clip_id).randbytes(4088) for clip_id in IDS}
+    noisy = {clip_id: data + filling[clip_id] for clip_id, data in CONTENT.items()}
     stream = gzip.compress(tar_of(named(noisy)))
     for tail in (b"", bytes(70_000)):  # a download into a file of the full size leaves zeros
         root, result = imported(tmp_path, f"{len(tail)}.tar.gz", stream[: len(stream) // 2] + tail)
@@ -208,10 +195,10 @@ def test_cut_off_archives_give_what_is_whole(tmp_path, monkeypatch):
 
 def test_a_damaged_block_of_bzip2_costs_its_clips_alone(tmp_path):
     noisy = {
-        one.clip_id: content(one) + (400_008).to_bytes(4) + b"free" + random.Random(one.start_s).randbytes(400_000)
+        one.clip_id: content(one) + (45_008).to_bytes(4) + b"free" + random.Random(one.start_s).randbytes(45_000)
         for one in clips(12)
     }
-    stream = bytearray(bz2.compress(tar_of(named(noisy))))  # six blocks, of two to three clips each
+    stream = bytearray(bz2.compress(tar_of(named(noisy)), 1))  # six blocks, of two to three clips each
     for name, place, damage in (("flip", 0.5, 1), ("zeros", 0.4, 5000), ("first", 0.05, 1)):
         begin = round(len(stream) * place)
         data = stream[:begin] + bytes(byte ^ 0x10 if damage == 1 else 0 for byte in stream[begin : begin + damage])
@@ -232,13 +219,12 @@ def _with_margin(packing, margin: int):
 def test_holes_in_a_tar_cost_what_they_touch_and_are_said(tmp_path):
     tar = tar_of(named())
     starts = [tar.index(data) for data in CONTENT.values()]
-    holes = {
-        "header": (starts[2] - 512, starts[2], {2}),
-        "half a clip and the next header": (starts[2] + 2000, starts[3], {2, 3}),
-        "tail": (starts[3] + 1000, len(tar), {3, 4, 5}),
-        "tail from a header on": (starts[4] - 512, len(tar), {4, 5}),
-    }
-    for name, (begin, end, lost) in holes.items():
+    for name, begin, end, lost in (
+        ("header", starts[2] - 512, starts[2], {2}),
+        ("half a clip and the next header", starts[2] + 2000, starts[3], {2, 3}),
+        ("tail", starts[3] + 1000, len(tar), {3, 4, 5}),
+        ("tail from a header on", starts[4] - 512, len(tar), {4, 5}),
+    ):
         root, result = imported(tmp_path, f"{name}.tar", tar[:begin] + bytes(end - begin) + tar[end:] + bytes(1 << 16))
         assert came(root) == {clip_id: CONTENT[clip_id] for k, clip_id in enumerate(IDS) if k not in lost}
         assert "zeros" in result.damage[0] and adds_up(root, result)
@@ -254,14 +240,6 @@ def test_bytes_put_in_or_left_out_cost_the_clip_that_they_are_in(tmp_path, shift
     assert reasons(root)[IDS[2]] == "corrupt" and result.damage and adds_up(root, result)
 
 
-def test_a_flipped_bit_in_a_header_costs_its_member(tmp_path):
-    tar = bytearray(tar_of(named()))
-    tar[tar.index(CONTENT[IDS[3]]) - 512 + 5] ^= 1
-    root, result = imported(tmp_path, "flip.tar", bytes(tar))
-    assert came(root) == {clip_id: CONTENT[clip_id] for clip_id in IDS if clip_id != IDS[3]}
-    assert "no header at byte" in result.damage[0]
-
-
 def test_what_is_no_video_is_never_done(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MAX_CLIP_BYTES", 3_000_000)
     some = {IDS[0]: b"", IDS[1]: bytes(2_500_000), IDS[2]: bytes(3_000_001), IDS[3]: CONTENT[IDS[3]][:1500]}
@@ -272,6 +250,7 @@ def test_what_is_no_video_is_never_done(tmp_path, monkeypatch):
         assert "bytes are no clip" in result.skipped[0]
 
 
+@pytest.mark.heavy
 def test_archives_damaged_at_random_places():
     kinds = {"tar", "cat.tar", "tar.gz", "units.tar.gz", "units.tar.bz2", "tar.zst", "units.tar.xz", "deflated.zip"}
     for suffix, counts in chaos.run(rounds=len(chaos.KINDS), seed=1, suffixes=kinds, clips=12).items():
@@ -289,14 +268,13 @@ def special(name: str, kind: bytes, link: str = "") -> tarfile.TarInfo:
 
 
 def hostile_members() -> list:
+    kinds = (tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE)
     return [
         (f"/{IDS[0]}.mp4", b"absolute"),
         (f"../../{IDS[0]}.mp4", b"outside"),
         special(f"x/{IDS[0]}.mp4", tarfile.SYMTYPE, "/etc/passwd"),
         special(f"{IDS[0]}.mp4", tarfile.LNKTYPE, "../../secret"),
-        special(f"{IDS[0]}.mp4", tarfile.CHRTYPE),
-        special(f"{IDS[0]}.mp4", tarfile.FIFOTYPE),
-        special(f"{IDS[0]}.mp4", tarfile.DIRTYPE),
+        *(special(f"{IDS[0]}.mp4", kind) for kind in kinds),
         ("n" * 5000 + ".mp4", b"long name"),
         ("m" * 3_000_000 + f"/{IDS[0]}.mp4", b"giant name"),
         ("\udcff\x1b[31m.mp4", b"no text"),
@@ -353,15 +331,8 @@ def test_sparse_files_impossible_sizes_and_endless_names(tmp_path):
 
 def test_hostile_zips_cannot_leave_or_fill_anything(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MAX_CLIP_BYTES", 100_000)
-    data = zip_of(
-        [
-            (f"../{IDS[0]}.mp4", b"x"),
-            (f"/{IDS[0]}.mp4", b"x"),
-            *named({IDS[1]: CONTENT[IDS[1]]}),
-            *named({IDS[2]: bytes(90_000)}),
-        ],
-        8,
-    )
+    outside = [(f"../{IDS[0]}.mp4", b"x"), (f"/{IDS[0]}.mp4", b"x")]
+    data = zip_of([*outside, *named({IDS[1]: CONTENT[IDS[1]], IDS[2]: bytes(90_000)})], 8)
     lying = data.replace(struct.pack("<I", 90_000), struct.pack("<I", 500))  # says 500 bytes, unpacks to more
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
@@ -380,16 +351,6 @@ def test_hostile_zips_cannot_leave_or_fill_anything(tmp_path, monkeypatch):
         imported(tmp_path, "encrypted.zip", bytes(encrypted))
 
 
-def test_a_zip_without_its_directory_gives_its_members(tmp_path):
-    data = zip_of(named(), 8)
-    root, result = imported(tmp_path, "cut.zip", data[: data.index(b"PK\1\2") + 10])
-    assert came(root) == CONTENT and "directory" in result.damage[0]
-    flipped = bytearray(data)
-    flipped[data.rindex(IDS[3].encode())] ^= 1  # a name in the directory
-    root, result = imported(tmp_path, "name.zip", bytes(flipped))
-    assert came(root) == CONTENT and result.damage
-
-
 def test_a_full_disk_stops_the_import_with_a_sentence(tmp_path, monkeypatch):
     path, root = tmp_path / "a.tar.gz", Root(tmp_path / "root")
     path.write_bytes(gzip.compress(tar_of(named())))
@@ -403,24 +364,20 @@ def test_a_full_disk_stops_the_import_with_a_sentence(tmp_path, monkeypatch):
 # The command line
 
 
-def test_the_commands_say_what_was_damaged_and_passed_by(tmp_path, capsys, monkeypatch):
-    def call(name: str, data: bytes) -> tuple[int, dict, str]:
+def test_the_commands_say_what_was_damaged_and_passed_by(tmp_path, avpipe):
+    def run(name: str, data: bytes) -> tuple[int, dict, str]:
         (tmp_path / name).write_bytes(data)
-        arguments = ["avpipe", "--root", str(tmp_path / f"root of {name}"), "import", str(tmp_path / name), "--json"]
-        monkeypatch.setattr(sys, "argv", arguments)
-        with pytest.raises(SystemExit) as caught:
-            main()
-        captured = capsys.readouterr()
-        return caught.value.code or 0, json.loads(captured.out or "{}"), captured.err
+        code, out, err = avpipe("--root", tmp_path / f"root of {name}", "import", tmp_path / name, "--json")
+        return code, json.loads(out or "{}"), err
 
     tar = tar_of([*named(), ("x/\x1b[31mholiday.mp4", b"x")])
-    code, result, err = call("a.tar", tar)
+    code, result, err = run("a.tar", tar)
     assert (code, result["done"], result["skipped"], result["seen"]) == (0, 6, 1, 7)
     assert "holiday.mp4': no name of a clip" in err and "\x1b" not in err
     bad = bytearray(gzip.compress(tar))
     bad[-5] ^= 1
-    code, result, err = call("bad.tar.gz", bytes(bad))
+    code, result, err = run("bad.tar.gz", bytes(bad))
     assert (code, result["done"], result["failed"]) == (1, 0, {"corrupt": 6})
     assert "is cut off or damaged" in err and "avpipe: all 6 clips failed" in err
-    code, result, err = call("none.tar", tar_of(named(dict.fromkeys(IDS, b"no video"))))
+    code, result, err = run("none.tar", tar_of(named(dict.fromkeys(IDS, b"no video"))))
     assert (code, result["failed"]) == (1, {"corrupt": 6}) and f"the first, {IDS[0]}: corrupt" in err

@@ -41,29 +41,19 @@ def plain_ids(entry: OfficialList) -> list[str]:
     return names[1:] if entry.format == "pair_csv" else names
 
 
-def test_every_list_has_a_parser_and_a_file_of_its_own():
+def test_every_list_has_a_parser_and_a_file_of_its_own_and_but_for_boxes_a_split():
     assert all(entry.format in PARSERS for entry in LISTS.values())
     assert len({entry.file for entry in LISTS.values()}) == len(LISTS)
     assert all(".." not in entry.file and not Path(entry.file).is_absolute() for entry in LISTS.values())
-
-
-def test_every_split_refers_to_a_list_and_a_part_only_where_the_list_has_parts():
-    for split in SPLITS.values():
-        assert split.list in LISTS
-        if split.part is not None:
-            assert split.part in ("train", "test")
-            assert LISTS[split.list].format == "vggsound_csv"
-
-
-def test_every_list_that_is_not_boxes_only_defines_a_split():
     used = {name for split in SPLITS.values() for name in (split.list, split.else_list) if name}
     assert used == set(LISTS) - {"synth_boxes", "flickr_boxes"}
 
 
-def test_every_split_has_a_role_and_stands_behind_the_one_it_looks_at():
+def test_every_split_has_a_role_and_a_list_and_stands_behind_the_one_it_looks_at():
     order = list(SPLITS)
     for name, split in SPLITS.items():
         assert split.role in ("train", "test")
+        assert split.part in ((None, "train", "test") if LISTS[split.list].format == "vggsound_csv" else (None,))
         assert split.unseen_by is None or order.index(split.unseen_by) < order.index(name)
 
 
@@ -72,11 +62,8 @@ def test_published_lists_are_pinned_and_have_an_address():
         assert entry.address == f"https://raw.githubusercontent.com/{entry.repository}/HEAD/{entry.path}"
         assert entry.rows
         assert (entry.sha256 is None) == (name in NOT_SHARED)
-
-
-def test_made_lists_have_no_address():
-    made = [entry for entry in LISTS.values() if not entry.repository]
-    assert [entry.name for entry in made if entry.address is None] == ["flickr_boxes", "synth_csv", "synth_boxes"]
+    unpublished = [entry.name for entry in LISTS.values() if not entry.repository and entry.address is None]
+    assert unpublished == ["flickr_boxes", "synth_csv", "synth_boxes"]
 
 
 @needs_lists
@@ -88,22 +75,13 @@ def test_hash_and_rows_are_those_of_the_published_file(name):
 
 
 @needs_lists
-@pytest.mark.parametrize(
-    ("name", "tested"),
-    [
-        ("ezvsl_10k", 238),
-        ("ezvsl_144k", 3709),
-        ("ezvsl_heard", 0),
-        ("ssltie_10k", 0),
-        ("ssltie_144k", 0),
-        ("ssltie_full", 4916),
-        ("ssltie_seen_144k", 3565),
-        ("ssltie_openset_70k", 2306),
-    ],
-)
-def test_the_leaks_that_the_catalogue_names_are_in_the_files(name, tested):
-    assert len(set(plain_ids(LISTS[name])) & set(plain_ids(LISTS["vggss_boxes"]))) == tested
-    assert tested < 100 or f"{tested:,}" in LISTS[name].about or str(tested) in LISTS[name].about
+def test_the_leaks_that_the_catalogue_names_are_in_the_files():
+    tested = {"ezvsl_10k": 238, "ezvsl_144k": 3709, "ezvsl_heard": 0, "ssltie_10k": 0, "ssltie_144k": 0}
+    tested |= {"ssltie_full": 4916, "ssltie_seen_144k": 3565, "ssltie_openset_70k": 2306}
+    vggss = set(plain_ids(LISTS["vggss_boxes"]))
+    assert {name: len(set(plain_ids(LISTS[name])) & vggss) for name in tested} == tested
+    for name, count in tested.items():
+        assert count < 100 or f"{count:,}" in LISTS[name].about or str(count) in LISTS[name].about
 
 
 def test_the_hash_of_ids_does_not_depend_on_their_order():
@@ -111,28 +89,17 @@ def test_the_hash_of_ids_does_not_depend_on_their_order():
     assert ids_sha256(["a"]) != ids_sha256(["a", "b"])
 
 
-def test_a_changed_list_is_refused_with_both_hashes(tmp_path):
+def test_a_changed_list_is_refused_with_both_hashes_and_taken_on_demand(tmp_path):
+    with pytest.raises(AvpipeError, match="none of the official lists"):
+        find_lists(tmp_path)
     file = tmp_path / LISTS["ezvsl_10k"].file
     file.parent.mkdir()
     file.write_text("zpWuikVorYg_000032\n")
     with pytest.raises(AvpipeError) as error:
         find_lists(tmp_path)
-    assert sha256(file.read_bytes()) in str(error.value)
-    assert LISTS["ezvsl_10k"].sha256 in str(error.value)
-    assert str(file) in str(error.value)
-
-
-def test_a_changed_list_is_taken_on_demand(tmp_path):
-    file = tmp_path / LISTS["ezvsl_10k"].file
-    file.parent.mkdir()
-    file.write_text("zpWuikVorYg_000032\n")
+    for part in (sha256(file.read_bytes()), LISTS["ezvsl_10k"].sha256, str(file)):
+        assert part in str(error.value)
     assert find_lists(tmp_path, accept_changed=True) == {"ezvsl_10k": file}
-
-
-def test_a_folder_without_any_list_is_refused(tmp_path):
-    (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(AvpipeError, match="none of the official lists"):
-        find_lists(tmp_path)
 
 
 @needs_lists
@@ -146,15 +113,12 @@ GOOD = b"zpWuikVorYg_000032\n"
 @pytest.fixture
 def three_lists(monkeypatch):
     """A catalogue of a pinned list, one without a hash, and a made one; published on a local server."""
-    pinned = OfficialList(
-        name="pinned", file="a/pinned.txt", format="ids", about="", repository="o/r", path="p.txt", sha256=sha256(GOOD)
-    )
-    free = OfficialList(name="free", file="b/free.txt", format="ids", about="", repository="o/r", path="deep/f.txt")
-    made = OfficialList(name="made", file="made.txt", format="ids", about="")
-    lists = {entry.name: entry for entry in (pinned, free, made)}
-    monkeypatch.setattr(
-        catalogue, "load_catalogue", lambda: (lists, {"s": SplitDefinition(name="s", list="pinned", role="test")})
-    )
+    pinned = {"file": "a/pinned.txt", "repository": "o/r", "path": "p.txt", "sha256": sha256(GOOD)}
+    free = {"file": "b/free.txt", "repository": "o/r", "path": "deep/f.txt"}
+    facts = {"pinned": pinned, "free": free, "made": {"file": "made.txt"}}
+    lists = {name: OfficialList(name=name, format="ids", about="", **more) for name, more in facts.items()}
+    splits = {"s": SplitDefinition(name="s", list="pinned", role="test")}
+    monkeypatch.setattr(catalogue, "load_catalogue", lambda: (lists, splits))
     with serve({"/o/r/p.txt": Answer(body=GOOD), "/o/r/deep/f.txt": Answer(body=b"1234\n")}) as server:
         monkeypatch.setattr(catalogue, "RAW_ADDRESS", server.address + "/{repository}/{path}")
         yield server
@@ -164,19 +128,13 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_published_lists_are_fetched_and_named(three_lists, tmp_path):
+def test_published_lists_are_fetched_once_and_named(three_lists, tmp_path):
     planned, named = [], []
     fetch_lists(tmp_path, planned.append, named.append)
     assert files(tmp_path) == {"a/pinned.txt": GOOD, "b/free.txt": b"1234\n"}
     assert (planned, named) == ([2], ["pinned", "free"])
-
-
-def test_what_is_there_is_not_fetched_again(three_lists, tmp_path):
     fetch_lists(tmp_path)
-    before = list(three_lists.asked)
-    fetch_lists(tmp_path)
-    assert three_lists.asked == before
-    assert len(before) == 2
+    assert len(three_lists.asked) == 2
 
 
 def test_a_list_with_a_wrong_hash_leaves_no_file(three_lists, tmp_path):
@@ -186,16 +144,12 @@ def test_a_list_with_a_wrong_hash_leaves_no_file(three_lists, tmp_path):
     assert files(tmp_path) == {}
 
 
-@pytest.mark.parametrize("answer", [Answer(status=404), Answer(status=500), Answer(body=GOOD[:5], withheld=20)])
-def test_a_list_that_does_not_come_whole_is_a_sentence_and_leaves_no_file(three_lists, tmp_path, answer):
-    three_lists.answers["/o/r/deep/f.txt"] = answer
-    with pytest.raises(AvpipeError, match=r"deep/f\.txt could not be fetched .* --lists DIR"):
+@pytest.mark.parametrize("answer", [Answer(status=404), Answer(status=500), Answer(body=GOOD[:5], withheld=20), None])
+def test_a_list_that_does_not_come_whole_is_a_sentence_and_leaves_no_file(three_lists, tmp_path, answer, monkeypatch):
+    if answer is None:  # no server at all
+        monkeypatch.setattr(catalogue, "RAW_ADDRESS", "http://127.0.0.1:1/{repository}/{path}")
+    else:
+        three_lists.answers["/o/r/deep/f.txt"] = answer
+    with pytest.raises(AvpipeError, match=r"could not be fetched .* --lists DIR"):
         fetch_lists(tmp_path)
-    assert files(tmp_path) == {"a/pinned.txt": GOOD}
-
-
-def test_an_unreachable_server_is_a_sentence(three_lists, tmp_path, monkeypatch):
-    monkeypatch.setattr(catalogue, "RAW_ADDRESS", "http://127.0.0.1:1/{repository}/{path}")
-    with pytest.raises(AvpipeError, match="could not be fetched"):
-        fetch_lists(tmp_path)
-    assert files(tmp_path) == {}
+    assert files(tmp_path) == ({"a/pinned.txt": GOOD} if answer else {})

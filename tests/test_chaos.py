@@ -14,6 +14,9 @@ import index
 import kill
 from common import Tally
 
+slow = pytest.mark.slow
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture
 def tally():
@@ -21,7 +24,7 @@ def tally():
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("stage", ["extract", "shard", "verify", "manifest"])
+@pytest.mark.parametrize("stage", ["shard", *(pytest.param(s, marks=slow) for s in ("extract", "verify", "manifest"))])
 def test_kills_show_nowhere_in_the_end(stage, done_root, corpus, tmp_path, tally):
     kill.attack(stage, done_root.path, corpus, tmp_path, 2, random.Random(stage), tally)
     assert not tally.faults and sum(tally.counts.values()) >= 3
@@ -30,23 +33,17 @@ def test_kills_show_nowhere_in_the_end(stage, done_root, corpus, tmp_path, tally
 def test_no_hostile_index_is_believed(done_root, tmp_path, tally, monkeypatch):
     monkeypatch.setattr(index.verify, "run_parts", None)  # and put back, for the program sets it
     folder = shutil.copytree(done_root.shards / "synth_test", tmp_path / "shards")
-    index.attack(folder, 120, 7, tally)
-    assert not tally.faults and sum(tally.counts.values()) == 120
+    index.attack(folder, 80, 7, tally)
+    assert not tally.faults and sum(tally.counts.values()) == 80
+
+
+DISKS = {"extract": "without inodes", "build": "read-only", "shard": "full", "hdf5": "nearly full"}
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize(
-    ("name", "how"),
-    [
-        ("hdf5", "full"),
-        ("hdf5", "nearly full"),
-        ("extract", "without inodes"),
-        ("shard", "full"),
-        ("build", "read-only"),
-    ],
-)
-def test_a_bad_disk_is_one_sentence(name, how, done_root, corpus, tmp_path, tally):
-    disk.attack(name, how, done_root.path, corpus, tmp_path / "disk", random.Random(name), tally)
+@pytest.mark.parametrize("name", ["extract", "build", *(pytest.param(n, marks=slow) for n in ("shard", "hdf5"))])
+def test_a_bad_disk_is_one_sentence(name, done_root, corpus, tmp_path, tally):
+    disk.attack(name, DISKS[name], done_root.path, corpus, tmp_path / "disk", random.Random(name), tally)
     if "not tried" in str(tally.counts):
         pytest.skip("no file system may be mounted here")
     assert not tally.faults

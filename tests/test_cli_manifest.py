@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from test_cli import call
 from test_manifest import A, B, C, D, write_lists
 
+pytestmark = pytest.mark.usefixtures("serial")
 LISTS = {
     "vggsound_test_csv": f"{C}.mp4,cat\n{B}.mp4,dog\n{D}.mp4,dog\n",
     "ezvsl_10k": f"{D}\n{A}\n{B}\n",
@@ -16,13 +16,13 @@ LISTS = {
 
 
 @pytest.fixture
-def avpipe(tmp_path, capsys, monkeypatch):
+def run(tmp_path, avpipe):
     """Runs a command on a root with a small manifest; returns what it printed, as JSON where that was asked for."""
     write_lists(tmp_path / "lists", LISTS)
     root = ("--root", tmp_path / "root")
 
     def run(*arguments, code=0):
-        found, out, err = call(capsys, monkeypatch, *root, *arguments)
+        found, out, err = avpipe(*root, *arguments)
         assert found == code, err
         return json.loads(out) if "--json" in arguments else out + err
 
@@ -30,18 +30,18 @@ def avpipe(tmp_path, capsys, monkeypatch):
     return run
 
 
-def test_show_tells_size_hash_classes_and_coverage(avpipe):
-    value = avpipe("manifest", "show", "vggsound_test", "--json")
+def test_show_tells_size_hash_classes_and_coverage(run):
+    value = run("manifest", "show", "vggsound_test", "--json")
     assert (value["listed"], value["role"], value["list"], value["unlabelled"]) == (3, "test", "vggsound_test_csv", 0)
     assert value["classes"] == {"dog": 2, "cat": 1}
     assert value["coverage"] == {"clips": 3, "downloaded": 0, "failed": {}, "extracted": {}, "sharded": {}}
-    text = avpipe("manifest", "show", "ezvsl_10k")
+    text = run("manifest", "show", "ezvsl_10k")
     assert value["sha256"] not in text and "3 rows" in text and "downloaded 0 of 3 (0.0%)" in text
     assert "1 clips without a label" in text
 
 
-def test_audit_has_the_agreed_form(avpipe):
-    report = avpipe("manifest", "audit", "--json")
+def test_audit_has_the_agreed_form(run):
+    report = run("manifest", "audit", "--json")
     leaks = {(leak["train"], leak["test"]): (leak["clips"], leak["videos"]) for leak in report["leaks"]}
     assert leaks == {
         ("ezvsl_10k", "vggsound_test"): (2, 2),
@@ -50,30 +50,30 @@ def test_audit_has_the_agreed_form(avpipe):
     }
     assert (report["boxes"]["total"], report["boxes"]["defective"]) == (2, 1)
     assert report["splits"]["ezvsl_10k"]["listed"] == 3 and len(report["splits"]["ezvsl_10k"]["sha256"]) == 64
-    assert "ezvsl_10k" in avpipe("manifest", "audit")
+    assert "ezvsl_10k" in run("manifest", "audit")
 
 
-def test_derive_adds_a_split_that_the_other_commands_know(avpipe):
-    made = avpipe("manifest", "derive", "clean", "--of", "ezvsl_10k", "--without", "vggss_ssltie", "--json")
+def test_derive_adds_a_split_that_the_other_commands_know(run):
+    made = run("manifest", "derive", "clean", "--of", "ezvsl_10k", "--without", "vggss_ssltie", "--json")
     assert (made["listed"], made["rule"]["without"]) == (1, ["vggss_ssltie"])
-    assert avpipe("manifest", "export", "clean") == f"{A}\n"
-    assert "derived: " in avpipe("manifest", "show", "clean")
-    assert "there is no split" in avpipe("manifest", "derive", "x", "--of", "nothing", code=1)
+    assert run("manifest", "export", "clean") == f"{A}\n"
+    assert "derived: " in run("manifest", "show", "clean")
+    assert "there is no split" in run("manifest", "derive", "x", "--of", "nothing", code=1)
 
 
-def test_export_writes_lists_as_published(avpipe, tmp_path):
-    assert avpipe("manifest", "export", "vggss_ssltie") == LISTS["ssltie_test"]
-    paths = avpipe("manifest", "export", "--out", tmp_path / "again").split()
+def test_export_writes_lists_as_published(run, tmp_path):
+    assert run("manifest", "export", "vggss_ssltie") == LISTS["ssltie_test"]
+    paths = run("manifest", "export", "--out", tmp_path / "again").split()
     assert {Path(path).read_text() for path in paths} == set(LISTS.values())
-    assert "name either a split, or" in avpipe("manifest", "export", code=1)
-    file = avpipe("export", "--split", "ezvsl_10k", "--format", "txt", tmp_path / "out", "--json")["file"]
+    assert "name either a split, or" in run("manifest", "export", code=1)
+    file = run("export", "--split", "ezvsl_10k", "--format", "txt", tmp_path / "out", "--json")["file"]
     assert Path(file).read_text() == LISTS["ezvsl_10k"]
-    assert "there is no format" in avpipe("export", "--split", "ezvsl_10k", "--format", "png", tmp_path / "o", code=1)
+    assert "there is no format" in run("export", "--split", "ezvsl_10k", "--format", "png", tmp_path / "o", code=1)
 
 
-def test_import_takes_clips_and_what_export_wrote(done_root, corpus, tmp_path, capsys, monkeypatch):
+def test_import_takes_clips_and_what_export_wrote(done_root, corpus, tmp_path, avpipe):
     def run(root, *arguments):
-        code, out, err = call(capsys, monkeypatch, "--root", root, *arguments, "--json")
+        code, out, err = avpipe("--root", root, *arguments, "--json")
         assert code == 0, err
         return json.loads(out)
 
@@ -88,9 +88,7 @@ def test_import_takes_clips_and_what_export_wrote(done_root, corpus, tmp_path, c
     assert run(tmp_path / "new", "import", corpus / "clips")["not_listed"] == 16
 
 
-def test_an_audit_for_duplicates_reads_the_cache(done_root, capsys, monkeypatch):
-    code, out, _ = call(
-        capsys, monkeypatch, "--root", done_root.path, "manifest", "audit", "--duplicates", "--workers", 1, "--json"
-    )
+def test_an_audit_for_duplicates_reads_the_cache(done_root, avpipe):
+    code, out, _ = avpipe("--root", done_root.path, "manifest", "audit", "--duplicates", "--workers", 1, "--json")
     found = json.loads(out)["same_recording"]
     assert code == 0 and found["clips"] + found["silent"] >= 20 and isinstance(found["duplicates"], list)

@@ -11,26 +11,52 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 
-from pipeline.command import printable
+from pipeline.command import printable, run
 from pipeline.errors import AvpipeError, mendable, named
 
+pytestmark = pytest.mark.heavy
+TESTS = Path(__file__).parent
 COMMAND = [sys.executable, "-m", "train.cli"]
-# A command line of one command, `fail`, that raises what the test names.
-FAILING = """
-import sys, typer
-from pipeline.command import run
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
-@app.command()
-def fail(what: str):
-    print("begun", file=sys.stderr)
-    raise eval(what)
-run(app)
-"""
+FAILING = "import sys, test_command; test_command.fail_as_told(sys.argv[-1])"
+# what is raised → the exit code and the sentence
+FAULTS = {
+    "read-only": (OSError(30, "x", "/data/a"), 1, "/data/a: the file system is read-only; make it writable"),
+    "quota": (OSError(122, "x", "/data/a"), 1, "/data/a: your quota on this disk is used up; make room"),
+    "permission": (PermissionError(13, "x", b"/data/\xff"), 1, "permission is denied"),
+    "disk": (OSError(5, "x"), 1, "the disk fails"),
+    "files": (OSError(24, "x", "a"), 1, "a: too many files are open; raise the limit"),
+    "room": (OSError("Can't write (errno = 28, error message = 'x')"), 1, "no space is left on the disk"),
+    "pipe": (BrokenPipeError(32, "x"), 1, "what should read this has ended"),
+    "name": (UnicodeEncodeError("utf-8", "/data/\udcff", 6, 7, "surrogates not allowed"), 1, "is no UTF-8"),
+    "memory": (MemoryError(), 1, "the memory is used up"),
+    "Ctrl-C": (KeyboardInterrupt(), 130, "stopped; what is finished is kept"),
+    "parameter": (typer.BadParameter("that is no number"), 2, "that is no number"),
+    "exit": (typer.Exit(3), 3, ""),
+    "a key": (KeyError("x"), 70, "please report it"),
+    "no number": (OSError("no number"), 70, "please report it"),
+}
 
 
-def failing(what: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", FAILING, what], capture_output=True, text=True)
+def fail_as_told(name: str) -> None:
+    """Run in a process of its own: a command line of one command, which raises that fault or sleeps."""
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+    @app.command()
+    def fail(name: str):
+        print("begun", file=sys.stderr)
+        if name in FAULTS:
+            raise FAULTS[name][0]
+        time.sleep(60)
+
+    run(app)
+
+
+def failing(name: str) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
+    command = [sys.executable, "-c", FAILING, name]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
 
 
 def shell(line: str, root: Path, **environment) -> subprocess.CompletedProcess:
@@ -48,8 +74,18 @@ def full() -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
-@pytest.mark.parametrize("command", ["manifest show synth_train", "train --help", "status", "reproduce", "doctor"])
+ASCII, C = {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}
+
+
+@pytest.mark.parametrize(
+    ("command", "environment"),
+    [
+        ("manifest show synth_train", ASCII),
+        ("train --help", C),
+        ("status", C),
+        *(pytest.param(command, ASCII, marks=pytest.mark.slow) for command in ("reproduce", "doctor")),
+    ],
+)
 def test_a_terminal_that_lacks_signs_shows_others(done_root, command, environment):
     done = shell(f"$avpipe {command}", done_root.path, **environment)
     assert "Traceback" not in done.stderr and done.returncode == (0 if command != "doctor" else done.returncode)
@@ -71,12 +107,11 @@ def test_a_file_never_becomes_standard_error(done_root, tmp_path):
 
 
 def test_a_full_standard_output_is_one_sentence(done_root, full):
-    for command in ("manifest show", "manifest export synth_train", "train --help", "status --json"):
+    for command in ("manifest export synth_train", "train --help", "status --json"):
         done = shell(f"$avpipe {command} >{full}", done_root.path)
         assert done.returncode == 1, command
-        assert done.stderr == (
-            "avpipe: standard output: no space is left on the disk; make room and run the command again\n"
-        )
+        sentence = "standard output: no space is left on the disk; make room and run the command again"
+        assert done.stderr == f"avpipe: {sentence}\n"
 
 
 def test_a_reader_that_ends_early_is_one_sentence(done_root):
@@ -84,43 +119,29 @@ def test_a_reader_that_ends_early_is_one_sentence(done_root):
     assert done.returncode in (0, 1) and "Traceback" not in done.stderr and done.stderr.count("\n") <= 1
 
 
+def test_what_a_user_can_mend_is_a_sentence():
+    for error, code, sentence in FAULTS.values():
+        said = mendable(error) if isinstance(error, Exception) else None
+        assert sentence in said if code == 1 else said is None, error
+
+
+@pytest.mark.parametrize("name", ["read-only", "name", "Ctrl-C", "parameter", "exit", "a key"])
+def test_a_command_ends_with_its_code_and_a_fault_of_avpipe_shows_its_place(name):
+    process, (_, code, sentence) = failing(name), FAULTS[name]
+    _, errors = process.communicate()
+    assert process.returncode == code and errors.startswith("begun\n") and sentence in errors.splitlines()[-1]
+    assert ("Traceback" in errors) == (code == 70)
+
+
 @pytest.mark.parametrize(
-    ("what", "code", "sentence"),
-    [
-        ("OSError(30, 'x', '/data/a')", 1, "/data/a: the file system is read-only; make it writable"),
-        ("OSError(122, 'x', '/data/a')", 1, "/data/a: your quota on this disk is used up; make room"),
-        ("PermissionError(13, 'x', b'/data/\\xff')", 1, "permission is denied"),
-        ("OSError(5, 'x')", 1, "the disk fails"),
-        ("OSError(24, 'x', 'a')", 1, "a: too many files are open; raise the limit"),
-        ("OSError(\"Can't write (errno = 28, error message = 'No space')\")", 1, "no space is left on the disk"),
-        ("BrokenPipeError(32, 'x')", 1, "what should read this has ended"),
-        ("UnicodeEncodeError('utf-8', '/data/\\udcff', 6, 7, 'surrogates not allowed')", 1, "is no UTF-8"),
-        ("MemoryError()", 1, "the memory is used up"),
-        ("KeyboardInterrupt()", 130, "stopped; what is finished is kept"),
-        ("typer.BadParameter('that is no number')", 2, "that is no number"),
-        ("typer.Exit(3)", 3, None),
-    ],
+    "command",
+    ["manifest show synth_test", pytest.param("shard --split synth_test --workers 1", marks=pytest.mark.slow)],
 )
-def test_what_a_user_can_mend_is_a_sentence(what, code, sentence):
-    done = failing(what)
-    assert done.returncode == code
-    assert "Traceback" not in done.stderr
-    assert done.stderr.startswith("begun\n") and (sentence is None or sentence in done.stderr)
-
-
-def test_a_fault_of_avpipe_shows_its_place_and_says_that_it_should_be_reported():
-    for what in ("KeyError('x')", "OSError('no number')"):
-        done = failing(what)
-        assert done.returncode == 70
-        assert "Traceback" in done.stderr and "please report it" in done.stderr.splitlines()[-1]
-
-
-def test_a_root_whose_name_is_no_utf8_works(done_root, tmp_path):
+def test_a_root_whose_name_is_no_utf8_works(done_root, tmp_path, command):
     root = os.fsencode(tmp_path) + b"/r\xff\xfe"
     shutil.copytree(os.fsencode(done_root.path), root)
-    for command in ("manifest show synth_test", "shard --split synth_test --workers 1", "status"):
-        done = subprocess.run([*COMMAND, "--root", root, *command.split()], capture_output=True)
-        assert done.returncode == 0, done.stderr
+    done = subprocess.run([*COMMAND, "--root", root, *command.split()], capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_sentence_commands_no_terminal():
@@ -141,12 +162,7 @@ def test_an_error_without_a_name_gets_one(tmp_path):
 @pytest.mark.timeout(60)
 def test_ctrl_c_is_one_line():
     """The signal goes to the whole group, as from a terminal."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", FAILING, "__import__('time').sleep(60)"],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = failing("nothing")
     assert process.stderr.readline() == "begun\n"
     time.sleep(0.3)  # a signal in the middle of a write makes Python write the line again
     os.killpg(process.pid, signal.SIGINT)

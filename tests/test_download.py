@@ -2,7 +2,6 @@
 
 import io
 import os
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -16,8 +15,7 @@ from pipeline.download_plan import plan_download
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root, file_sha256
 from pipeline.ledger import Ledger, Outcome
-from pipeline.manifest import Clip, Manifest
-from pipeline.manifest_build import build_manifest
+from pipeline.manifest import Clip
 from pipeline.media import MediaError
 from pipeline.parts import stage_lock
 from pipeline.sources.cut import cut_clip
@@ -111,11 +109,17 @@ def folder(tmp_path) -> Path:
 # From a folder
 
 
-def test_clips_of_a_folder_are_linked(root, folder):
+def test_clips_of_a_folder_are_linked_with_hash_and_size_in_the_ledger(root, folder):
+    (folder / "kept").mkdir()
+    elsewhere = (folder / f"{clip(2).clip_id}.mp4").rename(folder / "kept" / "elsewhere.mp4")
+    (folder / f"{clip(2).clip_id}.mp4").symlink_to(elsewhere)
     download(root, clips(3), FolderSource(folder))
     assert holds_exactly(root, clips(3))
     for one in clips(3):
-        assert root.clip_file(one.clip_id).samefile(folder / f"{one.clip_id}.mp4")
+        path, outcome = root.clip_file(one.clip_id), latest(root)[one.clip_id]
+        assert path.samefile(folder / f"{one.clip_id}.mp4") and not path.is_symlink()
+        assert (outcome.done, outcome.attempts, outcome.bytes) == (True, 1, len(content(one)))
+        assert outcome.sha256 == file_sha256(path)
 
 
 def test_clips_are_copied_where_no_link_can_be(root, folder, monkeypatch):
@@ -126,16 +130,6 @@ def test_clips_are_copied_where_no_link_can_be(root, folder, monkeypatch):
     download(root, clips(3), FolderSource(folder))
     assert holds_exactly(root, clips(3))
     assert not root.clip_file(clips(1)[0].clip_id).samefile(folder / f"{clips(1)[0].clip_id}.mp4")
-
-
-def test_a_link_within_the_folder_gives_the_file_and_not_the_link(root, folder):
-    (folder / "kept").mkdir()
-    target, link = folder / "kept" / "elsewhere.mp4", folder / f"{clip(7).clip_id}.mp4"
-    target.write_bytes(content(clip(7)))
-    link.symlink_to(target)
-    download(root, [clip(7)], FolderSource(folder))
-    assert holds_exactly(root, [clip(7)])
-    assert not root.clip_file(clip(7).clip_id).is_symlink()
 
 
 def test_what_is_no_plain_file_of_the_folder_is_never_opened(root, folder, tmp_path):
@@ -155,40 +149,20 @@ def test_what_is_no_plain_file_of_the_folder_is_never_opened(root, folder, tmp_p
 
 
 def test_a_folder_as_yt_dlp_leaves_it_is_taken_in(root, folder):
-    names = [f"{clip(3).clip_id}.webm", f"{clip(4).clip_id}.mkv", f"{clip(5).clip_id}.MP4"]
-    for number, name in enumerate(names, 3):
-        (folder / name).write_bytes(content(clip(number)))
+    for number, suffix in enumerate(["webm", "mkv", "MP4"], 3):
+        (folder / f"{clip(number).clip_id}.{suffix}").write_bytes(content(clip(number)))
     for name in (f"{clip(6).clip_id}.f137.mp4", "holiday.webm", f"{clip(2).clip_id}.avi", "x.info.json"):
         (folder / name).write_bytes(b"x")
     source = FolderSource(folder)
     download(root, clips(7), source)
     assert holds_exactly(root, clips(6))
-    assert [text.split(": ")[1] for text in source.skipped] == [
-        "no name of a clip",
-        f"{clip(2).clip_id} is there already",
-        "no name of a clip",
-    ]
-
-
-def test_what_a_folder_holds_is_checked_before_it_counts(root, folder):
-    (folder / f"{clip(1).clip_id}.mp4").write_bytes(b"")
-    (folder / f"{clip(2).clip_id}.mp4").write_bytes(bytes(100_000))
-    download(root, clips(3), FolderSource(folder))
-    assert reasons(root) == {clip(0).clip_id: None, clip(1).clip_id: "corrupt", clip(2).clip_id: "corrupt"}
-    assert holds_exactly(root, clips(1))
-
-
-def test_hash_and_size_are_in_the_ledger(root, folder):
-    download(root, clips(3), FolderSource(folder))
-    for one in clips(3):
-        outcome = latest(root)[one.clip_id]
-        assert outcome.done
-        assert outcome.attempts == 1
-        assert outcome.bytes == len(content(one))
-        assert outcome.sha256 == file_sha256(folder / f"{one.clip_id}.mp4")
+    twice = f"{clip(2).clip_id} is there already"
+    assert [text.split(": ")[1] for text in source.skipped] == ["no name of a clip", twice, "no name of a clip"]
 
 
 def test_clips_that_the_folder_lacks_are_left_open(root, folder):
+    plan = plan_download(root, clips(5), FolderSource(folder))
+    assert (plan.clips, plan.not_offered, root.path.exists()) == (clips(3), 2, False)
     plan = download(root, clips(5), FolderSource(folder))
     assert (len(plan.clips), plan.not_offered, plan.failed_before) == (3, 2, 0)
     assert set(latest(root)) == {one.clip_id for one in clips(3)}
@@ -198,58 +172,36 @@ def test_clips_that_the_folder_lacks_are_left_open(root, folder):
     assert holds_exactly(root, clips(5))
 
 
-def test_a_second_run_does_nothing(root, folder):
+def test_a_second_run_fetches_only_what_was_deleted(root, folder):
     download(root, clips(3), FolderSource(folder))
     ledger_before = sorted(os.listdir(root.ledger / "download"))
     outcomes = []
     plan = download(root, clips(3), FolderSource(folder), on_outcome=outcomes.append)
     assert (plan.clips, plan.finished, outcomes) == ([], 3, [])
     assert sorted(os.listdir(root.ledger / "download")) == ledger_before
-
-
-def test_a_file_that_was_deleted_is_fetched_again(root, folder):
-    download(root, clips(3), FolderSource(folder))
     root.clip_file(clip(1).clip_id).unlink()
     plan = download(root, clips(3), FolderSource(folder))
     assert (plan.clips, plan.finished) == ([clip(1)], 2)
     assert holds_exactly(root, clips(3))
 
 
-def test_a_finished_file_without_a_ledger_row_is_adopted(root):
+def test_a_clip_put_there_by_hand_is_adopted_and_what_is_none_is_replaced(root, folder):
     root.clips.mkdir(parents=True)
     root.clip_file(clip(0).clip_id).write_bytes(content(clip(0)))
+    root.clip_file(clip(2).clip_id).write_bytes(b"no video")
     with serve({}) as server:
         plan = download(root, [clip(0)], source_of(server))
-        assert server.asked == []
-    assert (plan.clips, plan.finished) == ([], 1)
-    outcome = latest(root)[clip(0).clip_id]
-    assert (outcome.reason, outcome.sha256) == (None, file_sha256(root.clip_file(clip(0).clip_id)))
-
-
-def test_a_file_put_there_by_hand_after_a_failure_is_adopted(root):
-    with serve({}) as server:
-        download(root, [clip(0)], source_of(server))
-        assert reasons(root) == {clip(0).clip_id: "network"}
-        root.clip_file(clip(0).clip_id).write_bytes(content(clip(0)))
-        download(root, [clip(0)], source_of(server))
-    assert reasons(root) == {clip(0).clip_id: None}
-
-
-def test_what_was_put_there_and_is_no_clip_is_replaced_and_not_adopted(root, folder):
-    root.clips.mkdir(parents=True)
-    root.clip_file(clip(0).clip_id).write_bytes(b"no video")
+        assert (server.asked, plan.clips, plan.finished) == ([], [], 1)
+        assert latest(root)[clip(0).clip_id].sha256 == file_sha256(root.clip_file(clip(0).clip_id))
+        download(root, [clip(1)], source_of(server))
+        assert reasons(root) == {clip(0).clip_id: None, clip(1).clip_id: "network"}
+        root.clip_file(clip(1).clip_id).write_bytes(content(clip(1)))
+        download(root, [clip(1)], source_of(server))
     download(root, clips(3), FolderSource(folder))
-    assert holds_exactly(root, clips(3))
+    assert reasons(root) == {one.clip_id: None for one in clips(3)} and holds_exactly(root, clips(3))
 
 
-def test_what_a_killed_run_left_is_cleared(root, folder):
-    (root.clips / ".incoming" / "0").mkdir(parents=True)
-    (root.clips / ".incoming" / "0" / "half.mp4").write_bytes(b"half")
-    download(root, clips(3), FolderSource(folder))
-    assert holds_exactly(root, clips(3))
-
-
-def test_a_killed_run_keeps_what_it_had(root, folder):
+def test_a_killed_run_keeps_what_it_had_and_leaves_nothing_half(root, folder):
     def kill(outcomes):
         if outcomes[0].clip_id == clip(1).clip_id:
             raise KeyboardInterrupt
@@ -257,22 +209,22 @@ def test_a_killed_run_keeps_what_it_had(root, folder):
     with pytest.raises(KeyboardInterrupt):
         download(root, clips(3), FolderSource(folder), on_outcome=kill)
     assert {clip(0).clip_id, clip(1).clip_id} <= set(latest(root))
-    plan = download(root, clips(3), FolderSource(folder))
-    assert plan.finished >= 2
+    (root.clips / ".incoming" / "0").mkdir(parents=True, exist_ok=True)
+    (root.clips / ".incoming" / "0" / "half.mp4").write_bytes(b"half")
+    assert download(root, clips(3), FolderSource(folder)).finished >= 2
     assert holds_exactly(root, clips(3))
 
 
-def test_an_unreadable_file_is_a_failure_of_that_clip_only(root, folder, monkeypatch):
+def test_a_bad_file_is_a_failure_of_that_clip_only(root, folder):
+    (folder / f"{clip(1).clip_id}.mp4").write_bytes(b"")
+    (folder / f"{clip(2).clip_id}.mp4").write_bytes(bytes(100_000))
+    (folder / f"{clip(3).clip_id}.mp4").write_bytes(b"x")
     source = FolderSource(folder)
-    (folder / f"{clip(1).clip_id}.mp4").unlink()
-    download(root, clips(3), source)
-    assert reasons(root) == {clip(0).clip_id: None, clip(1).clip_id: "disk", clip(2).clip_id: None}
-
-
-def test_a_folder_without_clips_is_refused(tmp_path):
-    (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(AvpipeError, match="holds no clip"):
-        FolderSource(tmp_path)
+    (folder / f"{clip(3).clip_id}.mp4").unlink()
+    download(root, clips(4), source)
+    expected = [None, "corrupt", "corrupt", "disk"]
+    assert reasons(root) == {one.clip_id: reason for one, reason in zip(clips(4), expected, strict=True)}
+    assert holds_exactly(root, clips(1))
 
 
 def test_a_folder_that_another_process_fills_is_refused(root, folder):
@@ -295,79 +247,42 @@ def test_clips_are_fetched_byte_for_byte(root, jobs):
         assert outcome.sha256 == file_sha256(root.clip_file(one.clip_id))
 
 
-def test_a_server_that_is_not_there_is_the_networks_fault(root):
-    download(root, clips(1), UrlSource("http://127.0.0.1:1/{clip_id}.mp4"))
-    assert reasons(root) == {clip(0).clip_id: "network"}
-    assert files(root) == {}
-
-
 def test_outcomes_are_told_as_they_come(root):
     told, plans = [], []
     with serve(served(clips(2))) as server:
         download(root, clips(3), source_of(server), on_outcome=told.extend, on_plan=plans.append)
-    assert [(outcome.clip_id, outcome.reason) for outcome in told] == [
-        (clip(0).clip_id, None),
-        (clip(1).clip_id, None),
-        (clip(2).clip_id, "network"),
-    ]
+    expected = [(one.clip_id, reason) for one, reason in zip(clips(3), (None, None, "network"), strict=True)]
+    assert [(outcome.clip_id, outcome.reason) for outcome in told] == expected
     assert [plan.clips for plan in plans] == [clips(3)]
+    download(root, [clip(3)], UrlSource("http://127.0.0.1:1/{clip_id}.mp4"))  # nobody answers there
+    assert reasons(root)[clip(3).clip_id] == "network"
 
 
-def test_a_plan_changes_nothing(root, folder):
-    plan = plan_download(root, clips(5), FolderSource(folder))
-    assert (plan.clips, plan.not_offered) == (clips(3), 2)
-    assert not root.path.exists()
-
-
-HOSTILE_NAMES = (
-    "../../../evil.mp4",
-    "/tmp/evil.mp4",
-    "..\\..\\evil.mp4",
-    "evil.sh",
-    "evil.desktop",
-    "%(id)s/../evil.mp4",
-)
-
-
-@pytest.mark.parametrize("name", HOSTILE_NAMES)
-def test_a_hostile_file_name_cannot_leave_the_folder(tmp_path, root, name):
-    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-    with serve({path_of(clip(0)): Answer(body=content(clip(0)), headers=headers)}) as server:
-        download(root, [clip(0)], source_of(server))
-    assert set(files(root)) <= {f"{clip(0).clip_id}.mp4"}
+def test_a_hostile_file_name_cannot_leave_the_folder(tmp_path, root):
+    names = ("../../../evil.mp4", "/tmp/evil.mp4", "..\\..\\evil.mp4", "evil.sh", "evil.desktop", "%(id)s/../evil.mp4")
+    headers = [{"Content-Disposition": f'attachment; filename="{name}"'} for name in names]
+    many = list(zip(clips(len(names)), headers, strict=True))
+    with serve({path_of(one): Answer(body=content(one), headers=header) for one, header in many}) as server:
+        download(root, [one for one, _ in many], source_of(server))
     assert sorted(os.listdir(tmp_path)) == ["root"]
     assert sorted(os.listdir(root.path)) == ["clips", "ledger"]
     assert not Path("/tmp/evil.mp4").exists()
-    assert (reasons(root)[clip(0).clip_id] is None) == bool(files(root))
+    done = {f"{clip_id}.mp4" for clip_id, reason in reasons(root).items() if reason is None}
+    assert set(files(root)) == done
 
 
-@pytest.mark.parametrize("name", ["100% sure", "%(id)s", "two words", "ünï"])
-def test_a_root_of_any_name_works(tmp_path, name):
-    root = Root(tmp_path / name)
+def test_a_root_of_any_name_works(tmp_path):
     with serve(served(clips(1))) as server:
-        download(root, clips(1), source_of(server))
-    assert holds_exactly(root, clips(1))
+        for name in ("100% sure", "%(id)s", "two words", "ünï"):
+            download(Root(tmp_path / name), clips(1), source_of(server))
+            assert holds_exactly(Root(tmp_path / name), clips(1))
 
 
-@pytest.mark.parametrize(
-    "template",
-    (
-        *(
-            "{}",
-            "{0}",
-            "{other}",
-            "plain.mp4",
-            "{clip_id}/{other}",
-            "{clip_id.__class__}",
-            "{clip_id.x}",
-            "{clip_id[0]}",
-        ),
-        *("{clip_id:{x}}", "{", "{clip_id", "}", "{clip_id!x}", "{clip_id:d}"),
-    ),
-)
-def test_a_template_without_a_known_placeholder_is_refused(template):
-    with pytest.raises(AvpipeError, match=r"needs \{clip_id\}"):
-        open_source("http://127.0.0.1/" + template)
+def test_a_template_without_a_known_placeholder_is_refused():
+    texts = "{} {0} {other} plain.mp4 {clip_id}/{other} {clip_id.__class__} {clip_id.x} {clip_id[0]}"
+    for template in [*texts.split(), *["{clip_id:{x}}", "{", "{clip_id", "}", "{clip_id!x}", "{clip_id:d}"]]:
+        with pytest.raises(AvpipeError, match=r"needs \{clip_id\}"):
+            open_source("http://127.0.0.1/" + template)
 
 
 def test_a_source_is_recognised_by_its_form(folder, tmp_path):
@@ -379,6 +294,8 @@ def test_a_source_is_recognised_by_its_form(folder, tmp_path):
     for text in (str(tmp_path / "nowhere"), "ftp://127.0.0.1/{clip_id}", "file:///etc/{clip_id}"):
         with pytest.raises(AvpipeError, match="neither 'youtube', nor a folder"):
             open_source(text)
+    with pytest.raises(AvpipeError, match="holds no clip"):
+        FolderSource(tmp_path)
 
 
 # Whole videos
@@ -437,30 +354,20 @@ def duration_s(path: Path) -> tuple[float, float, float]:
         return (container.duration / av.time_base, *(float(s.duration * s.time_base) for s in streams))
 
 
-@contextmanager
-def served_videos(video: Path, *names: str):
-    body = video.read_bytes()
-    with serve({f"/{name}.mp4": Answer(body=body) for name in names}) as server:
-        yield server, UrlSource(server.address + "/{youtube_id}.mp4")
-
-
-def test_the_made_video_is_what_the_tests_take_it_for(video):
-    shown = greys(video)
-    assert [second for _, second in shown] == [number // RATE for number in range(VIDEO_S * RATE)]
-    with av.open(str(video)) as container:
-        assert sum(packet.is_keyframe for packet in container.demux(video=0) if packet.size) == 1
-
-
 def test_the_clips_of_a_video_are_cut_exactly_and_the_video_is_fetched_once(root, video):
+    with av.open(str(video)) as container:  # what is copied and not encoded anew would begin elsewhere
+        assert sum(packet.is_keyframe for packet in container.demux(video=0) if packet.size) == 1
     wanted = [clip(3), clip(7, OTHER), clip(15), clip(0, OTHER)]
-    with served_videos(video, VIDEO, OTHER) as (server, source):
+    with serve({f"/{name}.mp4": Answer(body=video.read_bytes()) for name in (VIDEO, OTHER)}) as server:
+        source = UrlSource(server.address + "/{youtube_id}.mp4")
         download(root, [clip(20)], source)
-        requests_of_one_clip = len(server.asked)
+        first, requests_of_one_clip = root.clip_file(clip(20).clip_id).stat(), len(server.asked)
         server.asked.clear()
-        download(root, wanted, source)
+        assert download(root, [*wanted, clip(20)], source).clips == wanted
         asked = {name: server.asked.count(f"/{name}.mp4") for name in (VIDEO, OTHER)}
     assert asked == {VIDEO: requests_of_one_clip, OTHER: requests_of_one_clip}
     assert set(reasons(root).values()) == {None}
+    assert root.clip_file(clip(20).clip_id).stat().st_ino == first.st_ino
     for one in wanted:
         path = root.clip_file(one.clip_id)
         shown, start = greys(path), int(one.start_s)
@@ -471,45 +378,19 @@ def test_the_clips_of_a_video_are_cut_exactly_and_the_video_is_fetched_once(root
     assert set(files(root)) == {f"{one.clip_id}.mp4" for one in [*wanted, clip(20)]}
 
 
-def test_a_clip_behind_the_end_of_its_video_is_too_short_and_spares_the_others(root, video):
-    with served_videos(video, VIDEO) as (_, source):
-        download(root, [clip(3), clip(30), clip(40), clip(15)], source)
+def test_what_a_video_does_not_hold_costs_its_own_clips_alone(root, video):
+    noise = "noise______"
+    answers = {
+        f"/{VIDEO}.mp4": Answer(body=video.read_bytes()),
+        f"/{noise}.mp4": Answer(body=b"no video at all " * 400),
+    }
     expected = {clip(3): None, clip(30): "too_short", clip(40): "too_short", clip(15): None}
+    expected |= {clip(3, OTHER): "network", clip(15, OTHER): "network", clip(3, noise): "corrupt"}
+    with serve(answers) as server:
+        download(root, list(expected), UrlSource(server.address + "/{youtube_id}.mp4"))
     assert reasons(root) == {one.clip_id: reason for one, reason in expected.items()}
     assert latest(root)[clip(40).clip_id].permanent
     assert set(files(root)) == {f"{one.clip_id}.mp4" for one in (clip(3), clip(15))}
-
-
-def test_a_clip_that_its_video_holds_in_part_is_kept_as_far_as_it_goes(video, tmp_path):
-    cut_clip(video, 25, 35, tmp_path / "part.mp4")
-    assert [second for _, second in greys(tmp_path / "part.mp4")] == [25 + number // RATE for number in range(5 * RATE)]
-
-
-def test_all_clips_of_a_video_that_is_gone_have_its_reason(root, video):
-    with served_videos(video, VIDEO) as (_, source):
-        download(root, [clip(3, OTHER), clip(15, OTHER), clip(3)], source)
-    assert reasons(root) == {
-        clip(3, OTHER).clip_id: "network",
-        clip(15, OTHER).clip_id: "network",
-        clip(3).clip_id: None,
-    }
-
-
-def test_a_later_run_cuts_only_what_is_missing(root, video):
-    with served_videos(video, VIDEO) as (_, source):
-        download(root, [clip(3)], source)
-        first = root.clip_file(clip(3).clip_id).stat()
-        plan = download(root, [clip(3), clip(15)], source)
-    assert plan.clips == [clip(15)]
-    assert root.clip_file(clip(3).clip_id).stat().st_ino == first.st_ino
-
-
-def test_a_video_that_is_no_video_is_corrupt(root, tmp_path):
-    (tmp_path / "noise.mp4").write_bytes(b"no video at all " * 400)
-    with served_videos(tmp_path / "noise.mp4", VIDEO) as (_, source):
-        download(root, [clip(3)], source)
-    assert reasons(root) == {clip(3).clip_id: "corrupt"}
-    assert files(root) == {}
 
 
 @pytest.mark.parametrize("name", ["-y.mp4", "100%.mp4", "a b'c.mp4", "x:y.mp4", "%03d.mp4"])
@@ -517,22 +398,16 @@ def test_file_names_are_never_options_or_patterns_of_ffmpeg(video, tmp_path, nam
     (tmp_path / "in").mkdir()
     source = tmp_path / "in" / name
     source.hardlink_to(video)
-    cut_clip(source, 3, 4, tmp_path / name)
-    assert {second for _, second in greys(tmp_path / name)} == {3}
-
-
-def test_a_cut_of_a_missing_file_is_no_fault_of_the_clip(tmp_path):
+    cut_clip(source, 27, 31, tmp_path / name)  # of which the video has three seconds
+    assert [second for _, second in greys(tmp_path / name)] == [27 + number // RATE for number in range(3 * RATE)]
     with pytest.raises(MediaError) as error:
         cut_clip(tmp_path / "nowhere.mp4", 0, 10, tmp_path / "out.mp4")
-    assert error.value.reason == "disk"
+    assert error.value.reason == "disk"  # and no fault of the clip
 
 
-def test_a_folder_with_none_of_the_clips_is_a_sentence(tmp_path, corpus):
-    root = Root(tmp_path / "root")
+def test_a_folder_with_none_of_the_clips_is_a_sentence(tmp_path):
     stranger = tmp_path / "other"
     stranger.mkdir()
     (stranger / "zzzzzzzzzzz_000000.mp4").write_bytes(b"x")
-    build_manifest(corpus / "lists", root.manifest)
-    manifest = Manifest.open(root.manifest)
     with pytest.raises(AvpipeError, match=r"none of the 20 listed clips is in .*other; name another --from"):
-        download(root, manifest.clips(manifest.ids(None)), FolderSource(stranger))
+        download(Root(tmp_path / "root"), clips(20), FolderSource(stranger))

@@ -1,6 +1,5 @@
 """Where parts run: what is lost with a worker is one item, on Ray as here; the bytes are the same everywhere."""
 
-import hashlib
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from chaos.common import hashes
 
 from pipeline.errors import AvpipeError
 from pipeline.executors import RayCluster, allow, open_executor
@@ -29,6 +29,7 @@ from pipeline.settings import ExtractSettings, ShardSettings
 from pipeline.shard import shard
 
 needs_ray = pytest.mark.skipif(not find_spec("ray"), reason="Ray is not installed; pip install 'avpipe[ray]'")
+pytestmark = pytest.mark.heavy
 TESTS = Path(__file__).parent
 
 
@@ -93,13 +94,12 @@ def test_what_a_user_can_mend_ends_the_run(tmp_path, item, sentence):
         outcome_of(tmp_path, [["a", item]], 1)
 
 
-ORPHANS = """
-import sys
-from pathlib import Path
-from pipeline.parts import run_parts
-from test_executors import wait_and_publish
-list(run_parts(wait_and_publish, [[Path(sys.argv[1]) / name] for name in "ab"], 2))
-"""
+ORPHANS = "import sys, test_executors; test_executors.run_two_parts(sys.argv[1])"
+
+
+def run_two_parts(folder: str) -> None:
+    """Run in a process of its own."""
+    list(run_parts(wait_and_publish, [[Path(folder) / name] for name in "ab"], 2))
 
 
 def wait_and_publish(part: list[Path]) -> None:
@@ -134,10 +134,6 @@ def is_running(pid: int) -> bool:
         return re.search(r"State:\t(\w)", Path(f"/proc/{pid}/status").read_text())[1] != "Z"
     except FileNotFoundError:
         return False
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 def kill_once(tasks: list) -> list:
@@ -198,12 +194,7 @@ def ray_cluster(environment: dict[str, str], log: Path) -> Iterator[str]:
             process.wait()
 
 
-ON_RAY = """
-import sys
-from pathlib import Path
-from test_executors import join_and_check
-join_and_check(*sys.argv[1:])
-"""
+ON_RAY = "import sys, test_executors; test_executors.join_and_check(*sys.argv[1:])"
 
 
 def join_and_check(address: str, folder: str, expected: str) -> None:
@@ -218,6 +209,7 @@ def join_and_check(address: str, folder: str, expected: str) -> None:
 
 
 @needs_ray
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_on_a_cluster_lost_workers_cost_one_item_and_the_bytes_are_the_same(tmp_path, fresh_root, done_root):
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex, "RAY_USAGE_STATS_ENABLED": "0"}
@@ -229,6 +221,7 @@ def test_on_a_cluster_lost_workers_cost_one_item_and_the_bytes_are_the_same(tmp_
 
 
 @needs_ray
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_the_command_starts_ray_by_itself_and_prints_one_object(tmp_path, done_root):
     root = shutil.copytree(done_root.path, tmp_path / "root", ignore=shutil.ignore_patterns("shards"))
@@ -243,25 +236,17 @@ def test_the_command_starts_ray_by_itself_and_prints_one_object(tmp_path, done_r
     assert expected.written == 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (("slurm", 1, None), "`local` or `ray`, not 'slurm'"),
-        (("local", 1, "10.0.0.1:6379"), "--ray-address is of use with --executor ray only"),
-    ],
-)
-def test_options_that_do_not_go_together_are_refused(arguments, sentence):
-    with pytest.raises(AvpipeError, match=sentence):
-        open_executor(*arguments)
-
-
-def test_without_ray_the_sentence_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(AvpipeError, match=r"pip install 'avpipe\[ray\]'"), RayCluster(1):
-        pass
-
-
 @needs_ray
 def test_an_address_that_is_none_is_one_sentence():
     with pytest.raises(AvpipeError, match="no Ray cluster could be joined at nowhere"), RayCluster(1, "nowhere"):
+        pass
+
+
+def test_what_cannot_be_opened_is_a_sentence(monkeypatch):
+    with pytest.raises(AvpipeError, match="`local` or `ray`, not 'slurm'"):
+        open_executor("slurm", 1, None)
+    with pytest.raises(AvpipeError, match="--ray-address is of use with --executor ray only"):
+        open_executor("local", 1, "10.0.0.1:6379")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(AvpipeError, match=r"pip install 'avpipe\[ray\]'"), RayCluster(1):
         pass

@@ -5,7 +5,6 @@ import json
 import os
 from pathlib import Path
 
-import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,13 +12,12 @@ import pytest
 import soundfile
 from conftest import downloaded
 from PIL import Image
+from test_download import mp4
 from test_export import cached, pcm
 from test_media import write_clip
 
-from pipeline import extract as extract_stage
 from pipeline.cache import Cache
 from pipeline.errors import AvpipeError
-from pipeline.exchange import import_frames as frames_module
 from pipeline.exchange.export import export
 from pipeline.exchange.import_clips import import_clips
 from pipeline.exchange.import_frames import import_frames
@@ -27,52 +25,37 @@ from pipeline.extract import extract
 from pipeline.features import SPECS
 from pipeline.layout import Root
 from pipeline.ledger import Ledger, Outcome
-from pipeline.manifest import TABLES, Manifest
+from pipeline.manifest import Manifest
 from pipeline.manifest_build import build_manifest
 from pipeline.samples import encode_jpeg
 from pipeline.settings import ExtractSettings
 from pipeline.sources.clip_names import clip_id_of
 
 SETTINGS = ExtractSettings()
-
-
-@pytest.fixture(autouse=True)
-def serial(monkeypatch) -> None:
-    """Parts run in this process."""
-    for module in (extract_stage, frames_module):
-        monkeypatch.setattr(module, "run_parts", lambda function, parts, workers: map(function, parts))
+pytestmark = pytest.mark.usefixtures("serial")
 
 
 def downloads(root: Root) -> dict[str, Outcome]:
     return Ledger(root.ledger, "download").latest()
 
 
-@pytest.mark.parametrize(
-    ("name", "clip_id"),
-    [
-        ("abc_efg-ijk_000030.mp4", "abc_efg-ijk_000030"),
-        ("abc_efg-ijk_30.mp4", "abc_efg-ijk_000030"),
-        ("abc_efg-ijk_0.mp4", "abc_efg-ijk_000000"),
-        ("abc_efg-ijk_30000_40000.mp4", "abc_efg-ijk_000030"),
-        ("ab_123456_1_000005.mp4", "ab_123456_1_000005"),
-        ("-----------_0_10000.mp4", "-----------_000000"),
-        ("4512345678.mp4", "4512345678"),
-        ("abc_efg-ijk_30500_40500.mp4", None),  # no whole second
-        ("abc_efg-ijk_40000_30000.mp4", None),
-        ("abc_efg-ijk_1234567.mp4", None),
-        ("abc_efg-ijk_-5.mp4", None),
-        ("abc_efg-ijk_٣.mp4", None),
-        ("abc_efg-ijk.mp4", None),
-        ("abc_efg-ijk_000030.mkv", "abc_efg-ijk_000030"),
-        ("abc_efg-ijk_30.WebM", "abc_efg-ijk_000030"),
-        ("abc_efg-ijk_000030.mkv.part", None),
-        ("abc_efg-ijk_000030.jpg", None),
-        ("../abc_efg-ijk_000030.mp4", None),
-        ("abc_efg-ijk_000030\n.mp4", None),
-    ],
-)
-def test_names_of_clips(name, clip_id):
-    assert clip_id_of(name) == clip_id
+NAMES = {
+    "abc_efg-ijk_000030": ["abc_efg-ijk_000030.mp4", "abc_efg-ijk_30.mp4", "abc_efg-ijk_30000_40000.mp4",
+                           "abc_efg-ijk_000030.mkv", "abc_efg-ijk_30.WebM"],
+    "abc_efg-ijk_000000": ["abc_efg-ijk_0.mp4"],
+    "ab_123456_1_000005": ["ab_123456_1_000005.mp4"],
+    "-----------_000000": ["-----------_0_10000.mp4"],
+    "4512345678": ["4512345678.mp4"],
+    None: ["abc_efg-ijk_30500_40500.mp4",  # no whole second
+           "abc_efg-ijk_40000_30000.mp4", "abc_efg-ijk_1234567.mp4", "abc_efg-ijk_-5.mp4", "abc_efg-ijk_٣.mp4",
+           "abc_efg-ijk.mp4", "abc_efg-ijk_000030.mkv.part", "abc_efg-ijk_000030.jpg", "../abc_efg-ijk_000030.mp4",
+           "abc_efg-ijk_000030\n.mp4"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("clip_id", NAMES)
+def test_names_of_clips(clip_id):
+    assert [clip_id_of(name) for name in NAMES[clip_id]] == [clip_id] * len(NAMES[clip_id])
 
 
 def test_a_folder_is_linked_with_the_ledger_of_a_download(corpus, tmp_path):
@@ -140,21 +123,21 @@ def test_the_way_out_and_back_gives_the_same_bytes(done_root, fresh_root, tmp_pa
     assert len(Ledger(back.ledger, f"extract-{settings.name}").latest()) == 4
 
 
-def test_frames_alone_go_into_the_cache_of_the_extracted_clips(done_root, tmp_path):
+@pytest.mark.parametrize("form", ["ssl-tie-train", "ssl-tie-test"])
+def test_frames_alone_go_into_the_cache_of_the_extracted_clips(done_root, tmp_path, form):
     """What SSL-TIE's layout keeps is the frame and the sound; the times are lost."""
-    for format in ("ssl-tie-train", "ssl-tie-test"):
-        export(done_root, "synth_test", SETTINGS, format, tmp_path / format)
-        root = Root(tmp_path / f"root-{format}")
-        plan = import_frames(root, tmp_path / format, SETTINGS, workers=1)
-        assert (len(plan), plan.manifest_adopted) == (4, False)
-        for clip_id, sample in cached(root).items():
-            original = cached(done_root)[clip_id]
-            facts, before = (json.loads(members.pop("meta.json")) for members in (sample, original))
-            assert sample == original
-            assert facts.keys() == before.keys()
-            assert all(facts[name] == before[name] for name in ("peak", "rms", "silent", "audio_s"))
-            assert (facts["frame_time_s"], facts["duration_s"], facts["audio_start_s"]) == (None, 3.0, 0.0)
-        assert len(import_frames(root, tmp_path / format, SETTINGS, workers=1)) == 0
+    export(done_root, "synth_test", SETTINGS, form, tmp_path / form)
+    root = Root(tmp_path / "root")
+    plan = import_frames(root, tmp_path / form, SETTINGS, workers=1)
+    assert (len(plan), plan.manifest_adopted) == (4, False)
+    for clip_id, sample in cached(root).items():
+        original = cached(done_root)[clip_id]
+        facts, before = (json.loads(members.pop("meta.json")) for members in (sample, original))
+        assert sample == original
+        lost = {"frame_time_s": None, "duration_s": 3.0, "audio_start_s": 0.0}
+        lost |= {name: facts[name] for name in before.keys() - {"peak", "rms", "silent", "audio_s", *lost}}
+        assert facts == before | lost
+    assert len(import_frames(root, tmp_path / form, SETTINGS, workers=1)) == 0
 
 
 def jpeg(size: tuple[int, int], mode: str = "RGB", format: str = "JPEG") -> bytes:
@@ -240,41 +223,37 @@ def test_other_images_and_sounds_are_brought_to_form(tmp_path):
     assert pcm(found[stereo]["audio.flac"]).shape == (48_000,)
 
 
+GOOD_JPEG, GOOD_WAV = jpeg((256, 256)), wav(3)
+BAD_PAIRS = {
+    "empty picture": (b"", GOOD_WAV, "corrupt"),
+    "half a picture": (GOOD_JPEG[: len(GOOD_JPEG) // 2], GOOD_WAV, "corrupt"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", GOOD_WAV, "corrupt"),
+    "large picture": (jpeg((700, 700)), GOOD_WAV, "corrupt"),
+    "huge picture": (jpeg((900, 900), format="PNG"), GOOD_WAV, "corrupt"),
+    "thin picture": (jpeg((1, 300)), GOOD_WAV, "corrupt"),  # would be 256 x 76,800
+    "empty sound": (GOOD_JPEG, b"", "corrupt"),
+    "no RIFF": (GOOD_JPEG, b"RIFF" + bytes(100), "corrupt"),
+    "playlist": (GOOD_JPEG, b"#EXTM3U\n#EXTINF:3,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n", "corrupt"),
+    "no samples": (GOOD_JPEG, wav(0), "no_audio"),
+    "mute video": (GOOD_JPEG, mp4(1, 0, ("video",)), "no_audio"),
+    "long sound": (GOOD_JPEG, wav(700, 8000), "corrupt"),
+}
+
+
 def test_bad_pairs_become_rows_with_their_reason(tmp_path, monkeypatch):
     folder, root = tmp_path / "in", Root(tmp_path / "root")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600 * 600)
-    good, sound = jpeg((256, 256)), wav(3)
-    playlist = b"#EXTM3U\n#EXTINF:3,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
-    with av.open(str(tmp_path / "mute.mp4"), "w") as container:
-        video = container.add_stream("libx264", rate=10)
-        video.width = video.height = 64
-        container.mux(video.encode(av.VideoFrame(64, 64, "yuv420p")))
-        container.mux(video.encode(None))
-    cases = [
-        (good, sound, None),
-        (b"", sound, "corrupt"),
-        (good[: len(good) // 2], sound, "corrupt"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", sound, "corrupt"),
-        (jpeg((700, 700)), sound, "corrupt"),
-        (jpeg((900, 900), format="PNG"), sound, "corrupt"),
-        (jpeg((1, 300)), sound, "corrupt"),  # would be 256 x 76,800
-        (good, b"", "corrupt"),
-        (good, b"RIFF" + bytes(100), "corrupt"),
-        (good, playlist, "corrupt"),
-        (good, wav(0), "no_audio"),
-        (good, (tmp_path / "mute.mp4").read_bytes(), "no_audio"),
-        (good, wav(700, 8000), "corrupt"),
-    ]
+    cases = [(GOOD_JPEG, GOOD_WAV, None), *BAD_PAIRS.values()]
     expected = {add_pair(folder, k, image, audio): reason for k, (image, audio, reason) in enumerate(cases)}
-    (folder / "frames" / "abcdefghijk_000090.jpg").write_bytes(good)
-    (folder / "audio" / "abcdefghijk_000091.wav").write_bytes(sound)
+    for name in ("abcdefghijk_000090", "abcdefghijk_000092", "nobody"):
+        (folder / "frames" / f"{name}.jpg").write_bytes(GOOD_JPEG)
+    (folder / "audio" / "abcdefghijk_000091.wav").write_bytes(GOOD_WAV)
     (folder / "audio" / "abcdefghijk_000092.wav").mkdir()
-    (folder / "frames" / "abcdefghijk_000092.jpg").write_bytes(good)
-    (folder / "frames" / "nobody.jpg").write_bytes(good)
     os.mkfifo(folder / "frames" / "abcdefghijk_000093.jpg")
     seen = []
     plan = import_frames(root, folder, SETTINGS, workers=1, on_outcome=seen.extend)
-    assert {o.clip_id: o.reason for o in seen} == expected
+    found = {o.clip_id: o.reason for o in seen}
+    assert found == expected, dict(zip(BAD_PAIRS, list(found.values())[1:], strict=True))
     assert all(o.detail for o in seen if not o.done)
     assert (plan.frames_alone, plan.sounds_alone, plan.skipped) == (2, 1, ["'nobody': no clip id"])
     assert list(cached(root)) == [name for name, reason in expected.items() if reason is None]
@@ -283,27 +262,20 @@ def test_bad_pairs_become_rows_with_their_reason(tmp_path, monkeypatch):
     assert Ledger(root.ledger, f"extract-{SETTINGS.name}").latest()["abcdefghijk_000001"].attempts == 2
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"source_width": "640"}, {"silent": 0}, {"rms": 0.9}, {"duration_s": float("nan")}, {"more": 1},
-        {"source_height": True}, None, "[" * 100_000, '"text"', " " * 70_000,
-    ],
-)  # fmt: skip
-def test_facts_that_do_not_fit_are_ignored(tmp_path, done_root, change):
+def test_facts_that_do_not_fit_are_ignored(tmp_path, done_root):
     export(done_root, "synth_test", SETTINGS, "folders", tmp_path / "out")
-    paths = sorted((tmp_path / "out" / "meta").iterdir())
-    facts = json.loads(paths[0].read_text())
-    if isinstance(change, dict):
-        paths[0].write_text(json.dumps(facts | change))
-    elif change is None:
-        paths[0].write_text(json.dumps({k: v for k, v in facts.items() if k != "peak"}))
-    else:
-        paths[0].write_text(change)
-    seen, root = [], Root(tmp_path / "root")
-    import_frames(root, tmp_path / "out", SETTINGS, workers=1, on_outcome=seen.extend)
-    assert {o.clip_id for o in seen if o.done and o.detail.startswith("meta.json ignored")} == {paths[0].stem}
-    assert json.loads(cached(root)[paths[0].stem]["meta.json"])["frame_time_s"] is None
+    path = sorted((tmp_path / "out" / "meta").iterdir())[0]
+    facts = json.loads(path.read_text())
+    changes = [{"source_width": "640"}, {"silent": 0}, {"rms": 0.9}, {"duration_s": float("nan")}, {"more": 1}]
+    texts = [json.dumps(facts | change) for change in [*changes, {"source_height": True}]]
+    texts.append(json.dumps({name: value for name, value in facts.items() if name != "peak"}))
+    for number, text in enumerate([*texts, "[" * 100_000, '"text"', " " * 70_000]):
+        path.write_text(text)
+        seen, root = [], Root(tmp_path / f"root-{number}")
+        import_frames(root, tmp_path / "out", SETTINGS, workers=1, on_outcome=seen.extend)
+        ignored = {o.clip_id for o in seen if o.done and o.detail.startswith("meta.json ignored")}
+        assert ignored == {path.stem}, text[:300]
+        assert json.loads(cached(root)[path.stem]["meta.json"])["frame_time_s"] is None
 
 
 def test_a_changed_file_is_imported_again_under_its_own_hash(tmp_path, done_root):
@@ -320,36 +292,31 @@ def test_a_changed_file_is_imported_again_under_its_own_hash(tmp_path, done_root
     assert len(import_frames(root, tmp_path / "out", SETTINGS, workers=1)) == 0
 
 
+def as_bytes(table: pa.Table) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(table, file)
+    return file.getvalue()
+
+
 def test_foreign_tables_are_refused(tmp_path, done_root):
     export(done_root, "synth_test", SETTINGS, "folders", tmp_path / "out")
-    tables, root = tmp_path / "out" / "manifest", Root(tmp_path / "root")
-    whole = {name: (tables / f"{name}.parquet").read_bytes() for name in TABLES}
-    splits = pq.read_table(tables / "splits.parquet")
-
-    def with_column(name: str, values: list[str]) -> bytes:
+    path, root = tmp_path / "out" / "manifest" / "splits.parquet", Root(tmp_path / "root")
+    splits, whole = pq.read_table(path), path.read_bytes()
+    contents = [b"no parquet", path.with_name("clips.parquet").read_bytes()]
+    contents.append(as_bytes(splits.replace_schema_metadata(None)))
+    for name, value in (
+        *(("split", "../../x"), ("split", "vggss"), ("clip_id", "../../x"), ("clip_id", None)),
+        ("audio_clip_id", "/etc/passwd"),
+    ):
         column = splits.schema.get_field_index(name)
-        file = io.BytesIO()
-        pq.write_table(splits.set_column(column, name, pa.array(values, pa.string())), file)
-        return file.getvalue()
-
-    no_facts = io.BytesIO()
-    pq.write_table(splits.replace_schema_metadata(None), no_facts)
-    for content in [
-        b"no parquet",
-        whole["clips"],
-        no_facts.getvalue(),
-        with_column("split", ["../../x"] * 4),
-        with_column("split", ["vggss"] * 4),
-        with_column("clip_id", ["../../x"] * 4),
-        with_column("clip_id", [None] * 4),
-        with_column("audio_clip_id", ["/etc/passwd"] * 4),
-    ]:
-        (tables / "splits.parquet").write_bytes(content)
+        contents.append(as_bytes(splits.set_column(column, name, pa.array([value] * 4, pa.string()))))
+    for content in contents:
+        path.write_bytes(content)
         with pytest.raises(AvpipeError):
             import_frames(root, tmp_path / "out", SETTINGS, workers=1)
         assert not root.manifest.exists()
-    (tables / "splits.parquet").write_bytes(whole["splits"])
-    (tmp_path / "out" / "index.parquet").write_bytes(whole["splits"])
+    path.write_bytes(whole)
+    (tmp_path / "out" / "index.parquet").write_bytes(whole)
     with pytest.raises(AvpipeError, match="not the index of an export"):
         import_frames(root, tmp_path / "out", SETTINGS, workers=1)
 

@@ -26,91 +26,40 @@ def ledger(tmp_path) -> Ledger:
     return Ledger(tmp_path, "download")
 
 
-def test_a_stage_that_has_not_run_has_no_outcomes(ledger):
-    assert ledger.latest() == {}
-
-
-def test_an_outcome_comes_back_as_it_was(ledger):
+def test_an_outcome_comes_back_as_it_was_and_to_its_stage_alone(ledger, tmp_path):
+    ledger.write([])
+    assert ledger.latest() == {} and not ledger.folder.exists()
     done = at(0.123456, bytes=2**40, sha256="ab" * 32, seconds=1.5, attempts=3)
     failed = at(1, OTHER, reason="network", detail='HTTP Error 403: "Forbidden" – später', attempts=2)
     ledger.write([done, failed])
-    assert ledger.latest() == {CLIP: done, OTHER: failed}
-
-
-def test_the_last_outcome_wins_across_files(ledger):
-    ledger.write([at(1, reason="network"), at(1, OTHER)])
-    ledger.write([at(2, attempts=2)])
-    latest = ledger.latest()
-    assert latest[CLIP].done
-    assert latest[CLIP].attempts == 2
-    assert latest[OTHER].done
-
-
-def test_the_last_outcome_wins_within_a_file(ledger):
-    ledger.write([at(2, reason="removed"), at(1, reason="network")])
-    assert ledger.latest()[CLIP].reason == "removed"
-
-
-def test_of_two_outcomes_of_the_same_moment_the_one_written_later_wins(ledger):
-    ledger.write([at(1, reason="network")])
-    ledger.write([at(1, reason="timeout"), at(1, reason="corrupt")])
-    assert ledger.latest()[CLIP].reason == "corrupt"
-
-
-def test_a_new_ledger_object_reads_what_another_wrote(ledger, tmp_path):
-    ledger.write([at(1)])
-    assert Ledger(tmp_path, "download").latest()[CLIP].done
-
-
-def test_stages_do_not_see_each_other(ledger, tmp_path):
-    ledger.write([at(1)])
+    assert ledger.latest() == Ledger(tmp_path, "download").latest() == {CLIP: done, OTHER: failed}
     assert Ledger(tmp_path, "extract").latest() == {}
 
 
-def test_nothing_is_written_for_no_outcomes(ledger):
-    ledger.write([])
-    assert not ledger.folder.exists()
+def test_the_time_of_an_outcome_counts_and_at_the_same_moment_the_one_written_later(ledger):
+    ledger.write([at(2, reason="removed"), at(1, reason="network")])
+    assert ledger.latest()[CLIP].reason == "removed"
+    ledger.write([at(2, reason="timeout"), at(2, reason="corrupt")])
+    assert ledger.latest()[CLIP].reason == "corrupt"
 
 
 def write_many(ledger: Ledger, files: int) -> None:
     for number in range(files):
-        ledger.write(
-            [at(number, OTHER, reason="network", attempts=number + 1), at(number, f"zpWuikVorYg_{number:06d}")]
-        )
+        ledger.write([at(number, OTHER, reason="network"), at(number, f"zpWuikVorYg_{number:06d}")])
 
 
-def test_compaction_keeps_every_latest_outcome_in_one_file(ledger):
-    write_many(ledger, COMPACT_ABOVE + 1)
+def test_compaction_of_many_files_keeps_every_latest_outcome_in_one(ledger):
+    write_many(ledger, COMPACT_ABOVE)
+    files = sorted(ledger.folder.iterdir())
+    ledger.compact()
+    assert sorted(ledger.folder.iterdir()) == files
+    ledger.write([at(500, OTHER, attempts=500)])
     before = ledger.latest()
     ledger.compact()
     assert len(list(ledger.folder.iterdir())) == 1
-    assert ledger.latest() == before
-    assert len(before) == COMPACT_ABOVE + 2
-    assert before[OTHER].attempts == COMPACT_ABOVE + 1
-
-
-def test_what_is_written_after_compaction_wins(ledger):
-    write_many(ledger, COMPACT_ABOVE + 1)
-    ledger.compact()
+    assert ledger.latest() == before and len(before) == COMPACT_ABOVE + 1 and before[OTHER].attempts == 500
     ledger.write([at(1000, attempts=99)])
     assert ledger.latest()[CLIP].attempts == 99
-
-
-def test_few_files_are_left_alone(ledger):
-    write_many(ledger, COMPACT_ABOVE)
-    before = sorted(ledger.folder.iterdir())
-    ledger.compact()
-    assert sorted(ledger.folder.iterdir()) == before
-
-
-def test_a_kill_between_the_steps_of_compaction_changes_nothing(ledger, monkeypatch):
-    write_many(ledger, COMPACT_ABOVE + 1)
-    before = ledger.latest()
-    with monkeypatch.context() as patch:
-        patch.setattr("pathlib.Path.unlink", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            ledger.compact()
-    assert ledger.latest() == before
 
 
 def test_the_temporary_file_of_a_killed_writer_is_not_read(ledger):
@@ -135,24 +84,18 @@ def test_a_writer_that_fails_leaves_the_ledger_as_it_was(ledger, monkeypatch):
     assert len(os.listdir(ledger.folder)) == 1
 
 
-@pytest.mark.parametrize("reason", ["Removed", "", "rate limited", "done"])
-def test_a_reason_outside_the_vocabulary_is_refused(reason):
-    with pytest.raises(ValueError, match="not among the ledger's reasons"):
-        Outcome(clip_id=CLIP, reason=reason)
-
-
-def test_the_vocabulary_is_that_of_the_contract():
+def test_the_vocabulary_is_that_of_the_contract_and_only_what_no_retry_can_win_is_permanent():
     words = (
         "removed, private, geo_blocked, age_gate, bot_check, rate_limited, setup, network, no_audio, no_video, "
         "too_short, corrupt, timeout, decoder_crash, disk, unknown"
     )
     assert words.split(", ") == list(REASONS)
-
-
-def test_only_what_no_retry_can_win_is_permanent():
     permanent = {"removed", "private", "no_audio", "no_video", "too_short", "corrupt"}
     assert {reason for reason in REASONS if Outcome(clip_id=CLIP, reason=reason).permanent} == permanent == PERMANENT
     assert not Outcome(clip_id=CLIP).permanent
+    for reason in ("Removed", "", "rate limited", "done"):
+        with pytest.raises(ValueError, match="not among the ledger's reasons"):
+            Outcome(clip_id=CLIP, reason=reason)
 
 
 def test_the_columns_are_those_of_the_contract_and_say_status_and_permanence(ledger):
@@ -180,11 +123,9 @@ def test_rows_of_older_versions_without_a_source_are_read(ledger):
 
 
 def test_reasons_are_counted_the_most_frequent_first():
-    outcomes = [
-        at(0, reason=reason) for reason in ("network", "removed", "removed", None, "private", "removed", "private")
-    ]
-    assert list(count_reasons(outcomes).items()) == [("removed", 3), ("private", 2), ("network", 1)]
-    assert count_reasons([at(0)]) == {}
+    reasons = ("network", "removed", "removed", None, "private", "removed", "private")
+    counts = count_reasons([at(0, reason=reason) for reason in reasons])
+    assert list(counts.items()) == [("removed", 3), ("private", 2), ("network", 1)]
 
 
 @settings(max_examples=25, deadline=None)
@@ -207,9 +148,8 @@ def test_any_history_ends_in_its_last_outcome(tmp_path_factory, batches):
 
 def test_twenty_thousand_rows_are_read_quickly(ledger):
     for part in range(4):
-        ledger.write(
-            at(part, f"zpWuikVorYg_{number:06d}", sha256="ab" * 32) for number in range(5000 * part, 5000 * part + 5000)
-        )
+        numbers = range(5000 * part, 5000 * part + 5000)
+        ledger.write([at(part, f"zpWuikVorYg_{number:06d}", sha256="ab" * 32) for number in numbers])
     begin = time.process_time()
     assert len(ledger.latest()) == 20_000
     assert time.process_time() - begin < 5
@@ -242,16 +182,18 @@ def test_a_reader_beside_a_compaction_sees_every_row_once(ledger, monkeypatch, m
 
 
 def test_a_compaction_killed_before_it_removed_the_old_files_shows_no_row_twice(ledger, monkeypatch):
-    for number in range(70):
+    for number in range(COMPACT_ABOVE + 1):
         ledger.write([at(number, f"zpWuikVorYg_{number:06d}")])
+    before = ledger.latest()
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.unlink", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             ledger.compact()
-    assert len(list(ledger.folder.glob("*.parquet"))) == 71
-    assert len(ledger.rows(["clip_id"])) == 70
-    ledger.compact()
-    assert len(list(ledger.folder.glob("*.parquet"))) == 1 and len(ledger.rows(["clip_id"])) == 70
+    assert ledger.latest() == before
+    for files in (COMPACT_ABOVE + 2, 1):
+        assert len(list(ledger.folder.glob("*.parquet"))) == files
+        assert len(ledger.rows(["clip_id"])) == COMPACT_ABOVE + 1
+        ledger.compact()
 
 
 def test_a_damaged_file_of_the_ledger_is_a_sentence(ledger):

@@ -33,14 +33,15 @@ def no_locks(tmp_path_factory) -> Path:
     return folder / "shim.so"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("number", "command"),
     [
-        (38, "manifest build --lists {corpus}/lists"),
         (37, "manifest derive some --of synth_train --clips 4"),
         (95, "download --from {corpus}/clips"),
-        (38, "extract --workers 1"),
-        (37, "shard --split synth_train --workers 1"),
+        (38, "shard --split synth_train --workers 1"),
+        pytest.param(38, "manifest build --lists {corpus}/lists", marks=pytest.mark.slow),
+        pytest.param(37, "extract --workers 1", marks=pytest.mark.slow),
     ],
 )
 def test_without_locks_the_work_is_done_after_one_warning(no_locks, done_root, corpus, tmp_path, number, command):

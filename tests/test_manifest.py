@@ -64,61 +64,41 @@ def rows(manifest: Manifest, table: str) -> list[dict]:
 
 def test_schemas_are_those_of_the_contract(small):
     text, number = pa.string(), pa.float64()
+    boxes = {"clip_id": text, "annotator": pa.int32()} | dict.fromkeys(("xmin", "ymin", "xmax", "ymax"), number)
     expected = {
         "clips.parquet": {"clip_id": text, "dataset": text, "youtube_id": text, "start_s": number, "end_s": number}
         | {"label": text, "official_split": text},
-        "boxes.parquet": {"clip_id": text, "annotator": pa.int32()}
-        | dict.fromkeys(("xmin", "ymin", "xmax", "ymax"), number)
-        | {"defect": text},
-        "splits.parquet": {"split": text, "clip_id": text, "position": pa.int64()}
-        | {"audio_clip_id": text, "line": text},
+        "boxes.parquet": boxes | {"defect": text},
+        "splits.parquet": {"split": text, "clip_id": text, "position": pa.int64(), "audio_clip_id": text, "line": text},
     }
     for name, columns in expected.items():
         schema = pq.read_schema(small[0].folder / name)
         assert list(zip(schema.names, schema.types, strict=True)) == list(columns.items())
 
 
-def test_every_clip_stands_once_with_its_video_and_its_ten_seconds(small):
-    table = rows(small[0], "clips.parquet")
-    assert [row["clip_id"] for row in table] == sorted([A, B, C, D])
-    found = {row["clip_id"]: (row["youtube_id"], row["start_s"], row["end_s"], row["dataset"]) for row in table}
-    assert found == {
-        A: ("-aB3_xyzXYZ", 30, 40, "vggsound"),
-        B: ("_0123456789", 0, 10, "vggsound"),
-        C: ("zpWuikVorYg", 32, 42, "vggsound"),
-        D: ("zpWuikVorYg", 123456, 123466, "vggsound"),
-    }
-
-
-def test_a_label_comes_from_vggsound_csv_then_test_csv_then_the_boxes(small):
-    expected = {A: "dog, barking", B: "from test.csv", C: "from vggsound", D: "from boxes"}
-    assert small[0].labels([A, B, C, D]) == expected
-
-
-def test_a_clip_that_no_list_labels_has_none(tmp_path):
-    manifest, _ = build(tmp_path, {"ezvsl_10k": SMALL["ezvsl_10k"]})
-    assert manifest.labels([A]) == {A: None}
-
-
-def test_the_official_split_is_known_where_a_list_says_it(small):
-    found = {row["clip_id"]: row["official_split"] for row in rows(small[0], "clips.parquet")}
-    assert found == {A: "train", B: "test", C: "test", D: None}
-
-
-def test_all_boxes_are_kept_with_their_defect(small):
-    table = rows(small[0], "boxes.parquet")
-    assert [(row["clip_id"], row["defect"]) for row in table] == [
-        (D, None),
-        (D, "zero_area"),
-        (D, None),
-        (C, "out_of_range"),
-        (C, "not_a_number"),
+def test_every_clip_stands_once_with_label_and_split_of_the_first_list_that_knows_them(small):
+    """Labels come from vggsound.csv, then test.csv, then the boxes."""
+    rest = [
+        (A, "vggsound", "-aB3_xyzXYZ", 30.0, 40.0, "dog, barking", "train"),
+        (B, "vggsound", "_0123456789", 0.0, 10.0, "from test.csv", "test"),
+        (C, "vggsound", "zpWuikVorYg", 32.0, 42.0, "from vggsound", "test"),
+        (D, "vggsound", "zpWuikVorYg", 123456.0, 123466.0, "from boxes", None),
     ]
-    assert table[3]["xmin"] == -2.9e16
-    assert math.isnan(table[4]["xmin"])
+    assert [tuple(row.values()) for row in rows(small[0], "clips.parquet")] == rest
+    assert small[0].labels([D, A]) == {D: "from boxes", A: "dog, barking"}
+    assert sorted(small[0].ids(None)) == [A, B, C, D]
+    assert small[0].clips([D, A]) == [
+        Clip(clip_id=D, youtube_id="zpWuikVorYg", start_s=123456, end_s=123466),
+        Clip(clip_id=A, youtube_id="-aB3_xyzXYZ", start_s=30, end_s=40),
+    ]
+    assert small[0].clips([]) == []
 
 
-def test_usable_boxes_are_those_without_a_defect(small):
+def test_all_boxes_are_kept_with_their_defect_and_used_without(small):
+    table = rows(small[0], "boxes.parquet")
+    defects = [(D, None), (D, "zero_area"), (D, None), (C, "out_of_range"), (C, "not_a_number")]
+    assert [(row["clip_id"], row["defect"]) for row in table] == defects
+    assert table[3]["xmin"] == -2.9e16 and math.isnan(table[4]["xmin"])
     corners = ("xmin", "ymin", "xmax", "ymax")
     expected = [{"annotator": 0, **dict(zip(corners, box, strict=True))} for box in (GOOD_BOX, OTHER_BOX)]
     assert small[0].usable_boxes([A, C, D]) == {D: expected}
@@ -128,21 +108,16 @@ def test_usable_boxes_are_those_without_a_defect(small):
 def test_counts_say_what_was_written_and_which_lists_were_absent(small):
     _, counts = small
     assert (counts["clips"], counts["boxes"], counts["boxes_unusable"]) == (4, 5, 3)
-    assert counts["splits"] == {
-        "vggsound": 2,
-        "vggsound_train": 1,
-        "vggsound_test": 2,
-        "vggss": 2,
-        "ezvsl_10k": 3,
-    }
+    sizes = {"vggsound": 2, "vggsound_train": 1, "vggsound_test": 2, "vggss": 2, "ezvsl_10k": 3}
+    assert counts["splits"] == small[0].split_sizes() == sizes
     published = [name for name, entry in load_catalogue()[0].items() if entry.repository]
     assert counts["lists_missing"] == [name for name in published if name not in SMALL]
 
 
 def test_a_split_has_the_order_of_its_list(small):
     assert small[0].split_ids("ezvsl_10k") == small[0].ids("ezvsl_10k") == [D, A, B]
-    assert small[0].split_ids("vggss") == [D, C]
     assert small[0].rows("ezvsl_10k")["clip_id"].to_pylist() == [D, A, B]
+    assert [small[0].split_ids(name) for name in ("vggss", "vggsound_train", "vggsound")] == [[D, C], [A], [A, C]]
     positions = [row["position"] for row in rows(small[0], "splits.parquet") if row["split"] == "ezvsl_10k"]
     assert positions == [0, 1, 2]
 
@@ -164,14 +139,11 @@ def flickr(tmp_path_factory) -> Manifest:
     return build(folder, FLICKR | SMALL)[0]
 
 
-def test_flickr_clips_are_whole_files_without_a_youtube_id(flickr):
+def test_flickr_clips_are_whole_files_and_pairs_need_the_clips_of_their_sounds_too(flickr):
     table = [row for row in rows(flickr, "clips.parquet") if row["dataset"] == "flickr"]
     assert [row["clip_id"] for row in table] == ["10000130166", "7", "8", "9"]
     assert {(row["youtube_id"], row["start_s"], row["end_s"]) for row in table} == {(None, 0.0, None)}
     assert flickr.usable_boxes(["9"])["9"] == [{"annotator": 0, "xmin": 0.0, "ymin": 0.25, "xmax": 0.5, "ymax": 1.0}]
-
-
-def test_a_split_of_pairs_needs_the_clips_of_its_sounds_too(flickr):
     assert flickr.rows("flickr_extended")["audio_clip_id"].to_pylist() == ["9", "8"]
     assert flickr.split_ids("flickr_extended") == ["10000130166", "9", "8"]
     assert flickr.split_facts("flickr_extended")["listed"] == 2
@@ -192,25 +164,23 @@ def test_lists_written_again_are_the_same_and_give_the_same_tables(flickr, tmp_p
 
 
 def test_one_split_as_text_or_csv(small, tmp_path):
-    manifest = small[0]
-    assert export_list(manifest, "ezvsl_10k", "txt", tmp_path).read_text() == SMALL["ezvsl_10k"]
-    assert export_list(manifest, "vggsound_test", "csv", tmp_path).read_text() == SMALL["vggsound_test_csv"]
-    assert (
-        export_list(manifest, "vggsound_train", "csv", tmp_path).read_text()
-        == SMALL["vggsound_csv"].split("\n")[0] + "\n"
-    )
-    assert export_list(manifest, "vggss", "txt", tmp_path).read_text() == f"{D}\n{C}\n"
+    for split, form, text in (
+        ("ezvsl_10k", "txt", SMALL["ezvsl_10k"]),
+        ("vggsound_test", "csv", SMALL["vggsound_test_csv"]),
+        ("vggsound_train", "csv", SMALL["vggsound_csv"].split("\n")[0] + "\n"),
+        ("vggss", "txt", f"{D}\n{C}\n"),
+    ):
+        assert export_list(small[0], split, form, tmp_path).read_text() == text
 
 
 def test_categories_that_a_training_list_never_shows_are_the_retrieval_split(tmp_path):
-    seen, unseen = f"{A}\n", "_0123456789,0,never shown,train\nzpWuikVorYg,32,never shown,test\n"
-    contents = {"vggsound_csv": '-aB3_xyzXYZ,30,"dog, barking",train\nzpWuikVorYg,1,"dog, barking",test\n' + unseen}
-    manifest, counts = build(tmp_path / "all", contents | {"ssltie_seen_144k": seen})
+    unseen = "_0123456789,0,never shown,train\nzpWuikVorYg,32,never shown,test\n"
+    shown = '-aB3_xyzXYZ,30,"dog, barking",train\nzpWuikVorYg,1,"dog, barking",test\n'
+    manifest, counts = build(tmp_path / "all", {"vggsound_csv": shown + unseen, "ssltie_seen_144k": f"{A}\n"})
     assert manifest.split_ids("retrieval") == [B, C]
     assert counts["splits_incomplete"] == {}
-    manifest, counts = build(
-        tmp_path / "half", {"vggsound_test_csv": SMALL["vggsound_test_csv"], "ssltie_seen_144k": f"{C}\n"}
-    )
+    half = {"vggsound_test_csv": SMALL["vggsound_test_csv"], "ssltie_seen_144k": f"{C}\n"}
+    manifest, counts = build(tmp_path / "half", half)
     assert counts["splits"]["retrieval"] == 0  # one label, and it is seen
     assert manifest.split_ids("retrieval") == []
     assert counts["splits_incomplete"] == {"retrieval": 21253}
@@ -230,7 +200,9 @@ def test_a_list_without_a_pinned_hash_is_the_one_that_was_read_first(tmp_path, m
     build_manifest(lists, tmp_path / "manifest")
 
 
-def test_a_manifest_of_another_version_is_refused(small, tmp_path):
+def test_what_is_no_manifest_of_this_version_is_refused(small, tmp_path):
+    with pytest.raises(AvpipeError, match="avpipe manifest build"):
+        Manifest.open(tmp_path)
     table = pq.read_table(small[0].folder / "splits.parquet")
     pq.write_table(table.replace_schema_metadata({b"avpipe": b'{"format": 1}'}), tmp_path / "splits.parquet")
     with pytest.raises(AvpipeError, match="another version"):
@@ -240,45 +212,13 @@ def test_a_manifest_of_another_version_is_refused(small, tmp_path):
         Manifest.open(tmp_path)
 
 
-def test_a_part_of_a_list_is_a_split(small):
-    assert small[0].split_ids("vggsound_train") == [A]
-    assert small[0].split_ids("vggsound") == [A, C]
-
-
-def test_split_sizes_agree_with_the_ids(small):
-    sizes = small[0].split_sizes()
-    assert sizes == small[1]["splits"]
-    assert all(len(small[0].split_ids(split)) == size for split, size in sizes.items())
-
-
-def test_no_split_means_the_whole_manifest(small):
-    assert sorted(small[0].ids(None)) == sorted([A, B, C, D])
-
-
-def test_clips_come_in_the_order_asked_for(small):
-    assert small[0].clips([D, A]) == [
-        Clip(clip_id=D, youtube_id="zpWuikVorYg", start_s=123456, end_s=123466),
-        Clip(clip_id=A, youtube_id="-aB3_xyzXYZ", start_s=30, end_s=40),
-    ]
-    assert small[0].clips([]) == []
-
-
-@pytest.mark.parametrize("split", ["nonsense", "../../x", ""])
-def test_an_unknown_split_is_refused_with_the_names_that_exist(small, split):
-    with pytest.raises(AvpipeError) as error:
-        small[0].split_ids(split)
-    names = str(error.value).partition("there are: ")[2]
-    assert names == "ezvsl_10k, vggsound, vggsound_test, vggsound_train, vggss"
-
-
-def test_a_split_whose_list_was_absent_is_refused_with_the_name_of_the_list(small):
+def test_an_unknown_split_is_refused_with_the_names_that_exist(small):
+    names = "ezvsl_10k, vggsound, vggsound_test, vggsound_train, vggss"
+    for split in ("nonsense", "../../x", ""):
+        with pytest.raises(AvpipeError, match=f"there are: {names}$"):
+            small[0].split_ids(split)
     with pytest.raises(AvpipeError, match="needs the list ssltie_test, which was not there"):
         small[0].split_ids("vggss_ssltie")
-
-
-def test_a_folder_without_a_manifest_is_refused(tmp_path):
-    with pytest.raises(AvpipeError, match="avpipe manifest build"):
-        Manifest.open(tmp_path)
 
 
 def test_a_published_list_of_another_size_is_refused(tmp_path):
@@ -288,47 +228,29 @@ def test_a_published_list_of_another_size_is_refused(tmp_path):
     assert not list((tmp_path / "manifest").glob("*.parquet"))
 
 
-def test_a_bad_line_is_named_and_no_table_is_written(tmp_path):
+def test_a_bad_line_is_named_and_the_tables_stay_as_they_were(tmp_path):
+    bad = {"ezvsl_10k": f"{A}\n../../x\n"}
     with pytest.raises(AvpipeError, match=r"vggss_10k\.txt, line 2: '\.\./\.\./x' is not a clip id"):
-        build(tmp_path, SMALL | {"ezvsl_10k": f"{A}\n../../x\n"})
+        build(tmp_path, SMALL | bad)
     assert not list((tmp_path / "manifest").glob("*.parquet"))
-
-
-def test_a_failed_build_keeps_the_tables_that_were_there(tmp_path):
     manifest, _ = build(tmp_path, SMALL)
     before = [(manifest.folder / name).read_bytes() for name in TABLES]
     with pytest.raises(AvpipeError):
-        build(tmp_path, {"ezvsl_10k": "../../x\n"})
+        build(tmp_path, bad)
     assert [(manifest.folder / name).read_bytes() for name in TABLES] == before
 
 
-def test_the_same_lists_give_the_same_bytes(small, tmp_path):
+def test_the_same_lists_give_the_same_bytes_and_stand_in_every_table(small, tmp_path):
     again, _ = build(tmp_path / "else" / "where", dict(reversed(SMALL.items())))
-    for name in TABLES:
-        assert (again.folder / name).read_bytes() == (small[0].folder / name).read_bytes()
-
-
-def test_another_list_gives_other_bytes(small, tmp_path):
-    other, _ = build(tmp_path, SMALL | {"ezvsl_10k": f"{A}\n{D}\n{B}\n"})
-    assert (other.folder / "splits.parquet").read_bytes() != (small[0].folder / "splits.parquet").read_bytes()
-
-
-def test_every_table_says_which_lists_it_came_from(small):
     lists, _ = load_catalogue()
     folder = small[0].folder.parent / "lists"
     sizes = {"vggsound_csv": 2, "vggsound_test_csv": 2, "vggss_boxes": 2, "ezvsl_10k": 3}
     expected = {name: {"sha256": file_sha256(folder / lists[name].file), "rows": n} for name, n in sizes.items()}
     for name in TABLES:
+        assert (again.folder / name).read_bytes() == (small[0].folder / name).read_bytes()
         metadata = json.loads(pq.read_schema(small[0].folder / name).metadata[b"avpipe"])
         found = {list_: {key: facts[key] for key in ("sha256", "rows")} for list_, facts in metadata["lists"].items()}
         assert (metadata["format"], found) == (2, expected)
-
-
-def test_pandas_reads_the_tables(small):
-    clips, boxes, splits = (pd.read_parquet(small[0].folder / name) for name in TABLES)
-    assert list(clips["clip_id"]) == sorted([A, B, C, D])
-    assert boxes["defect"].isna().sum() == 2
-    assert dict(splits.groupby("split").size()) == small[1]["splits"]
 
 
 def test_made_up_lists_give_a_manifest_of_their_own(tmp_path):
@@ -366,6 +288,7 @@ def test_an_official_split_has_the_clips_of_its_file(official, name):
     assert (len(ids), pinned) == (split.clips, split.ids_sha256) == (facts["listed"], facts["sha256"])
 
 
+@pytest.mark.heavy
 def test_every_official_list_is_written_again_byte_for_byte(official, tmp_path):
     for path in export_lists(official, tmp_path / "lists"):
         assert path.read_bytes() == (SHARED / "metadata" / path.relative_to(tmp_path / "lists")).read_bytes()
@@ -376,34 +299,28 @@ def test_every_official_list_is_written_again_byte_for_byte(official, tmp_path):
     )
 
 
-@pytest.mark.parametrize(("list_name", "split"), [("lvs_test", "vggss"), ("ssltie_flickr_test", "flickr_test")])
-def test_lists_that_repeat_another_one_name_the_same_clips(official, list_name, split):
-    entry = load_catalogue()[0][list_name]
-    ids = [row.clip_id for row in parse_list(SHARED / "metadata" / entry.file, entry.format)]
-    assert sorted(ids) == sorted(official.split_ids(split))
+def test_clips_of_vggss_have_one_of_its_classes_and_almost_all_a_usable_box(official):
+    ids = official.split_ids("vggss")
+    boxes = official.usable_boxes(ids)
+    assert (len(ids), len(boxes), sum(map(len, boxes.values()))) == (5158, 5156, 5941 - 18)
+    assert all(max(map(abs, (b["xmin"], b["ymin"], b["xmax"], b["ymax"]))) < 2 for many in boxes.values() for b in many)
+    assert max(map(len, boxes.values())) == 7
+    labels = official.labels(ids)
+    assert len(set(labels.values())) == 221 and None not in labels.values()
 
 
-def test_the_retrieval_split_has_the_categories_that_seen_144k_never_shows(official):
+def test_official_splits_that_are_made_of_several_lists(official):
+    """The test lists of LVS and SSL-TIE repeat another; retrieval has what seen_144k never shows."""
+    for list_name, split in (("lvs_test", "vggss"), ("ssltie_flickr_test", "flickr_test")):
+        entry = load_catalogue()[0][list_name]
+        ids = [row.clip_id for row in parse_list(SHARED / "metadata" / entry.file, entry.format)]
+        assert sorted(ids) == sorted(official.split_ids(split))
     with open(SHARED / "metadata/vggsound/test.csv", newline="") as file:
         label = {name.removesuffix(".mp4"): text for name, text in csv.reader(file)}
     seen = {label.get(clip_id) for clip_id in official.split_ids("ssltie_seen_144k")}
     ids = official.split_ids("retrieval")
     assert ids == [clip_id for clip_id in label if label[clip_id] not in seen]
     assert len({label[clip_id] for clip_id in ids}) == 35
-
-
-def test_almost_every_clip_of_vggss_has_a_usable_box(official):
-    ids = official.split_ids("vggss")
-    boxes = official.usable_boxes(ids)
-    assert (len(ids), len(boxes), sum(map(len, boxes.values()))) == (5158, 5156, 5941 - 18)
-    assert all(max(map(abs, (b["xmin"], b["ymin"], b["xmax"], b["ymax"]))) < 2 for many in boxes.values() for b in many)
-    assert max(map(len, boxes.values())) == 7
-
-
-def test_every_clip_of_vggss_has_one_of_its_classes(official):
-    labels = official.labels(official.split_ids("vggss"))
-    assert len(set(labels.values())) == 221
-    assert None not in labels.values()
 
 
 README = Path(__file__).parents[1] / "manifests/README.md"
@@ -446,7 +363,7 @@ def fuzzed_list(form: str, ids: list[str], odd: list[str], boxes: list) -> str:
 
 
 @pytest.mark.parametrize("form", ["ezvsl_10k", "vggsound_csv", "flickr_extended", "vggss_boxes"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     ids=SOME_IDS,
     odd=st.lists(st.sampled_from([*ODD, GOOD_IDS[0]]), max_size=2),

@@ -1,13 +1,10 @@
 """The picture and the sound out of a clip, against decoding all of it; unusable files, each with its reason."""
 
 import pickle
-import random
-import subprocess
 from fractions import Fraction
 from pathlib import Path
 
 import av
-import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
@@ -157,41 +154,12 @@ X264 = {
     "two_seconds": {"seconds": 2},
     "stereo_48k": {"seconds": 5, "sample_rate": 48_000, "layout": "stereo"},
 }
-OTHER = {
-    "mpeg4_b_frames.avi": ("mpeg4", {"codec": "mpeg4", "options": {"bf": "2"}, "gop": 12, "audio_codec": "mp3"}),
-    "mpeg2.ts": ("mpeg2video", {"codec": "mpeg2video", "rate": 25, "options": {"bf": "2"}, "gop": 12}),
-    "h264.mkv": ("libopus", {"audio_codec": "libopus", "sample_rate": 48_000, "options": {"x264-params": "bframes=3"}}),
-    "h265.mp4": ("libx265", {"codec": "libx265", "options": {"x265-params": "bframes=3:keyint=20:log-level=0"}}),
-    "vp9.webm": (
-        "libvpx-vp9",
-        {
-            "codec": "libvpx-vp9",
-            "options": {"deadline": "realtime", "cpu-used": "8"},
-            "audio_codec": "libopus",
-            "sample_rate": 48_000,
-        },
-    ),
-}
 LENGTHS_S = [10, 3.6, 3.3, 2.96, 2.4, 2.0, 1.77, 1.1, 0.7]
 
 
 @pytest.mark.parametrize("case", X264)
 def test_h264_gives_what_decoding_everything_gives(tmp_path, case):
     assert_same_as_decoding_everything(write_clip(tmp_path / "clip.mp4", **X264[case]), LENGTHS_S)
-
-
-@pytest.mark.parametrize("name", OTHER)
-def test_other_formats_give_what_decoding_everything_gives(tmp_path, name):
-    needs, settings = OTHER[name]
-    if needs not in av.codecs_available:
-        pytest.skip(f"this PyAV has no {needs}")
-    assert_same_as_decoding_everything(write_clip(tmp_path / name, **settings), LENGTHS_S)
-
-
-def test_made_up_clips_give_what_decoding_everything_gives(corpus):
-    paths = sorted((corpus / "clips").glob("*.mp4"))
-    for number, path in enumerate(paths[:8]):
-        assert_same_as_decoding_everything(path, [10, 3 + number / 2])
 
 
 @pytest.mark.parametrize("path", REAL or [pytest.param(None, marks=SKIP_REAL)], ids=lambda path: path and path.stem)
@@ -205,17 +173,6 @@ def test_a_frame_at_the_very_centre_is_taken(tmp_path):
     assert read_clip(path, 3.0, 3.0, RATE).frame_time_s == 1.5
     assert read_clip(path, 2.4, 3.0, RATE).frame_time_s == 1.2  # half of the float 2.4 is less than 12 / 10
     assert read_clip(path, 2.9999, 3.0, RATE).frame_time_s == pytest.approx(1.4)
-
-
-def test_sound_is_that_of_the_ffmpeg_program(tmp_path):
-    path = write_clip(tmp_path / "clip.mp4")
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-vn", "-ac", "1", "-ar", str(RATE)]
-    raw = subprocess.run([*command, "-f", "s16le", "-"], check=True, capture_output=True).stdout
-    theirs = np.frombuffer(raw, "<i2")
-    clip = read_clip(path, 10, 3.0, RATE)
-    assert len(clip.audio_i16) > 3 * RATE
-    same = theirs[sound_before(clip, path) :][: len(clip.audio_i16)]
-    assert np.abs(clip.audio_i16.astype(int) - same.astype(int)).max() <= 1
 
 
 def test_sound_whose_format_changes_midway_is_read_on(tmp_path):
@@ -242,20 +199,22 @@ def cut(path: Path, share: float) -> Path:
     return path
 
 
-@pytest.mark.parametrize("content", [b"", b"404 Not Found\n" * 50, bytes(5000)], ids=["empty", "text", "zeros"])
-def test_what_is_no_media_is_corrupt(tmp_path, content):
+def test_what_cannot_be_used_has_its_reason(tmp_path):
     path = tmp_path / "clip.mp4"
-    path.write_bytes(content)
-    assert reason_of(path) == "corrupt"
-
-
-def test_a_file_without_its_index_is_corrupt(tmp_path):
-    assert reason_of(cut(write_clip(tmp_path / "clip.mp4"), 0.7)) == "corrupt"
-
-
-@pytest.mark.parametrize("share", [0.2, 0.4])
-def test_a_file_that_breaks_off_before_its_centre_is_corrupt(tmp_path, share):
-    assert reason_of(cut(write_clip(tmp_path / "clip.mp4", seconds=10, movflags="+faststart"), share)) == "corrupt"
+    for content in (b"", b"404 Not Found\n" * 50, bytes(5000)):
+        path.write_bytes(content)
+        assert reason_of(path) == "corrupt"
+    assert reason_of(cut(write_clip(path), 0.7)) == "corrupt"  # its index stood at the end
+    for share in (0.2, 0.4):
+        assert reason_of(cut(write_clip(path, seconds=10, movflags="+faststart"), share)) == "corrupt"
+    assert reason_of(write_clip(path, sound_s=0)) == "no_audio"
+    assert reason_of(write_clip(path, seconds=0, sound_s=4)) == "no_video"
+    head, sample_table = write_clip(path).read_bytes().split(b"stsd", 1)
+    path.write_bytes(head + b"stsd" + sample_table.replace(b"avc1", b"zzzz", 1))
+    assert reason_of(path) == "setup"  # another decoder may know it
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        read_clip(path, 10, 3.0, RATE)
 
 
 def test_a_file_that_breaks_off_after_what_is_needed_is_as_good_as_whole(tmp_path):
@@ -265,40 +224,6 @@ def test_a_file_that_breaks_off_after_what_is_needed_is_as_good_as_whole(tmp_pat
     assert broken.frame_time_s == whole.frame_time_s
     assert np.array_equal(broken.frame.to_ndarray(), whole.frame.to_ndarray())
     assert np.array_equal(broken.audio_i16, whole.audio_i16)
-
-
-def test_missing_streams_are_named(tmp_path):
-    assert reason_of(write_clip(tmp_path / "mute.mp4", sound_s=0)) == "no_audio"
-    assert reason_of(write_clip(tmp_path / "blind.mp4", seconds=0, sound_s=4)) == "no_video"
-
-
-def test_a_video_that_no_decoder_knows_wants_another_set_up(tmp_path):
-    path = write_clip(tmp_path / "clip.mp4")
-    content = path.read_bytes()
-    head, sample_table = content.split(b"stsd", 1)
-    path.write_bytes(head + b"stsd" + sample_table.replace(b"avc1", b"zzzz", 1))
-    assert reason_of(path) == "setup"
-
-
-def test_an_absent_file_is_no_fault_of_the_clip(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        read_clip(tmp_path / "clip.mp4", 10, 3.0, RATE)
-
-
-def test_damage_anywhere_gives_a_clip_or_a_reason(tmp_path):
-    whole = write_clip(tmp_path / "clip.mp4", seconds=3, movflags="+faststart").read_bytes()
-    index_end = whole.index(b"mdat")
-    path, outcomes = tmp_path / "damaged.mp4", set()
-    for seed in range(80):
-        dice, content = random.Random(seed), bytearray(whole)
-        for _ in range(dice.choice([1, 3, 20])):
-            content[dice.randrange(index_end if seed % 2 else len(content))] = dice.randrange(256)
-        path.write_bytes(content)
-        try:
-            outcomes.add(len(read_clip(path, 10, 3.0, RATE).audio_i16) > 0)
-        except MediaError as error:
-            outcomes.add(error.reason)
-    assert {True, "corrupt"} <= outcomes <= {True, "corrupt", "no_audio", "no_video", "setup"}
 
 
 def test_media_errors_cross_process_borders():

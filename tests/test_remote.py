@@ -15,9 +15,9 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from conftest import copied
 
 from pipeline import remote
-from pipeline import verify as verify_stage
 from pipeline.errors import AvpipeError
 from pipeline.remote import TooLongError, local_copy, send_shards
 from pipeline.settings import ExtractSettings, ShardSettings
@@ -38,20 +38,14 @@ def address() -> str:
     return f"memory://{uuid.uuid4().hex}/vgg"
 
 
-@pytest.fixture
-def serial(monkeypatch) -> None:
-    """Memory is this process's own."""
-    monkeypatch.setattr(verify_stage, "run_parts", lambda function, parts, workers: map(function, parts))
-
-
 def at(address: str) -> dict[str, bytes]:
     """Everything below an address, by name."""
     fs, path = fsspec.core.url_to_fs(address, use_listings_cache=False)
     return {name.rpartition("/")[2]: fs.cat_file(name) for name in fs.ls(path, detail=False)}
 
 
-def files(found: dict[str, bytes]) -> dict[str, bytes]:
-    return {name: content for name, content in found.items() if not name.endswith(".sha256")}
+def shards_at(address: str) -> dict[str, bytes]:
+    return {name: content for name, content in at(address).items() if not name.endswith(".sha256")}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -63,7 +57,7 @@ def test_what_arrives_is_what_was_sent_and_is_sent_once(folder, address, serial)
     sent = send_shards(folder, address, on_file=heard.append)
     assert (sent.address, sent.files) == (f"{address}/synth_train", 6)
     assert sorted(heard) == sorted(path.stat().st_size for path in folder.iterdir() if path.suffix != ".parquet")
-    assert files(at(sent.address)) == contents(folder)
+    assert shards_at(sent.address) == contents(folder)
     again = send_shards(folder, address + "/")
     assert (again.files, again.bytes, again.removed) == (0, 0, 0)
     report = verify(sent.address, workers=1)
@@ -77,7 +71,7 @@ def test_each_hash_can_be_checked_by_sha256sum(folder, tmp_path):
     subprocess.run(["sha256sum", "--check", *sums], cwd=sums[0].parent, check=True, stdout=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("last", range(7))
+@pytest.mark.parametrize("last", range(1, 7))
 def test_a_copy_killed_at_any_file_shows_no_index_and_goes_on_where_it_was(folder, address, monkeypatch, last):
     whole, calls = remote._send_file, []
 
@@ -88,27 +82,25 @@ def test_a_copy_killed_at_any_file_shows_no_index_and_goes_on_where_it_was(folde
             raise KeyboardInterrupt
         whole(fs, base, path, *rest)
 
-    if last:
-        monkeypatch.setattr(remote, "_send_file", killed)
-        with pytest.raises(KeyboardInterrupt):
-            send_shards(folder, address)
-        found = at(f"{address}/synth_train")
-        assert "index.parquet.sha256" not in found
-        assert ("index.parquet" in found) == (last == 6)
+    monkeypatch.setattr(remote, "_send_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        send_shards(folder, address)
+    found = at(f"{address}/synth_train")
+    assert "index.parquet.sha256" not in found
+    assert ("index.parquet" in found) == (last == 6)
     monkeypatch.setattr(remote, "_send_file", whole)
-    assert send_shards(folder, address).files == (7 - last if last else 6)
-    assert files(at(f"{address}/synth_train")) == contents(folder)
+    assert send_shards(folder, address).files == 7 - last
+    assert shards_at(f"{address}/synth_train") == contents(folder)
 
 
 def test_another_set_of_shards_takes_the_place_of_the_old(folder, address, done_root, tmp_path, serial):
     send_shards(folder, address)
     fsspec.filesystem("memory").pipe_file(f"{address}/synth_train/notes.tar", b"a person's")
-    root = type(done_root)(tmp_path / "root")
-    shutil.copytree(done_root.path, root.path)
+    root = copied(done_root, tmp_path / "root", "manifest", "cache")
     summary = shard(root, "synth_train", ExtractSettings(), ShardSettings(samples_per_shard=9, seed=1), workers=1)
     sent = send_shards(summary.folder, address)
     assert (sent.files, sent.removed) == (3, 2)
-    assert files(at(sent.address)) == contents(summary.folder) | {"notes.tar": b"a person's"}
+    assert shards_at(sent.address) == contents(summary.folder) | {"notes.tar": b"a person's"}
     problems = [(problem.kind, problem.shard) for problem in verify(sent.address, workers=1).problems]
     assert problems == [("unlisted", "notes.tar")]
 
@@ -202,7 +194,7 @@ def test_shards_are_never_sent_onto_themselves(done_root, tmp_path):
         assert sorted(path.name for path in folder.iterdir()) == sorted([*before, "inner"]), what
 
 
-def test_nothing_is_written_over_the_files_of_a_root(done_root, tmp_path):
+def test_nothing_is_written_over_the_files_of_a_root(done_root, tmp_path, avpipe):
     root = shutil.copytree(done_root.path, tmp_path / "root")
     before = sorted(root.rglob("*"))
     (tmp_path / "link").symlink_to(root / "cache")
@@ -215,55 +207,45 @@ def test_nothing_is_written_over_the_files_of_a_root(done_root, tmp_path):
         f"synth --clips 2 {root}/clips",
         f"import {root}/clips",
     ):
-        done = avpipe("--root", root, *command.split())
-        assert done.returncode == 1 and done.stderr.count("\n") == 1, (command, done.stderr)
-        assert "belongs to the root" in done.stderr or "taken in already" in done.stderr
+        code, _, errors = avpipe("--root", root, *command.split())
+        assert code == 1 and errors.count("\n") == 1, (command, errors)
+        assert "belongs to the root" in errors or "taken in already" in errors
     assert sorted(root.rglob("*")) == before
 
 
-@pytest.mark.parametrize(
-    ("address", "sentence"),
-    [
+def test_an_address_that_cannot_be_used_is_one_sentence(folder, monkeypatch):
+    for address, sentence in (
         ("nope://bucket/x", "nope://bucket/x.*: Protocol not known.*check the address"),
         ("memory://nowhere", "memory://nowhere holds no index.parquet"),
-    ],
-)
-def test_an_address_that_cannot_be_read_is_one_sentence(address, sentence):
-    with pytest.raises(AvpipeError, match=sentence):
-        verify(address, workers=1)
-
-
-def test_a_missing_package_is_named(folder, monkeypatch):
+    ):
+        with pytest.raises(AvpipeError, match=sentence):
+            verify(address, workers=1)
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(AvpipeError, match=r"pip install 'avpipe\[s3\]'"):
         send_shards(folder, "s3://bucket/x")
 
 
-def avpipe(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "train.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def test_the_commands_against_a_real_s3_server(s3, done_root, tmp_path, monkeypatch):
-    root = shutil.copytree(done_root.path, tmp_path / "root")
-    command = ("--root", root, "shard", "--split", "synth_test", "--workers", 1, "--json", "--to")
+@pytest.mark.heavy
+def test_the_commands_against_a_real_s3_server(s3, done_root, tmp_path, monkeypatch, avpipe, serial):
+    root = copied(done_root, tmp_path / "root", "manifest", "cache", "shards")
+    command = ("--root", root.path, "shard", "--split", "synth_test", "--workers", 1, "--json", "--to")
     first, second = (avpipe(*command, "s3://bucket/deep/prefix") for _ in range(2))
-    assert first.returncode == 0, first.stderr
-    sent = json.loads(first.stdout)["sent"]
+    assert first[0] == 0, first
+    sent = json.loads(first[1])["sent"]
     assert (sent["address"], sent["files"]) == ("s3://bucket/deep/prefix/synth_test", 3)
-    assert json.loads(second.stdout)["sent"]["files"] == 0
-    checked = avpipe("verify", sent["address"], "--workers", 2, "--json")
-    assert json.loads(checked.stdout)["samples"] == 4 and checked.returncode == 0
+    assert json.loads(second[1])["sent"]["files"] == 0
+    code, out, _ = avpipe("verify", sent["address"], "--workers", 2, "--json")
+    assert code == 0 and json.loads(out)["samples"] == 4
     fs = fsspec.filesystem("s3", skip_instance_cache=True)
     fs.rm_file("bucket/deep/prefix/synth_test/synth_test-000000.tar")
-    broken = avpipe("verify", sent["address"], "--workers", 1)
-    assert broken.returncode == 1 and "the file is not there" in broken.stdout
-    refused = avpipe(*command, "s3://no-such-bucket-here/x")
-    assert refused.returncode == 1 and refused.stderr.splitlines()[-1].startswith("avpipe: s3://no-such-bucket-here/x")
+    code, out, _ = avpipe("verify", sent["address"], "--workers", 1)
+    assert code == 1 and "the file is not there" in out
+    code, _, errors = avpipe(*command, "s3://no-such-bucket-here/x")
+    assert code == 1 and errors.splitlines()[-1].startswith("avpipe: s3://no-such-bucket-here/x")
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    nobody = avpipe("verify", "s3://bucket/deep")
-    assert nobody.returncode == 1 and nobody.stderr.count("\n") == 1
-    assert "credentials" in nobody.stderr
+    for name, value in {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # each knows its credentials
+    code, _, errors = avpipe("verify", "s3://bucket/deep")
+    assert code == 1 and errors.count("\n") == 1 and "credentials" in errors

@@ -3,8 +3,8 @@
 import hashlib
 import io
 import json
-import shutil
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import webdataset
+from chaos.common import hashes
+from conftest import copied
 
-from pipeline import extract as extract_stage
-from pipeline import shard as stage
 from pipeline.errors import AvpipeError
 from pipeline.extract import extract
 from pipeline.index import read_metadata
@@ -29,51 +29,28 @@ SETTINGS = ExtractSettings()
 MEMBERS = ["audio.flac", "frame.jpg", "logspec.npy", "meta.json"]
 
 
-def run_serially(function, parts, workers):
-    return map(function, parts)
-
-
-@pytest.fixture
-def serial(monkeypatch) -> None:
-    """Parts run in this process."""
-    monkeypatch.setattr(stage, "run_parts", run_serially)
-    monkeypatch.setattr(extract_stage, "run_parts", run_serially)
-
-
-@pytest.fixture
-def root(tmp_path, done_root) -> Root:
-    """All is extracted, nothing is sharded."""
-    root = Root(tmp_path / "copy")
-    shutil.copytree(done_root.manifest, root.manifest)
-    shutil.copytree(done_root.cache, root.cache)
-    return root
-
-
 def make(root: Root, split: str = "synth_train", workers: int = 1, **changes) -> ShardSummary:
     return shard(root, split, SETTINGS, ShardSettings(**{"samples_per_shard": 5} | changes), workers=workers)
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 def index_rows(folder: Path) -> list[dict]:
     return pq.read_table(folder / "index.parquet").to_pylist()
 
 
-def test_two_workers_give_the_bytes_of_one(root, done_root):
-    make(root, workers=2)
+@pytest.mark.heavy
+def test_two_workers_give_the_bytes_of_one(extracted_root, done_root):
+    make(extracted_root, workers=2)
     expected = hashes(done_root.shards / "synth_train")
     assert list(expected) == ["README.md", "index.parquet", *(f"synth_train-{number:06d}.tar" for number in range(4))]
-    assert hashes(root.shards / "synth_train") == expected
+    assert hashes(extracted_root.shards / "synth_train") == expected
 
 
-def test_a_cache_made_in_instalments_by_more_workers_gives_the_same_bytes(fresh_root, done_root, monkeypatch):
+@pytest.mark.heavy
+def test_a_cache_made_in_instalments_by_more_workers_gives_the_same_bytes(fresh_root, done_root, monkeypatch, request):
     monkeypatch.setattr("pipeline.cache_part.CLIPS_PER_PART", 3)
     ids = Manifest.open(fresh_root.manifest).ids(None)
     extract(fresh_root, ids[:4:-1], SETTINGS, workers=2)
-    monkeypatch.setattr(extract_stage, "run_parts", run_serially)
-    monkeypatch.setattr(stage, "run_parts", run_serially)
+    request.getfixturevalue("serial")
     partial = make(fresh_root)
     assert 0 < partial.samples < 16
     partial_ids = [row["clip_id"] for row in index_rows(partial.folder)]
@@ -103,9 +80,8 @@ def test_plain_webdataset_reads_every_sample(done_root, split):
         assert (sample["meta.json"]["label"], sample["meta.json"]["boxes"]) == (row["label"], row["boxes"])
 
 
-@pytest.mark.parametrize("split", ["synth_train", "synth_test"])
-def test_the_index_points_at_the_bytes_of_the_members(done_root, split):
-    folder = done_root.shards / split
+def test_the_index_points_at_the_bytes_of_the_members(done_root):
+    folder = done_root.shards / "synth_train"
     for row in index_rows(folder):
         with tarfile.open(folder / row["shard"]) as tar:
             members = {name: tar.extractfile(f"{row['clip_id']}.{name}").read() for name in MEMBERS}
@@ -125,18 +101,12 @@ def test_tars_say_nothing_of_time_and_owner(done_root):
         assert facts == {(0, 0, 0, "", "", 0o644, tarfile.REGTYPE)}
 
 
-def documented_order(ids: list[str], seed: int) -> list[str]:
-    return sorted(ids, key=lambda clip_id: hashlib.sha256(f"{seed}:{clip_id}".encode()).hexdigest())
-
-
-def test_the_order_is_that_of_seeded_hashes(root, done_root, serial):
-    ids = Manifest.open(root.manifest).split_ids("synth_train")
-    first = [row["clip_id"] for row in index_rows(done_root.shards / "synth_train")]
-    second = [row["clip_id"] for row in index_rows(make(root, seed=1).folder)]
-    assert first == documented_order(ids, 0)
-    assert second == documented_order(ids, 1)
-    assert len({tuple(first), tuple(second), tuple(sorted(ids))}) == 3
-    assert order_key(0, "1") != order_key(1, "1")
+@pytest.mark.parametrize(("seed", "order"), [(0, "cdba"), (1, "adbc")])
+def test_the_order_is_that_of_seeded_hashes(extracted_root, serial, seed, order):
+    """`printf 0:a_000000 | sha256sum` and so on, sorted by hand."""
+    assert sorted((f"{name}_000000" for name in "abcd"), key=partial(order_key, seed)) == [f"{n}_000000" for n in order]
+    found = [row["clip_id"] for row in index_rows(make(extracted_root, seed=seed).folder)]
+    assert found == sorted(found, key=partial(order_key, seed)) and len(found) == 16
 
 
 def test_metadata_say_what_was_packed_and_how(done_root):
@@ -165,94 +135,86 @@ def test_boxes_and_labels_are_those_of_the_lists(done_root, corpus):
     assert all(row["boxes"] == [] for row in index_rows(done_root.shards / "synth_train"))
 
 
-def test_a_second_run_writes_nothing(root, serial):
-    first = make(root)
+def test_a_second_run_writes_nothing_and_other_settings_leave_nothing_of_the_old(extracted_root, serial):
+    first = make(extracted_root, samples_per_shard=3)
     before = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in first.folder.iterdir()}
-    second = make(root)
-    assert (first.written, second.written) == (4, 0)
+    second = make(extracted_root, samples_per_shard=3)
+    assert (first.written, second.written, len(list(first.folder.glob("*.tar")))) == (6, 0, 6)
     assert before == {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in second.folder.iterdir()}
+    folder, tars = (
+        make(extracted_root, samples_per_shard=8).folder,
+        ["synth_train-000000.tar", "synth_train-000001.tar"],
+    )
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "index.parquet", *tars]
+    assert sorted({row["shard"] for row in index_rows(folder)}) == tars
 
 
-def test_other_settings_replace_the_folder_and_leave_nothing_of_the_old(root, serial):
-    make(root, samples_per_shard=3)
-    assert len(list((root.shards / "synth_train").glob("*.tar"))) == 6
-    summary = make(root, samples_per_shard=8)
-    assert sorted(path.name for path in summary.folder.iterdir()) == [
-        "README.md",
-        "index.parquet",
-        "synth_train-000000.tar",
-        "synth_train-000001.tar",
-    ]
-    assert {row["shard"] for row in index_rows(summary.folder)} == {"synth_train-000000.tar", "synth_train-000001.tar"}
+def test_leftovers_of_killed_runs_are_removed(extracted_root, done_root, serial):
+    shards = extracted_root.shards
+    (shards / ".synth_train-deadbeef").mkdir(parents=True)
+    (shards / ".synth_train-deadbeef/synth_train-000000.tar").write_bytes(b"of another plan")
+    (shards / ".synth_test-deadbeef").mkdir()
+    make(extracted_root)
+    assert sorted(path.name for path in shards.iterdir()) == [".locks", ".synth_test-deadbeef", "synth_train"]
+    (shards / ".synth_train.old.tmp").mkdir()
+    make(extracted_root)
+    assert not (shards / ".synth_train.old.tmp").exists()
+    assert hashes(shards / "synth_train") == hashes(done_root.shards / "synth_train")
 
 
-def test_leftovers_of_killed_runs_are_removed(root, done_root, serial):
-    (root.shards / ".synth_train-deadbeef").mkdir(parents=True)
-    (root.shards / ".synth_train-deadbeef/synth_train-000000.tar").write_bytes(b"of another plan")
-    (root.shards / ".synth_test-deadbeef").mkdir()
-    make(root)
-    assert sorted(path.name for path in root.shards.iterdir()) == [".locks", ".synth_test-deadbeef", "synth_train"]
-    (root.shards / ".synth_train.old.tmp").mkdir()
-    make(root)
-    assert not (root.shards / ".synth_train.old.tmp").exists()
-    assert hashes(root.shards / "synth_train") == hashes(done_root.shards / "synth_train")
-
-
-def test_what_is_not_extracted_cannot_be_sharded(fresh_root, serial):
+def test_what_is_not_extracted_or_being_sharded_cannot_be_sharded(fresh_root, serial):
     with pytest.raises(AvpipeError, match="avpipe extract"):
         make(fresh_root)
+    for split, sentence in (
+        ("../synth_train", "is not the name"),
+        ("nosuchsplit", "no split"),
+        ("", "is not the name"),
+    ):
+        with pytest.raises(AvpipeError, match=sentence):
+            make(fresh_root, split=split)
+    assert not fresh_root.shards.exists()
     manifest = Manifest.open(fresh_root.manifest)
     extract(fresh_root, manifest.split_ids("synth_train")[:1], SETTINGS, workers=1)
     with pytest.raises(AvpipeError, match="no clip of synth_test is extracted"):
         make(fresh_root, split="synth_test")
+    with (
+        stage_lock(fresh_root.shards / ".locks/synth_train", "it"),
+        pytest.raises(AvpipeError, match="another process"),
+    ):
+        make(fresh_root)
     assert make(fresh_root).samples == 1
     assert sorted(path.name for path in fresh_root.shards.iterdir() if path.name != ".locks") == ["synth_train"]
 
 
-@pytest.mark.parametrize("split", ["../synth_train", "nosuchsplit", ""])
-def test_unknown_splits_are_refused(root, split):
-    with pytest.raises(AvpipeError):
-        make(root, split=split)
-    assert not root.shards.exists()
-
-
-def test_two_shardings_of_a_split_at_once_are_refused(root, serial):
-    with stage_lock(root.shards / ".locks/synth_train", "the shards"), pytest.raises(AvpipeError, match="another"):
-        make(root)
-
-
-def test_a_damaged_cache_is_never_packed(root, serial):
-    (part,) = root.cache.glob("*/part-*.tar")
+def test_a_damaged_cache_is_never_packed(extracted_root, serial):
+    (part,) = extracted_root.cache.glob("*/part-*.tar")
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
     part.write_bytes(content)
     (row,) = (r for r in pq.read_table(part.with_suffix(".parquet")).to_pylist() if spans(r, len(content) // 2))
-    train = row["clip_id"] in Manifest.open(root.manifest).split_ids("synth_train")
+    train = row["clip_id"] in Manifest.open(extracted_root.manifest).split_ids("synth_train")
     with pytest.raises(AvpipeError, match=f"{part.name}.*{row['clip_id']} is damaged"):
-        make(root, split="synth_train" if train else "synth_test")
-    assert [path.name for path in root.shards.glob("[!.]*")] == []
+        make(extracted_root, split="synth_train" if train else "synth_test")
+    assert [path.name for path in extracted_root.shards.glob("[!.]*")] == []
 
 
 def spans(row: dict, position: int) -> bool:
     return any(0 <= position - row[f"{name}.offset"] < row[f"{name}.size"] for name in MEMBERS)
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1 not really PAR1"])
-def test_a_file_that_is_no_index_is_refused(tmp_path, content):
-    (tmp_path / "index.parquet").write_bytes(content)
-    with pytest.raises(AvpipeError, match="is not an index"):
-        read_metadata(tmp_path / "index.parquet")
-
-
-def test_a_published_tar_that_was_cut_short_is_written_again(done_root, tmp_path):
-    root = Root(shutil.copytree(done_root.path, tmp_path / "root"))
-    (tar,) = (root.shards / "synth_test").glob("*.tar")
-    whole = tar.read_bytes()
-    tar.write_bytes(whole[:-1])
-    settings = ShardSettings(samples_per_shard=5)
-    assert shard(root, "synth_test", ExtractSettings(), settings, workers=1).written == 1
-    assert tar.read_bytes() == whole
-    assert shard(root, "synth_test", ExtractSettings(), settings, workers=1).written == 0
+@pytest.mark.parametrize("damage", ["cut tar", "cut index", "changed index"])
+def test_what_was_damaged_since_is_written_again(done_root, tmp_path, serial, damage):
+    root = copied(done_root, tmp_path / "root", "manifest", "cache", "shards")
+    (path,) = (root.shards / "synth_test").glob("*.tar" if damage == "cut tar" else "index.parquet")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: -30 if damage == "cut index" else -1])
+    if damage == "changed index":
+        path.write_bytes(whole)
+        table = pq.read_table(path)
+        pq.write_table(table.set_column(2, "shard", pa.array(["x.tar"] * len(table))), path)
+    assert make(root, split="synth_test").written == 1
+    assert path.read_bytes() == whole
+    assert make(root, split="synth_test").written == 0
 
 
 def test_a_card_leads_datasets_to_the_tars(done_root):
@@ -264,17 +226,3 @@ def test_a_card_leads_datasets_to_the_tars(done_root):
     datasets = pytest.importorskip("datasets")
     builder = datasets.load_dataset_builder(str(done_root.shards / "synth_test"))
     assert "webdataset" in type(builder).__module__ and list(builder.config.data_files) == ["test"]
-
-
-@pytest.mark.parametrize("damage", ["cut", "changed"])
-def test_a_damaged_index_is_written_again(done_root, tmp_path, damage):
-    root = Root(shutil.copytree(done_root.path, tmp_path / "root"))
-    index = root.shards / "synth_test/index.parquet"
-    before = index.read_bytes()
-    if damage == "cut":
-        index.write_bytes(before[:-30])
-    else:
-        table = pq.read_table(index)
-        pq.write_table(table.set_column(2, "shard", pa.array(["x.tar"] * len(table))), index)
-    summary = shard(root, "synth_test", ExtractSettings(), ShardSettings(samples_per_shard=5), workers=1)
-    assert summary.written == 1 and index.read_bytes() == before

@@ -42,10 +42,8 @@ def test_before_anything_all_is_left(root):
     (row,) = status(root)
     assert (row.split, row.stage, row.listed, row.done, row.failed, row.left) == (None, "download", 20, 0, 0, 20)
     assert (row.per_hour, row.hours_left, row.last_at) == (None, None, None)
-    assert [(row.split, row.stage) for row in status(root, "synth_test")] == [
-        ("synth_test", "download"),
-        ("synth_test", "shard"),
-    ]
+    stages = [(row.split, row.stage) for row in status(root, "synth_test")]
+    assert stages == [("synth_test", "download"), ("synth_test", "shard")]
 
 
 def test_the_last_outcome_of_a_clip_counts_in_each_split_that_has_it(root):
@@ -63,11 +61,15 @@ def test_the_last_outcome_of_a_clip_counts_in_each_split_that_has_it(root):
     assert of(rows, "shard", "synth_test").left == 4
 
 
-def test_extraction_and_shards_are_counted_apart(done_root):
+def test_extraction_and_shards_are_counted_apart_and_a_bad_index_is_a_sentence(done_root, root):
     rows = status(done_root)
     name = f"extract {ExtractSettings().name}"
     assert (of(rows, name).done, of(rows, name, "synth_test").done, of(rows, name, "synth_test").left) == (20, 4, 0)
     assert (of(rows, "shard", "synth_train").done, of(rows, "shard", "synth_train").left) == (16, 0)
+    (root.shards / "synth_test").mkdir(parents=True)
+    (root.shards / "synth_test/index.parquet").write_bytes(b"x")
+    with pytest.raises(AvpipeError, match="is not an index, or is damaged"):
+        status(root)
 
 
 def test_the_rate_is_that_of_the_last_hour_of_activity(root):
@@ -78,13 +80,6 @@ def test_the_rate_is_that_of_the_last_hour_of_activity(root):
     assert row.per_hour == pytest.approx(6)
     assert row.left == 11 and row.hours_left == pytest.approx(11 / 6)
     assert row.last_at == "2026-01-01T17:20:00+00:00"
-
-
-def test_an_index_that_is_none_is_one_sentence(root):
-    (root.shards / "synth_test").mkdir(parents=True)
-    (root.shards / "synth_test/index.parquet").write_bytes(b"x")
-    with pytest.raises(AvpipeError, match="is not an index, or is damaged"):
-        status(root)
 
 
 def test_the_table_fits_100_columns_and_says_what_a_retry_may_win(root):
@@ -114,15 +109,14 @@ def test_the_command_prints_a_table_or_one_object(done_root):
 
 
 def test_watching_ends_quietly(done_root, monkeypatch):
-    seconds = []
+    sleep = iter([None, None, KeyboardInterrupt])
 
-    def sleep(s):
-        seconds.append(s)
-        if len(seconds) == 3:
-            raise KeyboardInterrupt
+    def interrupted(seconds):
+        if error := next(sleep):
+            raise error
 
-    monkeypatch.setattr(cli_status, "time", SimpleNamespace(sleep=sleep))
-    result = CliRunner().invoke(app, ["--root", str(done_root.path), "status", "--watch"])
+    monkeypatch.setattr(cli_status, "time", SimpleNamespace(sleep=interrupted))
+    command = ["--root", str(done_root.path), "status", "--watch"]
+    result = CliRunner().invoke(app, command)
     assert result.exit_code == 0 and "synth_test" in result.output
-    result = CliRunner().invoke(app, ["--root", str(done_root.path), "status", "--watch", "--json"])
-    assert isinstance(result.exception, AvpipeError)
+    assert isinstance(CliRunner().invoke(app, [*command, "--json"]).exception, AvpipeError)

@@ -26,6 +26,7 @@ from train.validation import Validation
 sys.path.insert(0, str(Path(__file__).parent / "chaos"))
 import train_kill
 
+pytestmark = pytest.mark.heavy
 RECIPE = get_recipe("lvs-small", list(train_kill.SETTINGS))
 
 
@@ -60,7 +61,7 @@ def test_other_ranks_hear_from_the_first_that_a_run_is_held(tmp_path):
         pass  # only the first holds it
 
 
-@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("calls", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_ctrl_c_in_a_validation_saves_at_once_and_nothing_is_different(shards, tmp_path, monkeypatch, calls):
     whole = fit(RECIPE, shards, tmp_path / "whole", workers=0)
     measure, left, begin = Validation.measure, [calls], time.monotonic()

@@ -3,8 +3,10 @@
 import pytest
 import torture
 
+pytestmark = pytest.mark.heavy
 
-@pytest.mark.parametrize("seed", range(4))
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 def test_odd_files_come_out_right_or_are_refused(seed, tmp_path):
     said = []
     outcomes = torture.run(50, seed, tmp_path, said.append)

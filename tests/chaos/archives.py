@@ -102,17 +102,12 @@ def archives(clips: dict[str, bytes]) -> list[Archive]:
     tar, touched, inside = tar_of(clips)
     half = dict(list(clips.items())[: len(clips) // 2]), dict(list(clips.items())[len(clips) // 2 :])
     first, second = map(tar_of, half)
-    behind = {name: (a + len(first[0]), b + len(first[0])) for name, (a, b) in second[1].items()}
-    inside_behind = {name: (a + len(first[0]), b + len(first[0])) for name, (a, b) in second[2].items()}
-    found = [
-        Archive(suffix="tar", data=tar, touched=touched, inside=inside),
-        Archive(
-            suffix="cat.tar",
-            data=first[0] + second[0],
-            touched=first[1] | behind,
-            inside=first[2] | inside_behind,
-        ),
-    ]
+    behind, inside_behind = (
+        {name: (a + len(first[0]), b + len(first[0])) for name, (a, b) in spans.items()} for spans in second[1:]
+    )
+    found = [Archive(suffix="tar", data=tar, touched=touched, inside=inside)]
+    both = {"touched": first[1] | behind, "inside": first[2] | inside_behind}
+    found.append(Archive(suffix="cat.tar", data=first[0] + second[0], **both))
     packings = {"gz": lambda data: gzip.compress(data, 6), "bz2": bz2.compress, "xz": lzma.compress}
     packings["zst"] = lambda data: zstd.compress(data, options={zstd.CompressionParameter.checksum_flag: 1})
     for suffix, pack in packings.items():

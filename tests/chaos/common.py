@@ -69,6 +69,13 @@ def wait(process: subprocess.Popen) -> tuple[int | None, str, str]:
         return None, output, errors
 
 
+def succeed(*commands: list, program: str | None = None) -> None:
+    """Run commands one after the other, each of which must end well."""
+    for command in commands:
+        code, _, errors = wait(start(*command, program=program))
+        assert code == 0, errors
+
+
 def fault_of(code: int | None, errors: str, allowed: tuple[int, ...] = (0,)) -> str | None:
     """What is wrong with how a command ended: a hang, a crash, a traceback, a refusal without a sentence."""
     if code is None:

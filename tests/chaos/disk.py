@@ -16,8 +16,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from common import Tally, fault_of, leftovers, options, start, wait
+from common import Tally, fault_of, leftovers, options, start, succeed, wait
 
+EXPORT = ("export", "--split", "synth_test", "--format")
 # What each command needs of a finished root, and its arguments of (root, corpus).
 COMMANDS: dict[str, tuple[tuple[str, ...], Callable[[Path, Path], list]]] = {
     "build": ((), lambda root, corpus: ["manifest", "build", "--lists", corpus / "lists"]),
@@ -29,25 +30,13 @@ COMMANDS: dict[str, tuple[tuple[str, ...], Callable[[Path, Path], list]]] = {
     "shard": (("manifest", "cache"), lambda root, _: ["shard", "--split", "synth_train", "--workers", 1]),
     "send": (("manifest", "cache"), lambda root, _: ["shard", "--split", "synth_train", "--to", root / "out"]),
     "verify": (("shards",), lambda root, _: ["verify", root / "shards/synth_train", "--workers", 1]),
-    "folders": (
-        ("manifest", "cache"),
-        lambda root, _: ["export", "--split", "synth_train", "--format", "folders", root / "out"],
-    ),
-    "coco": (
-        ("manifest", "cache"),
-        lambda root, _: ["export", "--split", "synth_test", "--format", "coco", root / "o"],
-    ),
-    "hdf5": (
-        ("manifest", "cache"),
-        lambda root, _: ["export", "--split", "synth_test", "--format", "hdf5", root / "o"],
-    ),
+    "folders": (("manifest", "cache"), lambda root, _: [*EXPORT, "folders", root / "out"]),
+    "coco": (("manifest", "cache"), lambda root, _: [*EXPORT, "coco", root / "out"]),
+    "hdf5": (("manifest", "cache"), lambda root, _: [*EXPORT, "hdf5", root / "out"]),
     "synth": ((), lambda root, _: ["synth", root / "made", "--clips", 2, "--classes", 2]),
     "status": (("manifest", "ledger", "shards"), lambda root, _: ["status"]),
     "show": (("manifest",), lambda root, _: ["manifest", "show", "synth_train"]),
-    "eval": (
-        ("manifest", "shards"),
-        lambda root, _: ["eval", "--split", "synth_test", "--baseline", "centre", "--workers", 1],
-    ),
+    "eval": (("manifest", "shards"), lambda root, _: ["eval", "--split", "synth_test", "--baseline", "centre"]),
 }
 DISKS = ("full", "nearly full", "without inodes", "read-only")
 NEEDED_BYTES = 60_000_000  # for what any of the commands makes
@@ -115,13 +104,9 @@ def main() -> int:
     tally, draw = Tally(), random.Random(given.seed)
     with tempfile.TemporaryDirectory() as temporary:
         corpus, done = Path(temporary) / "corpus", Path(temporary) / "done"
-        for command in (
-            ["synth", corpus, "--clips", 6, "--classes", 2],
-            *(COMMANDS[name][1](done, corpus) for name in ("build", "download", "extract", "shard")),
-            ["shard", "--split", "synth_test"],
-        ):
-            code, _, errors = wait(start("--root", done, *command))
-            assert code == 0, errors
+        stages = [COMMANDS[name][1](done, corpus) for name in ("build", "download", "extract", "shard")]
+        commands = [["synth", corpus, "--clips", 6, "--classes", 2], *stages, ["shard", "--split", "synth_test"]]
+        succeed(*(["--root", done, *command] for command in commands))
         for _ in range(given.rounds):
             for name in given.commands:
                 for how in DISKS:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from common import Tally, options, start, wait
+from common import Tally, options, succeed
 
 from pipeline import verify
 from pipeline.errors import AvpipeError
@@ -197,15 +197,10 @@ def main() -> int:
     tally = Tally()
     with tempfile.TemporaryDirectory() as temporary:
         root, corpus = Path(temporary) / "root", Path(temporary) / "corpus"
-        for command in (
-            ["synth", corpus, "--clips", 8, "--classes", 2],
-            ["manifest", "build", "--lists", corpus / "lists"],
-            ["download", "--from", corpus / "clips"],
-            ["extract"],
-            ["shard", "--split", "synth_test"],
-        ):
-            code, _, errors = wait(start("--root", root, *command))
-            assert code == 0, errors
+        lists = ["manifest", "build", "--lists", corpus / "lists"]
+        commands = [["synth", corpus, "--clips", 8, "--classes", 2], lists, ["download", "--from", corpus / "clips"]]
+        commands += [["extract"], ["shard", "--split", "synth_test"]]
+        succeed(*(["--root", root, *command] for command in commands))
         folder = shutil.copytree(root / "shards/synth_test", Path(temporary) / "shards")
         attack(folder, given.rounds, given.seed, tally)
     return tally.finish()

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from common import Tally, fault_of, hashes, leftovers, options, start, wait
+from common import Tally, fault_of, hashes, leftovers, options, start, succeed, wait
 
 from pipeline.cache import Cache
 from pipeline.ledger import Ledger
@@ -115,10 +115,8 @@ def _run(stage: Stage, root: Path, corpus: Path):
 def _worker_of(pid: int, draw: random.Random) -> int | None:
     """One of the process's workers, which may just be starting."""
     try:
-        children = [
-            int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()
-        ]
-        workers = [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        children = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")).split()
+        workers = [c for c in map(int, children) if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
     except OSError:
         return None
     return draw.choice(sorted(workers)) if workers else None
@@ -184,12 +182,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         corpus, done = folder / "corpus", folder / "done"
-        for command in (
-            ["synth", corpus, "--clips", 8, "--classes", 2],
-            *([*STAGES[name].command(done, corpus)] for name in ("manifest", "download", "extract", "shard")),
-        ):
-            code, _, errors = wait(start("--root", done, *command, program=PROGRAM))
-            assert code == 0, errors
+        stages = [STAGES[name].command(done, corpus) for name in ("manifest", "download", "extract", "shard")]
+        commands = [["synth", corpus, "--clips", 8, "--classes", 2], *stages]
+        succeed(*(["--root", done, *command] for command in commands), program=PROGRAM)
         for name in given.stages:
             attack(name, done, corpus, folder, given.rounds, random.Random(f"{given.seed} {name}"), tally)
             print(f"{name} done", dict(tally.counts), flush=True)
