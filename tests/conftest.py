@@ -25,6 +25,8 @@ from pipeline.shard import shard
 from pipeline.sources.source import FolderSource
 from pipeline.synth import make_corpus
 
+pytest.register_assert_rewrite("train_fixtures")
+
 CLIPS = 20
 
 
