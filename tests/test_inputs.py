@@ -16,16 +16,11 @@ from train.data.colour import ORDERS, recolour
 from train.data.frames import normalise
 from train.data.inputs import Inputs, masked
 from train.data.mixing import Mixing
-from train.data.shards import open_shards
 from train.data.training_samples import TrainingSamples, draw_mask
 
+pytest_plugins = ["train_fixtures"]
 UNCHANGED = (-1, 1, 1, 1, 0, 0, 0)
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def shards(done_root):
-    return open_shards(done_root.shards / "synth_train")
 
 
 def frames(count):
