@@ -151,7 +151,7 @@ def test_short_sound_is_repeated(tmp_path, seconds, feature):
 
 
 def test_a_large_picture_is_made_smaller(tmp_path, stub):
-    film = write_film(tmp_path / "film.mp4", lambda t: 128, seconds=0.5, size=(3840, 2160))
+    film = write_film(tmp_path / "film.mp4", lambda t: 128, seconds=0.5, size=(1440, 810))
     result = lo.localize(None, film, tmp_path / "out.mp4")
     assert (result["width"], result["height"]) == (1280, 720)
     assert media_zoo.shown(tmp_path / "out.mp4", (16, 9))[1] == pytest.approx(16 / 9)
