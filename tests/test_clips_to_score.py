@@ -1,5 +1,6 @@
 """Which clips are scored: a part of a split, and the negatives of the extended sets."""
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from thin import thin_networks  # noqa: F401
 
 from pipeline.catalogue import SplitDefinition
 from pipeline.errors import AvpipeError
+from pipeline.layout import Root
 from pipeline.manifest import SPLITS, Manifest, write_table
 from pipeline.settings import ExtractSettings, ShardSettings
 from pipeline.shard import shard
@@ -19,11 +21,14 @@ from train.evaluation.clips_to_score import clips_of_manifest, clips_of_shards, 
 from train.evaluation.results import Request, run_eval
 
 
-@pytest.fixture
-def extended(fresh_root, done_root, monkeypatch):
+@pytest.fixture(scope="module")
+def extended(done_root, tmp_path_factory):
     """A root with a split `quiet` of three negatives, the last with its own sound; and its rows."""
-    (fresh_root.cache).symlink_to(done_root.cache)
-    manifest = Manifest.open(fresh_root.manifest)
+    root = Root(tmp_path_factory.mktemp("extended"))
+    shutil.copytree(done_root.manifest, root.manifest)
+    for name in ("cache", "clips", "ledger"):
+        getattr(root, name).symlink_to(getattr(done_root, name))
+    manifest = Manifest.open(root.manifest)
     frames, sounds = sorted(manifest.split_ids("synth_test")), sorted(manifest.split_ids("synth_train"))
     rows = [(frames[0], sounds[0]), (frames[1], sounds[1]), (sounds[2], None)]
     new = [
@@ -36,10 +41,11 @@ def extended(fresh_root, done_root, monkeypatch):
     facts["splits"]["quiet"] = {"role": "test", "list": "x", "listed": 3, "sha256": ""}
     write_table(pa.concat_tables([old.replace_schema_metadata(), pa.Table.from_pylist(new, SPLITS)]), path, facts)
     definition = SplitDefinition(name="quiet", list="x", role="test", adds_to="synth_test")
-    monkeypatch.setattr("pipeline.manifest.load_catalogue", lambda: ({}, {"quiet": definition}))
-    for split in ("synth_test", "quiet"):
-        shard(fresh_root, split, ExtractSettings(), ShardSettings(), workers=1)
-    return fresh_root, rows
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.manifest.load_catalogue", lambda: ({}, {"quiet": definition}))
+        for split in ("synth_test", "quiet"):
+            shard(root, split, ExtractSettings(), ShardSettings(), workers=1)
+    return root, rows
 
 
 def test_negatives_stand_behind_the_clips_that_they_are_added_to(extended):
@@ -57,7 +63,7 @@ def test_negatives_stand_behind_the_clips_that_they_are_added_to(extended):
     assert clips.sounding().clip_ids == alone.clip_ids
 
 
-def test_an_extended_set_is_scored_with_its_statistics(extended, monkeypatch):
+def test_an_extended_set_is_scored_with_its_statistics(extended, tmp_path, monkeypatch):
     root, _ = extended
     result = run_eval(root, Request(split="quiet", baseline="random-init", protocol="slavc,avpipe", workers=0))
     assert (result["clips_scored"], result["negatives"], result["negatives_listed"]) == (4, 3, 3)
@@ -69,9 +75,10 @@ def test_an_extended_set_is_scored_with_its_statistics(extended, monkeypatch):
         patch.setattr("train.evaluation.clips_to_score.open_shards", lambda folder: SimpleNamespace(metadata=outside))
         with pytest.raises(AvpipeError, match=r"'../elsewhere' is not the name of a split"):
             open_split(root, "quiet")
-    (root.shards / "synth_test" / "index.parquet").unlink()
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards/quiet").symlink_to(root.shards / "quiet")
     with pytest.raises(AvpipeError, match=r"for synth_test, which has no shards; run `avpipe shard --split s"):
-        open_split(root, "quiet")
+        open_split(Root(tmp_path), "quiet")
 
 
 def test_only_a_part_is_scored_and_what_is_missing_counts(done_root, tmp_path):

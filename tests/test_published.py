@@ -24,6 +24,7 @@ from train.published import FORMATS, flat_state, folder_name, format_of, load_pu
 
 TIE_DEAD = {"vision_fc1.weight", "conv3.bias", "norm3.running_var", "imgnet.conv1_flow.weight", "audnet.fc.weight"}
 pytest_plugins = ["train_fixtures"]
+SLOW = {"sspl": [pytest.mark.slow]}  # its checkpoints have 400 MB
 # By format: the stem of its parity files, its published map and the tolerance, what it holds and never reads.
 GOLDEN = {
     "lvs": ("lvs", "eval_A", 1e-5, {"audnet.conv1_flow.weight"}),
@@ -126,7 +127,7 @@ def inputs(golden: dict, tag: str) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize(
     ("name", "file"),
     [
-        pytest.param(name, *case.values, id=f"{name}-{case.id}", marks=case.marks)
+        pytest.param(name, *case.values, id=f"{name}-{case.id}", marks=[*case.marks, *SLOW.get(stem, ())])
         for name, (stem, *_) in GOLDEN.items()
         for case in parity_files(f"{stem}_forward")
     ],
@@ -148,7 +149,9 @@ def test_maps_are_the_published_ones(name, file, saved):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", ["lvs", "ez-vsl", "ssl-tie", pytest.param("sspl", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["ez-vsl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lvs", "ssl-tie", "sspl"))]
+)
 def test_eval_scores_a_published_checkpoint(name, saved, avpipe, root):
     code, out, err = avpipe("--checkpoint", saved(name), "--format", name, "--json")
     assert code == 0, err
@@ -179,6 +182,7 @@ def test_an_own_network_under_published_names_comes_back(name, tmp_path):
     assert ("needs --format lvs" in loaded.text()) == (name == "ssl-tie")  # nothing tells it from LVS's
 
 
+@pytest.mark.slow
 def test_sspl_in_one_file_comes_back_and_needs_all_its_networks(tmp_path):
     network, state = own_state("sspl", pcm=False)
     path = tmp_path / "whole.pth"
