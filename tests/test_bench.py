@@ -32,6 +32,7 @@ BUSY = Figures(
 )
 
 
+@pytest.mark.heavy
 def test_the_command_measures_everything_and_asks_for_no_weights(shards, capsys, monkeypatch):
     words = [word for change in [*SMALL, "init=imagenet"] for word in ("--set", change)]
     command = ["bench", "--shards", str(shards.folder), "--recipe", "lvs-small", *words, "--seconds", "0.1", "--json"]

@@ -63,6 +63,7 @@ def test_negatives_stand_behind_the_clips_that_they_are_added_to(extended):
     assert clips.sounding().clip_ids == alone.clip_ids
 
 
+@pytest.mark.heavy
 def test_an_extended_set_is_scored_with_its_statistics(extended, tmp_path, monkeypatch):
     root, _ = extended
     result = run_eval(root, Request(split="quiet", baseline="random-init", protocol="slavc,avpipe", workers=0))

@@ -89,6 +89,7 @@ def test_what_protocols_share_changes_no_row(voted):
             assert {name: row[name] for name in expected} == expected
 
 
+@pytest.mark.heavy
 def test_parts_scored_side_by_side_give_the_same_rows(monkeypatch):
     draw = np.random.default_rng(3)
     boxes = [[(*corner, *(corner + 0.4))] for corner in draw.uniform(0, 0.6, (5, 2))]
@@ -204,7 +205,6 @@ def test_without_a_name_the_newest_run_is_scored_or_a_fresh_network(trained, don
         ({"checkpoint": "nobody"}, "no run 'nobody'"),
         ({"baseline": "best"}, "no baseline 'best'; there are: centre, object, random-init"),
         ({"baseline": "centre", "object_guided": True}, "a baseline is scored as it is"),
-        ({"format_name": "lvs"}, "give that file, too"),
         ({"weights": Path("x")}, "--baseline object or --object-guided"),
         ({"baseline": "object", "weights": Path("nowhere")}, "the ImageNet weights of ResNet-18 are missing"),
     ],
@@ -257,6 +257,7 @@ def test_a_checkpoint_of_another_feature_or_not_whole_is_a_sentence(trained, tmp
         run_eval(trained, Request(split="synth_test", checkpoint=str(tmp_path / "part.pt"), workers=0))
 
 
+@pytest.mark.slow
 def test_the_centre_of_vggss_needs_no_clips(official, tmp_path):
     root = Root(tmp_path)
     root.manifest.symlink_to(official.folder)

@@ -24,8 +24,9 @@ from train.models import Model, trained_model
 from train.overlay import Heat
 
 pytest_plugins = ["train_fixtures"]
-ZOO = "h264.avi variable_rate.mkv short.mp4 odd_size.mp4 turned_90.mp4 wide_pixels.mp4 late_video.mp4 fragmented.mp4"
-RARE = "h264.ts av1.webm ntsc.mp4 edit_list.mp4 negative_start.mkv sound_96k.mkv sound_6_channels.mp4"
+ZOO = "h264.avi variable_rate.mkv short.mp4 turned_90.mp4 late_video.mp4 fragmented.mp4"
+RARE = "h264.ts av1.webm ntsc.mp4 odd_size.mp4 wide_pixels.mp4 edit_list.mp4 negative_start.mkv sound_96k.mkv "
+RARE += "sound_6_channels.mp4"
 
 
 class Brightness(torch.nn.Module):
@@ -89,6 +90,7 @@ def test_the_sound_around_the_centre_is_the_features_that_extraction_stores(done
     assert (feature[0] == decode_npy(shards.read(0, feature_member("logspec")))).all()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ZOO.split() + [pytest.param(name, marks=pytest.mark.slow) for name in RARE.split()])
 def test_times_shape_and_sound_stay(name, tmp_path, stub):
     video, out = media_zoo.make(tmp_path, name), tmp_path / "out.of.no.kind"
@@ -150,6 +152,7 @@ def test_short_sound_is_repeated(tmp_path, seconds, feature):
     assert len(found.times_s) == -(-seconds * 10 // 2) and np.ptp(found.maps.mean(axis=(1, 2))) < 0.5
 
 
+@pytest.mark.heavy
 def test_a_large_picture_is_made_smaller(tmp_path, stub):
     film = write_film(tmp_path / "film.mp4", lambda t: 128, seconds=0.5, size=(1440, 810))
     result = lo.localize(None, film, tmp_path / "out.mp4")

@@ -132,7 +132,10 @@ def test_ceiling_is_the_best_of_all_predictions(gt):
     assert metrics.ceiling(gt, None) == pytest.approx(np.nanmax(bests))
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+QUICK = ("avpipe", "lvs", "slavc")
+
+
+@pytest.mark.parametrize("name", [pytest.param(p, marks=() if p in QUICK else pytest.mark.slow) for p in PROTOCOLS])
 def test_floor_and_ceiling_of_vggss(name):
     boxes_file = SHARED / "metadata/lvs/vggss.json" if SHARED else None
     if not (boxes_file and boxes_file.exists()):

@@ -75,6 +75,7 @@ def test_a_sound_that_claims_days_takes_no_memory():
         decode_flac(data[:21] + bytes([data[21] | 0x0F]) + b"\xff\xff\xff\xff" + data[26:])
 
 
+@pytest.mark.heavy
 def test_an_evaluation_goes_on_without_what_is_damaged(own_root, monkeypatch, capsys):
     def first_rows(result):
         return next(iter(read_scores(Path(result["per_clip"])).values())).rows

@@ -42,6 +42,9 @@ EVALUATION = ("eval_protocols", "eval_slavc")
 pytest.register_assert_rewrite("parity_eval")
 from parity_eval import *  # noqa: E402, F403
 
+# Kinds that run whole networks; those of SSPL take longest, and what it does behind its extractors is in sspl_loss.
+MARKS = {"*_forward": pytest.mark.heavy, "ssltie_equiv_*": pytest.mark.heavy, "sspl_forward": pytest.mark.slow}
+
 # Kinds whose numbers are in double precision without the suffix `_f64`.
 DOUBLE_THROUGHOUT = ("marginnce_loss",)
 
@@ -78,8 +81,10 @@ def cases() -> list:
             params.append(pytest.param(file, None, id=file.stem, marks=pytest.mark.skip(reason=reason)))
             continue
         double = kind in DOUBLE_THROUGHOUT or holds_double(file)
+        marks = [mark for pattern, mark in MARKS.items() if fnmatchcase(kind, pattern)]
         for dtype in (torch.float64, torch.float32) if double else (torch.float32,):
-            params.append(pytest.param(file, dtype, id=f"{file.stem}-{str(dtype).removeprefix('torch.')}"))
+            name = f"{file.stem}-{str(dtype).removeprefix('torch.')}"
+            params.append(pytest.param(file, dtype, id=name, marks=marks))
     absent = pytest.mark.skip(reason="no parity files: set AVPIPE_PARITY to their folder")
     return params or [pytest.param(None, None, id="no-files", marks=absent)]
 

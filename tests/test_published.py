@@ -126,6 +126,7 @@ def inputs(golden: dict, tag: str) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(image), torch.from_numpy(field(seed, f"{tag}/spec", (batch, 1, 257, int(golden["T"]))))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("name", "file"),
     [
@@ -166,6 +167,7 @@ def test_eval_scores_a_published_checkpoint(name, saved, avpipe, root):
     assert json.loads(metrics.read_text()) == result
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["lvs", "ez-vsl", "ssl-tie"])
 def test_an_own_network_under_published_names_comes_back(name, tmp_path):
     network, state = own_state(name)

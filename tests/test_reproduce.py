@@ -141,6 +141,7 @@ def compared(root):
     return reproduce.compare(reproduce.Bench(root), select(None, None))
 
 
+@pytest.mark.heavy
 def test_rows_run_and_stand_beside_theirs(small):
     call = ["reproduce", "--workers", 0, "--weights", imagenet_weights(small.path)]
     said = avpipe(small, *call, "--run")
@@ -179,6 +180,7 @@ def test_rows_run_and_stand_beside_theirs(small):
     assert not any("download" in command for command in planned["commands"])
 
 
+@pytest.mark.heavy
 def test_only_the_very_training_counts(small):
     bench, selected = reproduce.Bench(small), select(None, "lvs")
     (first,) = reproduce.run(bench, selected, small.path / "missing.pth", 0)
@@ -207,6 +209,7 @@ def test_only_the_very_training_counts(small):
         assert said in text and ours is None
 
 
+@pytest.mark.heavy
 def test_a_training_that_fails_stops_no_other(small, monkeypatch):
     monkeypatch.setattr(reproduce_rows, "_recipe", lambda row: ("lvs-small", (*TINY, "batch_size=17")))
     done = CliRunner().invoke(app, ["--root", str(small.path), "reproduce", "--run", "--method", "lvs"])

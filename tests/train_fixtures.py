@@ -27,8 +27,17 @@ from train.fit import fit
 from train.logs import LOG
 from train.recipes import get_recipe
 
+# What uses one of these trains, or uses a training.
+TRAININGS = {"small_run", "two_runs", "undisturbed"}
 TINY = ["image_px=32", "batch_size=4"]
 SMALL = [*TINY, "spec_pool=8"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if TRAININGS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("heavy")
 
 
 @pytest.fixture(scope="session")
