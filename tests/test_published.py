@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import shutil
-import sys
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
@@ -15,12 +14,14 @@ import torch
 from parity_recipes import field, from_json, load, parity_files, weights
 from shared_files import PARITY
 from train_fixtures import linked
+from typer.testing import CliRunner
 
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root
 from train.checkpoint import load_checkpoint
-from train.cli import main
+from train.cli import app
 from train.evaluation.baselines import object_prior
+from train.evaluation.results import Request, run_eval
 from train.methods import METHODS
 from train.published import FORMATS, flat_state, folder_name, format_of, load_published_checkpoint, read_saved
 
@@ -93,21 +94,6 @@ def root(all_features, tmp_path_factory) -> Root:
     return linked(tmp_path_factory.mktemp("root"), all_features)
 
 
-@pytest.fixture
-def avpipe(capsys, monkeypatch, root):
-    """`avpipe eval` on the four clips in this process: (exit code, standard output, standard error)."""
-
-    def call(*arguments):
-        command = ["avpipe", "--root", root.path, "eval", "--split", "synth_test", "--workers", 1, *arguments]
-        monkeypatch.setattr(sys, "argv", [str(word) for word in command])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        captured = capsys.readouterr()
-        return caught.value.code or 0, captured.out, captured.err
-
-    return call
-
-
 def own_state(name: str, **options) -> tuple[torch.nn.Module, dict]:
     """A fresh network in evaluation mode and its state under the published names."""
     torch.manual_seed(3)
@@ -155,14 +141,14 @@ def test_maps_are_the_published_ones(name, file, saved):
 @pytest.mark.parametrize(
     "name", ["ez-vsl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lvs", "ssl-tie", "sspl"))]
 )
-def test_eval_scores_a_published_checkpoint(name, saved, avpipe, root):
-    code, out, err = avpipe("--checkpoint", saved(name), "--format", name, "--json")
-    assert code == 0, err
-    result = json.loads(out)
+def test_eval_scores_a_published_checkpoint(name, saved, root):
+    call = ["--root", root.path, "eval", "--split", "synth_test", "--workers", 1, "--json"]
+    done = CliRunner().invoke(app, [*map(str, call), "--checkpoint", str(saved(name)), "--format", name])
+    result, said = json.loads(done.stdout), done.stderr
     match, feature = result["checkpoint"], FORMATS[name].features[0]
     assert (match["format"], match["feature"], match["unused"], match["missing"]) == (name, feature, [], [])
     assert result["clips_scored"] == 4 and result["model"].startswith(f"published-{name}-")
-    assert f"{match['matched']} tensors matched" in err and f"it reads {feature}" in err and err.count("\n") == 1
+    assert f"{match['matched']} tensors matched" in said and f"it reads {feature}" in said and said.count("\n") == 1
     metrics = root.runs / result["model"] / "eval" / "synth_test" / "metrics.json"
     assert json.loads(metrics.read_text()) == result
 
@@ -312,20 +298,20 @@ def test_what_is_no_checkpoint_is_a_sentence(content, sentence, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("wanted", "sentence"),
     [
-        (["--checkpoint", "x.pth", "--format", "avgn"], "no format 'avgn'; there are: lvs, ez-vsl, ssl-tie, sspl"),
-        (["--checkpoint", "/nowhere/x.pth", "--format", "lvs"], "/nowhere/x.pth does not exist"),
-        (["--checkpoint", "/", "--format", "lvs"], "is a folder; give the checkpoint file in it"),
-        (["--format", "lvs"], "--format says whose checkpoint --checkpoint is"),
-        (["--weights", "x.pth"], "--weights names the ImageNet weights of --baseline object"),
-        (["--baseline", "object", "--weights", "/nowhere"], "the ImageNet weights of ResNet-18 are missing"),
-        (["--baseline", "centre", "--format", "lvs"], "--format says whose checkpoint"),
+        ({"checkpoint": "x.pth", "format_name": "avgn"}, "no format 'avgn'; there are: lvs, ez-vsl, ssl-tie, sspl"),
+        ({"checkpoint": "/nowhere/x.pth", "format_name": "lvs"}, "/nowhere/x.pth does not exist"),
+        ({"checkpoint": "/", "format_name": "lvs"}, "is a folder; give the checkpoint file in it"),
+        ({"format_name": "lvs"}, "--format says whose checkpoint --checkpoint is"),
+        ({"weights": Path("x.pth")}, "--weights names the ImageNet weights of --baseline object"),
+        ({"baseline": "centre", "format_name": "lvs"}, "--format says whose checkpoint"),
     ],
 )
-def test_what_a_user_can_mend_is_one_sentence(avpipe, arguments, sentence):
-    code, out, err = avpipe(*arguments)
-    assert code == 1 and out == "" and sentence in err and err.count("\n") == 1
+def test_what_a_user_can_mend_is_one_sentence(root, wanted, sentence):
+    with pytest.raises(AvpipeError, match=sentence) as caught:
+        run_eval(root, Request(split="synth_test", **wanted))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

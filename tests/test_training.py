@@ -26,6 +26,12 @@ pytest_plugins = ["train_fixtures"]
 pytestmark = pytest.mark.heavy
 CHANGES = [*TINY, "epochs=2", "checkpoint_steps=2"]
 SMALL = [*CHANGES, "spec_pool=8"]
+
+
+def train(shards, run, *changes, **more):
+    return fit(get_recipe("lvs-small", [*SMALL, *changes]), shards, run, workers=0, **more)
+
+
 METHODS = {
     "lvs-small": ["spec_pool=8"],
     "ez-vsl-small": ["stride14=false"],
@@ -75,32 +81,32 @@ def test_videos_are_held_back_whole_and_for_any_order(shards):
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_training(shards, tmp_path, monkeypatch):
-    changes = [*SMALL, "epochs=9", "validation=0.25", "patience=2"]
+    changes = ["epochs=9", "validation=0.25", "patience=2"]
     values = iter([3.0, 2.0, 2.5, 2.0])
     monkeypatch.setattr("train.validation.Validation.measure", lambda self: next(values))
-    trained = fit(get_recipe("lvs-small", changes), shards, tmp_path / "run", workers=0)
+    trained = train(shards, tmp_path / "run", *changes)
     best, last = load_checkpoint(trained.run / BEST), load_checkpoint(trained.run / LAST)
     assert trained.stopped_early and trained.steps == last["step"] == 4 * 3
     assert best["best"] == last["best"] == trained.best == {"epoch": 2, "measure": "validation_loss", "value": 2.0}
     assert best["step"] == 2 * 3
     assert load_checkpoint(trained.run)["step"] == best["step"]  # of a run's folder the best one
-    again = fit(get_recipe("lvs-small", changes), shards, trained.run, workers=0)
+    again = train(shards, trained.run, *changes)
     assert again.stopped_early and again.resumed_at == trained.steps and again.loss is None
     with pytest.raises(AvpipeError, match="patience needs something to compare epochs by"):
-        fit(get_recipe("lvs-small", [*SMALL, "patience=1"]), shards, tmp_path / "other", workers=0)
+        train(shards, tmp_path / "other", "patience=1")
 
 
 def test_the_best_epoch_by_boxes_is_marked(shards, done_root, tmp_path):
     chooser = open_shards(done_root.shards / "synth_test")
-    trained = fit(get_recipe("lvs-small", SMALL), shards, tmp_path / "run", workers=0, select_on=chooser)
+    trained = train(shards, tmp_path / "run", select_on=chooser)
     assert trained.best["measure"] == "ciou_synth_test" and 0 <= trained.best["value"] <= 1
     assert load_checkpoint(trained.run / BEST)["select_on"] == "synth_test"
     with pytest.raises(AvpipeError, match="begun with another select_on"):
-        fit(get_recipe("lvs-small", SMALL), shards, trained.run, workers=0)
+        train(shards, trained.run)
 
 
 def test_checkpoints_of_some_epochs_are_kept(shards, tmp_path):
-    run = fit(get_recipe("lvs-small", [*SMALL, "epochs=4", "keep_epochs=2"]), shards, tmp_path / "run", workers=0).run
+    run = train(shards, tmp_path / "run", "epochs=4", "keep_epochs=2").run
     assert sorted(path.name for path in run.glob("*.pt")) == ["epoch-0002.pt", "epoch-0004.pt", "last.pt"]
     assert load_checkpoint(run / "epoch-0002.pt")["step"] == 8
 
@@ -120,8 +126,7 @@ def test_parts_of_a_batch_add_up_to_its_gradient(shards, tmp_path, monkeypatch):
     monkeypatch.setattr("train.training.METHODS", {"lvs": SimpleNamespace(network=Mean, views=1, labelled=False)})
     weights = []
     for accumulate in (1, 2):
-        recipe = get_recipe("lvs-small", [*SMALL, f"accumulate={accumulate}", "epochs=1"])
-        run = fit(recipe, shards, tmp_path / str(accumulate), workers=0).run
+        run = train(shards, tmp_path / str(accumulate), f"accumulate={accumulate}", "epochs=1").run
         weights.append(load_checkpoint(run)["network"]["weight"])
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-6)
     assert (weights[0] != torch.linspace(-1, 1, 257 * 200)).any()
@@ -137,13 +142,13 @@ def test_gradients_are_clipped(shards, tmp_path, monkeypatch):
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.Adam, "step", spy)
-    fit(get_recipe("lvs-small", [*SMALL, "epochs=1", "clip_norm=0.01"]), shards, tmp_path / "run", workers=0)
+    train(shards, tmp_path / "run", "epochs=1", "clip_norm=0.01")
     assert norms and max(norms) <= 0.01 * 1.001
 
 
 @pytest.mark.parametrize("changes", [["precision=bf16-mixed"], ["accumulate=2"]])
 def test_other_ways_to_step_learn_too(shards, tmp_path, changes):
-    trained = fit(get_recipe("lvs-small", [*SMALL, *changes]), shards, tmp_path / "run", workers=0)
+    trained = train(shards, tmp_path / "run", *changes)
     losses = [float(loss) for (loss,) in logged(trained.run, "loss")]
     assert np.isfinite(losses).all() and np.mean(losses[-2:]) < losses[0]
 
@@ -164,17 +169,15 @@ def test_validation_is_the_same_again_leaves_the_training_alone_and_is_drawn(sha
 
 
 def test_weights_and_biases_hears_of_it_where_asked_for(shards, tmp_path, monkeypatch):
-    recipe = get_recipe("lvs-small", [*SMALL, "epochs=3"])
     if find_spec("wandb") is None:
         with pytest.raises(AvpipeError, match="--wandb needs the package wandb"):
-            fit(recipe, shards, tmp_path / "without", workers=0, wandb_project="mine")
+            train(shards, tmp_path / "without", wandb_project="mine")
     calls = []
     run = SimpleNamespace(log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("end"))
     fake = SimpleNamespace(init=lambda **settings: calls.append(settings) or run, __spec__="fake")
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    fit(recipe, shards, tmp_path / "run", workers=0, wandb_project="mine")
+    train(shards, tmp_path / "run", "epochs=3", wandb_project="mine")
     begun, *points, end = calls
+    losses = dict(logged(tmp_path / "run", "step", "loss"))
     assert (begun["project"], begun["id"], begun["config"]["method"]) == ("mine", "run", "lvs") and end == "end"
-    assert [step for step, _ in points] == [10] and points[0][1]["loss"] == float(
-        dict(logged(tmp_path / "run", "step", "loss"))["10"]
-    )
+    assert [step for step, _ in points] == [10] and points[0][1]["loss"] == float(losses["10"])

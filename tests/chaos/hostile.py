@@ -1,4 +1,4 @@
-"""What the attacks on what the trainer reads share: broken bytes, odd values, limits of time and memory, the program."""
+"""What the attacks on the trainer's files share: broken bytes, odd values, limits of time and memory, the program."""
 
 import argparse
 import os
