@@ -1,6 +1,7 @@
 """Heat maps over videos: times, sound, values and colours of the result; files that are no videos with sound."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -209,7 +210,7 @@ def test_what_is_no_video_with_sound_is_one_sentence(tmp_path, stub, kind, sente
     assert "\n" not in str(raised.value) and not out.exists() and not list(tmp_path.glob(".*"))
 
 
-def test_wrong_outputs_and_models_are_sentences(tmp_path, trained):
+def test_wrong_outputs_and_models_are_sentences(tmp_path, trained, monkeypatch):
     film = write_film(tmp_path / "film.mp4", lambda t: 128, seconds=1)
     (tmp_path / "link.mp4").symlink_to(film)
     (tmp_path / "file").touch()
@@ -227,17 +228,12 @@ def test_wrong_outputs_and_models_are_sentences(tmp_path, trained):
     ):
         with pytest.raises(AvpipeError, match=sentence):
             avpipe(trained, "localize", film, *arguments)
+    deaf = METHODS["vgg-h"].network(METHODS["vgg-h"].config())
+    for model, sentence in (
+        (replace(bright(), network=deaf), "vgg-h hears and does not see"),
+        (replace(bright(), feature_digest="00000000"), "reads logspec 00000000, not this avpipe's"),
+    ):
+        monkeypatch.setattr(lo, "named_model", lambda *_, model=model: model)
+        with pytest.raises(AvpipeError, match=sentence):
+            lo.localize(None, film, tmp_path / "out.mp4")
     assert film.read_bytes() == before and not (tmp_path / "out.mp4").exists()
-
-
-def test_a_method_without_maps_and_a_foreign_feature_are_sentences(tmp_path, monkeypatch):
-    film = write_film(tmp_path / "film.mp4", lambda t: 128, seconds=1)
-    model = bright()
-    monkeypatch.setattr(lo, "named_model", lambda *_: model)
-    object.__setattr__(model, "network", METHODS["vgg-h"].network(METHODS["vgg-h"].config()))
-    with pytest.raises(AvpipeError, match="vgg-h hears and does not see"):
-        lo.localize(None, film, tmp_path / "out.mp4")
-    object.__setattr__(model, "feature_digest", "00000000")
-    with pytest.raises(AvpipeError, match="reads logspec 00000000, not this avpipe's"):
-        lo.localize(None, film, tmp_path / "out.mp4")
-    assert not (tmp_path / "out.mp4").exists()

@@ -135,13 +135,6 @@ def test_the_gallery_holds_picture_map_boxes_and_sound(two_runs, page_of_two):
         assert samples / 16_000 == pytest.approx(3, abs=0.15)
 
 
-def test_what_epochs_were_compared_by_is_drawn(own_root, tmp_path):
-    rows = "step,epoch,measure,value\n4,1,validation_loss,2.5\n8,2,validation_loss,1.5\n8,2,valid"
-    (own_root.runs / "second" / VALIDATION).write_text(rows)
-    write_report(own_root, ["first", "second"], tmp_path / "a.html", clips=0)
-    assert (tmp_path / "a.html").read_text().count("validation (dotted)") == 1
-
-
 def test_one_run_no_clip_and_a_baseline(two_runs, tmp_path):
     out = tmp_path / "report.html"
     done = write_report(two_runs, ["first"], out, clips=2)
@@ -161,11 +154,6 @@ def test_object_guided_maps_are_those_that_were_scored(own_root, tmp_path):
     done = write_report(own_root, runs, tmp_path / "report.html", weights=weights)
     assert (done["runs"], done["notes"]) == (["first", "first + object-guided"], [])
     assert all(clip["runs"][0]["map"] != clip["runs"][1]["map"] for clip in embedded(tmp_path / "report.html")["clips"])
-
-
-def test_the_same_runs_give_the_same_file(two_runs, page_of_two, tmp_path):
-    write_report(two_runs, ["first", "second"], tmp_path / "again.html")
-    assert (tmp_path / "again.html").read_bytes() == page_of_two.read_bytes()
 
 
 def score_of(values):
@@ -217,25 +205,24 @@ def test_what_strangers_wrote_stays_text(own_root, monkeypatch, tmp_path):
     assert {clip["label"] for clip in embedded(tmp_path / "hostile.html")["clips"]} == {HOSTILE, None}
 
 
-def test_a_run_trained_further_is_told(own_root, tmp_path, capsys):
+def test_what_is_missing_or_newer_is_told_and_the_rest_is_there(own_root, tmp_path, capsys):
+    out = tmp_path / "report.html"
     shutil.copy(own_root.runs / "second/last.pt", own_root.runs / "first/last.pt")
-    done = write_report(own_root, ["first"], tmp_path / "report.html")
-    assert re.search(r"maps of first do not give the cIoU that was stored", done["notes"][0])
-    assert "do not give the cIoU" in (tmp_path / "report.html").read_text()
-    assert "run `avpipe eval` again" in capsys.readouterr().err
-
-
-def test_what_is_missing_is_told_and_the_rest_is_there(own_root, tmp_path):
+    done = write_report(own_root, ["first"], out)
+    assert "maps of first do not give the cIoU that was stored" in done["notes"][0]
+    assert "do not give the cIoU" in out.read_text() and "run `avpipe eval` again" in capsys.readouterr().err
     (own_root.runs / "first/last.pt").write_bytes(b"no checkpoint")
     (own_root.runs / "first/log.csv").write_text("step,epoch,loss,clips_per_s,data_wait\n1,1,0.5\n2,1")
-    done = write_report(own_root, ["first"], tmp_path / "a.html")
-    assert "No maps of first" in done["notes"][0]
-    clip = embedded(tmp_path / "a.html")["clips"][0]
+    done = write_report(own_root, ["first"], out)
+    assert "No maps of first" in done["notes"][0] and "no training log" in out.read_text()
+    clip = embedded(out)["clips"][0]
     assert clip["frame"] and clip["sound"] and clip["runs"][0]["map"] is None
-    assert "no training log" in (tmp_path / "a.html").read_text()
+    rows = "step,epoch,measure,value\n4,1,validation_loss,2.5\n8,2,validation_loss,1.5\n8,2,valid"
+    (own_root.runs / "second" / VALIDATION).write_text(rows)
     (own_root.path / "shards").unlink()
-    done = write_report(own_root, ["second"], tmp_path / "b.html")
+    done = write_report(own_root, ["second"], out)
     assert "No pictures" in done["notes"][0] and done["clips"] == 0
+    assert out.read_text().count("validation (dotted)") == 1
 
 
 def change(**values):
@@ -283,10 +270,11 @@ def test_what_cannot_be_reported_is_a_sentence(own_root, tmp_path, spoil, runs, 
     assert not (tmp_path / "report.html").exists()
 
 
-def test_the_command_and_runs_of_one_name(own_root, two_runs, tmp_path):
+def test_the_command_gives_the_same_file_and_runs_of_one_name_are_told_apart(own_root, two_runs, page_of_two, tmp_path):
     out = tmp_path / "report.html"
-    asked = ["report", two_runs.runs / "first", "second", "--split", "synth_test", "--clips", "1", "-o", out]
-    assert "first and second on synth_test" in avpipe(two_runs, *asked) and out.exists()
+    asked = ["report", two_runs.runs / "first", "second", "--split", "synth_test", "-o", out]
+    assert "first and second on synth_test" in avpipe(two_runs, *asked)
+    assert out.read_bytes() == page_of_two.read_bytes()
     done = write_report(own_root, ["first", str(two_runs.runs / "first")], out, clips=1)
     assert len(set(done["runs"])) == 2 and all(name.endswith("first") for name in done["runs"])
 
@@ -427,8 +415,13 @@ def test_filters_order_and_more(open_page, page_of_many):
     assert all(int(name) % 4 == 2 for name in cards(page)) and len(cards(page)) == 7
 
 
-def test_maps_and_boxes_can_be_hidden_and_tables_sorted(open_page, page_of_two):
+def test_the_keyboard_reaches_every_control_maps_can_be_hidden_and_tables_sorted(open_page, page_of_two):
     page = open_page(page_of_two)
+    reached = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+    assert {"group", "class", "search", "sort", "maps", "boxes", "grey", "opacity", "undo", "AUDIO"} <= reached
     for control, part in (("#maps", ".map"), ("#boxes", ".view rect")):
         assert page.locator(part).first.is_visible()
         page.uncheck(control)
@@ -442,15 +435,6 @@ def test_maps_and_boxes_can_be_hidden_and_tables_sorted(open_page, page_of_two):
         column = f".sortable tbody tr > :nth-child({place + 1})"
         values = page.eval_on_selector_all(column, "all => all.map((cell) => Number(cell.dataset.value))")
         assert values == sorted(values, reverse=reverse) and len(values) == 4
-
-
-def test_the_keyboard_reaches_every_control(open_page, page_of_two):
-    page = open_page(page_of_two)
-    reached = set()
-    for _ in range(60):
-        page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
-    assert {"group", "class", "search", "sort", "maps", "boxes", "grey", "opacity", "undo", "AUDIO"} <= reached
 
 
 def test_the_dark_is_dark(open_page, page_of_two):
