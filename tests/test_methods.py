@@ -34,6 +34,7 @@ def test_the_papers_objective_is_its_formula():
     assert lvs_loss(image, audio, config)[0].item() == pytest.approx(total.item() / 3, rel=1e-9)
 
 
+@pytest.mark.heavy
 def test_sspl_learns_all_but_its_extractors_each_at_its_rate():
     model = SSPL(SSPLConfig(init="random", pcm=False)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
