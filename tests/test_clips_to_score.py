@@ -48,6 +48,7 @@ def extended(done_root, tmp_path_factory):
     return root, rows
 
 
+@pytest.mark.heavy
 def test_negatives_stand_behind_the_clips_that_they_are_added_to(extended):
     root, rows = extended
     shards = open_split(root, "quiet")
@@ -98,6 +99,7 @@ def test_only_a_part_is_scored_and_what_is_missing_counts(done_root, tmp_path):
             read_only(tmp_path, text)
 
 
+@pytest.mark.heavy
 def test_the_official_extended_set_is_vggss_and_as_many_negatives(official):
     folder = official.folder
     own, both = (clips_of_manifest(folder, split) for split in ("vggss", "vggss_extended"))

@@ -75,6 +75,7 @@ def test_drawn_warps_have_whole_degrees_and_both_scales_and_flips():
     assert {(warp.scale, warp.flip) for warp in drawn} == {(s, f) for s in (0.5, 1.0) for f in (True, False)}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("fusion", "first", "second"),
     [("attention", 1, 0), ("concatenate", 1 / 9, 8 / 9), ("multiply", 1 / 9, 0), ("add", 1 + 1 / 9, 8 / 9)],

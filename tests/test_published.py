@@ -308,9 +308,9 @@ def test_what_is_no_checkpoint_is_a_sentence(content, sentence, tmp_path):
         ({"baseline": "centre", "format_name": "lvs"}, "--format says whose checkpoint"),
     ],
 )
-def test_what_a_user_can_mend_is_one_sentence(root, wanted, sentence):
+def test_what_a_user_can_mend_is_one_sentence(own_root, wanted, sentence):
     with pytest.raises(AvpipeError, match=sentence) as caught:
-        run_eval(root, Request(split="synth_test", **wanted))
+        run_eval(own_root, Request(split="synth_test", **wanted))
     assert "\n" not in str(caught.value)
 
 
