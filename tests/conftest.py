@@ -29,6 +29,8 @@ from pipeline.shard import shard
 from pipeline.sources.source import FolderSource
 from pipeline.synth import make_corpus
 
+pytest.register_assert_rewrite("train_fixtures")
+
 CLIPS = 20
 RUN_PARTS = (
     "pipeline.duplicates.run_parts",

@@ -81,10 +81,3 @@ def assert_check(array: np.ndarray, check: np.ndarray) -> None:
     expected = from_json(check)
     assert (list(array.shape), str(array.dtype)) == (expected["shape"], expected["dtype"])
     assert hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest() == expected["sha256"]
-
-
-def deviation(ours, theirs) -> float:
-    """Largest difference relative to the largest magnitude."""
-    ours, theirs = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
-    assert ours.shape == theirs.shape
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())

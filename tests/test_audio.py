@@ -31,19 +31,14 @@ def test_a_batch_gives_what_numpy_gives_for_each(name, dtype):
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_autocast_and_half_inputs_do_not_reach_the_logarithm(name):
+def test_autocast_and_half_inputs_do_not_reach_the_logarithm_and_gradients_reach_the_waveform(name):
     wave = torch.from_numpy(waves(SPECS[name], 2)).float()
     transform = SpecTransform(name)
     with torch.autocast("cpu", torch.bfloat16):
         inside = transform(wave)
     assert torch.equal(inside, transform(wave))
     assert transform(wave.bfloat16()).dtype == torch.float32
-
-
-@pytest.mark.parametrize("name", SPECS)
-def test_gradients_reach_the_waveform(name):
-    wave = torch.from_numpy(waves(SPECS[name], 1)).requires_grad_()
-    SpecTransform(name)(wave).sum().backward()
+    transform(wave.requires_grad_()).sum().backward()
     assert torch.isfinite(wave.grad).all() and wave.grad.abs().sum() > 0
 
 

@@ -5,14 +5,15 @@ import sys
 from dataclasses import fields, replace
 
 import pytest
+from thin import thin_networks  # noqa: F401
+from train_fixtures import SMALL
 
 from pipeline.errors import AvpipeError
 from train.bench import Figures, bench, judge, table, thread_counts
 from train.cli import main
-from train.data.open import open_shards
 from train.recipes import get_recipe
 
-CHANGES = ["image_px=32", "batch_size=4", "spec_pool=8"]
+pytest_plugins = ["train_fixtures"]
 # A GPU that is always busy: 4 threads load more than it takes.
 BUSY = Figures(
     device="some GPU",
@@ -31,14 +32,10 @@ BUSY = Figures(
 )
 
 
-@pytest.fixture(scope="module")
-def folder(done_root):
-    return done_root.shards / "synth_train"
-
-
-def test_the_command_measures_everything_and_asks_for_no_weights(folder, capsys, monkeypatch):
-    words = [word for change in [*CHANGES, "init=imagenet"] for word in ("--set", change)]
-    command = ["bench", "--shards", str(folder), "--recipe", "lvs-small", *words, "--seconds", "0.1", "--json"]
+@pytest.mark.heavy
+def test_the_command_measures_everything_and_asks_for_no_weights(shards, capsys, monkeypatch):
+    words = [word for change in [*SMALL, "init=imagenet"] for word in ("--set", change)]
+    command = ["bench", "--shards", str(shards.folder), "--recipe", "lvs-small", *words, "--seconds", "0.1", "--json"]
     monkeypatch.setattr(sys, "argv", ["avpipe", *command])
     monkeypatch.setattr("train.backbones.load_published", None)
     with pytest.raises(SystemExit) as ended:
@@ -73,6 +70,8 @@ def test_a_step_that_waits_for_nothing_is_the_limit():
         "The training step limits: with 7 threads to load it waits 1.0% of its time for data, and 4 would be enough. "
         "An epoch of 143,872 samples takes 48.8 s, the recipe's 20 together 16 min."
     )
+    for words in ("20,000", "2,500 MB/s", "loading, 8 threads", "7,000", "9,000 MB", "2,950.0", "1.0%"):
+        assert words in table(BUSY, verdict)
 
 
 def test_a_disk_that_cannot_feed_the_step_is_the_limit():
@@ -96,15 +95,8 @@ def test_too_few_threads_are_the_limit(changes, enough, words):
     assert words in verdict.text
 
 
-def test_the_table_holds_every_measurement():
-    text = table(BUSY, judge(BUSY))
-    for words in ("20,000", "2,500 MB/s", "loading, 8 threads", "7,000", "9,000 MB", "2,950.0", "1.0%"):
-        assert words in text
-
-
-def test_shards_that_do_not_fit_get_the_sentences_of_a_training(folder):
-    shards = open_shards(folder)
+def test_shards_that_do_not_fit_get_the_sentences_of_a_training(shards):
     with pytest.raises(AvpipeError, match="16 samples do not fill one batch of 64"):
-        bench(get_recipe("lvs-small", [*CHANGES, "batch_size=64"]), shards, seconds=0.1)
+        bench(get_recipe("lvs-small", [*SMALL, "batch_size=64"]), shards, seconds=0.1)
     with pytest.raises(AvpipeError, match=r"holds no vggish\.npy; it has: .*logspec\.npy"):
-        bench(get_recipe("lvs-small", [*CHANGES, "feature=vggish"]), shards, seconds=0.1)
+        bench(get_recipe("lvs-small", [*SMALL, "feature=vggish"]), shards, seconds=0.1)

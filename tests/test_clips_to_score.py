@@ -1,5 +1,6 @@
 """Which clips are scored: a part of a split, and the negatives of the extended sets."""
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,9 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from shared_files import SHARED
+from thin import thin_networks  # noqa: F401
 
 from pipeline.catalogue import SplitDefinition
 from pipeline.errors import AvpipeError
+from pipeline.layout import Root
 from pipeline.manifest import SPLITS, Manifest, write_table
 from pipeline.settings import ExtractSettings, ShardSettings
 from pipeline.shard import shard
@@ -18,11 +21,14 @@ from train.evaluation.clips_to_score import clips_of_manifest, clips_of_shards, 
 from train.evaluation.results import Request, run_eval
 
 
-@pytest.fixture
-def extended(fresh_root, done_root, monkeypatch):
+@pytest.fixture(scope="module")
+def extended(done_root, tmp_path_factory):
     """A root with a split `quiet` of three negatives, the last with its own sound; and its rows."""
-    (fresh_root.cache).symlink_to(done_root.cache)
-    manifest = Manifest.open(fresh_root.manifest)
+    root = Root(tmp_path_factory.mktemp("extended"))
+    shutil.copytree(done_root.manifest, root.manifest)
+    for name in ("cache", "clips", "ledger"):
+        getattr(root, name).symlink_to(getattr(done_root, name))
+    manifest = Manifest.open(root.manifest)
     frames, sounds = sorted(manifest.split_ids("synth_test")), sorted(manifest.split_ids("synth_train"))
     rows = [(frames[0], sounds[0]), (frames[1], sounds[1]), (sounds[2], None)]
     new = [
@@ -35,12 +41,14 @@ def extended(fresh_root, done_root, monkeypatch):
     facts["splits"]["quiet"] = {"role": "test", "list": "x", "listed": 3, "sha256": ""}
     write_table(pa.concat_tables([old.replace_schema_metadata(), pa.Table.from_pylist(new, SPLITS)]), path, facts)
     definition = SplitDefinition(name="quiet", list="x", role="test", adds_to="synth_test")
-    monkeypatch.setattr("pipeline.manifest.load_catalogue", lambda: ({}, {"quiet": definition}))
-    for split in ("synth_test", "quiet"):
-        shard(fresh_root, split, ExtractSettings(), ShardSettings(), workers=1)
-    return fresh_root, rows
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.manifest.load_catalogue", lambda: ({}, {"quiet": definition}))
+        for split in ("synth_test", "quiet"):
+            shard(root, split, ExtractSettings(), ShardSettings(), workers=1)
+    return root, rows
 
 
+@pytest.mark.heavy
 def test_negatives_stand_behind_the_clips_that_they_are_added_to(extended):
     root, rows = extended
     shards = open_split(root, "quiet")
@@ -51,14 +59,13 @@ def test_negatives_stand_behind_the_clips_that_they_are_added_to(extended):
     assert [shards.clip_ids[n] for n in clips.numbers] == clips.clip_ids
     assert [shards.clip_ids[n] for n in clips.sounds[4:]] == [sound or frame for frame, sound in rows]
     for number in (*clips.numbers, *clips.sounds):
-        assert len(shards.read(int(number), "frame.jpg")) and shards.array(int(number), "logspec.npy").shape == (
-            257,
-            200,
-        )
+        assert shards.read(int(number), "frame.jpg").startswith(b"\xff\xd8")
+        assert shards.array(int(number), "logspec.npy").shape == (257, 200)
     assert clips.sounding().clip_ids == alone.clip_ids
 
 
-def test_an_extended_set_is_scored_with_its_statistics(extended, monkeypatch):
+@pytest.mark.heavy
+def test_an_extended_set_is_scored_with_its_statistics(extended, tmp_path, monkeypatch):
     root, _ = extended
     result = run_eval(root, Request(split="quiet", baseline="random-init", protocol="slavc,avpipe", workers=0))
     assert (result["clips_scored"], result["negatives"], result["negatives_listed"]) == (4, 3, 3)
@@ -70,11 +77,10 @@ def test_an_extended_set_is_scored_with_its_statistics(extended, monkeypatch):
         patch.setattr("train.evaluation.clips_to_score.open_shards", lambda folder: SimpleNamespace(metadata=outside))
         with pytest.raises(AvpipeError, match=r"'../elsewhere' is not the name of a split"):
             open_split(root, "quiet")
-    (root.shards / "synth_test" / "index.parquet").unlink()
-    with pytest.raises(
-        AvpipeError, match=r"negatives for synth_test, which has no shards; run `avpipe shard --split s"
-    ):
-        open_split(root, "quiet")
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards/quiet").symlink_to(root.shards / "quiet")
+    with pytest.raises(AvpipeError, match=r"for synth_test, which has no shards; run `avpipe shard --split s"):
+        open_split(Root(tmp_path), "quiet")
 
 
 def test_only_a_part_is_scored_and_what_is_missing_counts(done_root, tmp_path):
@@ -88,14 +94,12 @@ def test_only_a_part_is_scored_and_what_is_missing_counts(done_root, tmp_path):
     assert only(clips, read_only(done_root.manifest, "synth_test")).clip_ids == clips.clip_ids
     with pytest.raises(AvpipeError, match="none of the 1 clips of the list is in synth_test"):
         only(clips, ["zzzzzzzzzzz_000001"])
+    for text in ("gone.txt", "some/where"):
+        with pytest.raises(AvpipeError, match=r"is not there; --only takes a file with one clip id a line"):
+            read_only(tmp_path, text)
 
 
-@pytest.mark.parametrize("text", ["gone.txt", "some/where"])
-def test_a_list_that_is_not_there_is_a_sentence(tmp_path, text):
-    with pytest.raises(AvpipeError, match=r"is not there; --only takes a file with one clip id a line"):
-        read_only(tmp_path, text)
-
-
+@pytest.mark.heavy
 def test_the_official_extended_set_is_vggss_and_as_many_negatives(official):
     folder = official.folder
     own, both = (clips_of_manifest(folder, split) for split in ("vggss", "vggss_extended"))

@@ -33,6 +33,7 @@ def test_a_link_to_a_folder_of_others_is_none(home, tmp_path_factory):
     assert cache_folder() is None
 
 
+@pytest.mark.heavy
 def test_without_any_place_it_compiles_anew(home):
     code = "import numpy as np; from train.data import pixels\n"
     code += "frame = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)\n"

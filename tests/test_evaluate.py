@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from torchvision.models import resnet18
+from thin import thin_networks  # noqa: F401
+from train_fixtures import imagenet_weights, linked
 
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root
@@ -20,56 +21,44 @@ from train.evaluation.clips_to_score import ScoredClips, clips_of_shards
 from train.evaluation.eval_table import table
 from train.evaluation.predict import network_maps
 from train.evaluation.results import Request, run_eval
-from train.fit import fit
+from train.methods import METHODS
 from train.recipes import get_recipe
 from train.reports.stored import read_scores
 
+pytest_plugins = ["train_fixtures"]
 FIELDS = {"split", "protocol", "clips_listed", "clips_scored", "ciou", "auc", "pointing", "floor", "ceiling"}
 
 
-def clips_with(boxes):
+def clips_with(boxes, **more):
     ids = [f"clip_{n:06d}" for n in range(len(boxes))]
-    boxes = [[dict(zip(("annotator", *"abcd"), (0, *b), strict=True)) for b in clip] for clip in boxes]
-    named = [
-        [{"annotator": 0, "xmin": b["a"], "ymin": b["b"], "xmax": b["c"], "ymax": b["d"]} for b in c] for c in boxes
-    ]
-    return ScoredClips(
-        split="t", listed=9, listed_sha256="", clip_ids=ids, labels=[None] * len(ids), boxes=named, voted=False
-    )
+    keys = ("annotator", "xmin", "ymin", "xmax", "ymax")
+    given = {"labels": [None] * len(ids), "voted": False} | more
+    boxes = [[dict(zip(keys, (place, *box), strict=True)) for place, box in enumerate(clip)] for clip in boxes]
+    return ScoredClips(split="t", listed=9, listed_sha256="", clip_ids=ids, boxes=boxes, **given)
 
 
 LEFT = np.tile(np.linspace(1, 0, 14, dtype=np.float32), (14, 1))
 
 
-def test_a_perfect_map_reaches_the_ceiling_and_a_wrong_one_nothing():
-    clips = clips_with([[(0, 0, 0.5, 1)], [(0.5, 0, 1, 1)]])
-    (score,) = ev.evaluate(clips, lambda frame: iter([LEFT, LEFT]), ["avpipe"])
-    assert [row["ciou"] for row in score.rows] == [1, 0]
-    assert [row["peak_inside"] for row in score.rows] == [True, False]
-    summary = score.summary()
-    assert (summary["ciou"], summary["pointing"], summary["ceiling"]["ciou"]) == (0.5, 0.5, 1)
-    assert 0 <= summary["floor"]["ciou"] <= summary["ceiling"]["ciou"]
-
-
 def test_a_clip_without_a_box_is_apart_or_a_miss_as_the_protocol_says():
-    clips = clips_with([[(0, 0, 0.5, 1)], []])
-    apart, miss = ev.evaluate(clips, lambda frame: iter([LEFT, LEFT]), ["avpipe", "lvs"])
-    assert (apart.summary()["clips_scored"], apart.summary()["ciou"]) == (1, 1)
-    assert (miss.summary()["clips_scored"], miss.summary()["ciou"]) == (2, 0.5)
-    assert apart.summary()["clips_without_box"] == miss.summary()["clips_without_box"] == 1
-
-
-def test_maps_are_made_once_for_each_kind_of_frame():
-    asked = []
-
-    def maps(frame):
-        asked.append(frame)
-        return iter([LEFT])
-
+    clips, asked = clips_with([[(0, 0, 0.5, 1)], [(0.5, 0, 1, 1)], []]), []
     names = ev.choose_protocols("all")
-    scores = ev.evaluate(clips_with([[(0, 0, 0.5, 1)]]), maps, names)
-    assert sorted(asked) == ["crop", "squash"]
+    scores = ev.evaluate(clips, lambda frame: asked.append(frame) or iter([LEFT] * 3), names)
+    assert sorted(asked) == ["crop", "squash"], "maps are made once for each kind of frame"
     assert [score.protocol for score in scores] == names and names[0] == "avpipe"
+    apart, miss = (next(score for score in scores if score.protocol == name) for name in ("avpipe", "lvs"))
+    assert [row["ciou"] for row in apart.rows[:2]] == [1, 0]
+    assert [row["peak_inside"] for row in apart.rows[:2]] == [True, False]
+    summary = apart.summary()
+    assert (summary["clips_scored"], summary["ciou"], summary["pointing"], summary["ceiling"]["ciou"]) == (
+        2,
+        0.5,
+        0.5,
+        1,
+    )
+    assert 0 <= summary["floor"]["ciou"] <= summary["ceiling"]["ciou"]
+    assert (miss.summary()["clips_scored"], miss.summary()["ciou"]) == (3, pytest.approx(1 / 3))
+    assert summary["clips_without_box"] == miss.summary()["clips_without_box"] == 1
 
 
 def plain_row(clips, number, map_HW, name):
@@ -92,9 +81,7 @@ def plain_row(clips, number, map_HW, name):
 def test_what_protocols_share_changes_no_row(voted):
     draw = np.random.default_rng(2)
     boxes = [[(*corner, *(corner + 0.5)) for corner in draw.uniform(-0.2, 0.6, (count, 2))] for count in (1, 2, 3)]
-    clips = replace(clips_with(boxes), voted=voted)
-    for number, clip in enumerate(clips.boxes):
-        clips.boxes[number] = [{**box, "annotator": place} for place, box in enumerate(clip)]
+    clips = clips_with(boxes, voted=voted)
     maps = draw.standard_normal((3, 14, 14), dtype=np.float32)
     for score in ev.evaluate(clips, lambda frame: iter(maps), ev.choose_protocols("all")):
         for number, row in enumerate(score.rows):
@@ -102,6 +89,7 @@ def test_what_protocols_share_changes_no_row(voted):
             assert {name: row[name] for name in expected} == expected
 
 
+@pytest.mark.heavy
 def test_parts_scored_side_by_side_give_the_same_rows(monkeypatch):
     draw = np.random.default_rng(3)
     boxes = [[(*corner, *(corner + 0.4))] for corner in draw.uniform(0, 0.6, (5, 2))]
@@ -124,7 +112,7 @@ def test_object_maps_are_blended_in():
 
 def test_groups_of_clips_and_intervals():
     boxes = [(0, 0, 0.5, 1)], [(0, 0, 0.1, 0.1)], [(0, 0, 0.5, 0.9), (0, 0.4, 0.5, 1)], []
-    clips = replace(clips_with(boxes), labels=["dog", "dog", "cat", None])
+    clips = clips_with(boxes, labels=["dog", "dog", "cat", None])
     (score,) = ev.evaluate(clips, lambda frame: iter([LEFT] * 4), ["avpipe"])
     found = score.summary()
     small = {"clips": 1, "ciou": 0, "mean": score.rows[1]["ciou"]}
@@ -139,7 +127,7 @@ def test_groups_of_clips_and_intervals():
 
 def test_negatives_are_apart_and_told_by_confidence(tmp_path):
     full = [(0, 0, 0.5, 1)]
-    clips = replace(clips_with([full, full, full, []]), negative=[False, False, True, False])
+    clips = clips_with([full, full, full, []], negative=[False, False, True, False])
     quiet = np.full((14, 14), -0.8, np.float32)
     scores = ev.evaluate(clips, lambda frame: iter([2 * LEFT - 1, quiet, quiet - 0.1, quiet]), ["avpipe", "slavc"])
     ev.write_per_clip(scores, tmp_path / "rows.parquet")
@@ -159,16 +147,6 @@ def test_nothing_to_score_and_unknown_protocols_are_sentences():
         ev.evaluate(clips_with([[]]), lambda frame: iter([LEFT]), ["avpipe"])
     with pytest.raises(AvpipeError, match=r"no protocol 'lsv'; there are: .*all"):
         ev.choose_protocols("lsv")
-
-
-@pytest.fixture(scope="module")
-def trained(done_root, tmp_path_factory):
-    root = Root(tmp_path_factory.mktemp("trained"))
-    (root.path / "shards").symlink_to(done_root.shards)
-    (root.path / "manifest").symlink_to(done_root.manifest)
-    changes = ["image_px=32", "batch_size=4", "epochs=1", "spec_pool=8"]
-    fit(get_recipe("lvs-small", changes), open_shards(root.shards / "synth_train"), root.runs / "small", workers=0)
-    return root
 
 
 def test_a_run_is_scored_and_its_files_say_the_same(trained):
@@ -196,37 +174,27 @@ def test_a_map_depends_on_its_own_clip_alone(trained):
     shards = open_shards(trained.shards / "synth_test")
     clips = clips_of_shards(shards)
     torch.manual_seed(0)
-    recipe = get_recipe("lvs-small", ["image_px=32"])
-    from train.methods import METHODS
-
-    network = METHODS["lvs"].network(recipe.options)
+    network = METHODS["lvs"].network(get_recipe("lvs-small", []).options)
     together = list(network_maps(network, shards, clips, "logspec", 32, workers=0)("squash"))
     for place in range(4):
         (alone,) = network_maps(network, shards, clips.at([place]), "logspec", 32, workers=0)("squash")
         np.testing.assert_allclose(alone, together[place], atol=1e-5)
 
 
-def test_random_init_is_a_baseline_and_repeats_itself(trained):
-    first = run_eval(trained, Request(split="synth_test", baseline="random-init", workers=0))
-    assert first["model"] == "baseline-random-init" and first["clips_scored"] == 4
-    assert run_eval(trained, Request(split="synth_test", baseline="random-init", workers=0)) == first
-
-
-def test_the_baseline_object_needs_the_imagenet_weights_and_no_sound(trained, tmp_path):
-    torch.manual_seed(0)
-    torch.save(resnet18(weights=None).state_dict(), tmp_path / "resnet18-f37072fd.pth")
-    result = run_eval(trained, Request(split="synth_test", baseline="object", workers=0, weights=tmp_path))
+def test_random_init_is_a_baseline_and_repeats_itself_and_object_needs_no_sound(trained, tmp_path):
+    first, again = (run_eval(trained, Request(split="synth_test", baseline="random-init", workers=0)) for _ in "12")
+    assert (first["model"], first["clips_scored"]) == ("baseline-random-init", 4) and again == first
+    weights = imagenet_weights(tmp_path)
+    result = run_eval(trained, Request(split="synth_test", baseline="object", workers=0, weights=weights))
     assert (result["model"], result["clips_scored"]) == ("baseline-object", 4)
     assert (trained.runs / "baseline-object/eval/synth_test/metrics.json").exists()
-    with pytest.raises(AvpipeError, match="the ImageNet weights of ResNet-18 are missing"):
-        run_eval(trained, Request(split="synth_test", baseline="object", workers=0, weights=tmp_path / "nowhere"))
 
 
 def test_without_a_name_the_newest_run_is_scored_or_a_fresh_network(trained, done_root, tmp_path, capsys):
     assert run_eval(trained, Request(split="synth_test", workers=0))["model"] == "small"
-    untrained = Root(tmp_path)
-    (untrained.path / "shards").symlink_to(done_root.shards)
-    assert run_eval(untrained, Request(split="synth_test", workers=0))["model"] == "baseline-random-init"
+    assert (
+        run_eval(linked(tmp_path, done_root), Request(split="synth_test", workers=0))["model"] == "baseline-random-init"
+    )
     assert "no trained run" in capsys.readouterr().err
 
 
@@ -237,8 +205,8 @@ def test_without_a_name_the_newest_run_is_scored_or_a_fresh_network(trained, don
         ({"checkpoint": "nobody"}, "no run 'nobody'"),
         ({"baseline": "best"}, "no baseline 'best'; there are: centre, object, random-init"),
         ({"baseline": "centre", "object_guided": True}, "a baseline is scored as it is"),
-        ({"format_name": "lvs"}, "give that file, too"),
         ({"weights": Path("x")}, "--baseline object or --object-guided"),
+        ({"baseline": "object", "weights": Path("nowhere")}, "the ImageNet weights of ResNet-18 are missing"),
     ],
 )
 def test_wrong_requests_are_sentences(trained, asked, sentence):
@@ -252,57 +220,44 @@ def test_other_sounds_and_what_was_trained_on_stand_beside_the_score(trained):
         other = result[name]
         assert other["drop"] == pytest.approx(result["ciou"] - other["ciou"])
         assert other["interval"][0] <= other["drop"] <= other["interval"][1]
-    assert result["trained_on"]["split"] == "synth_train"
-    assert result["trained_on"]["leak"] == {"clips": 0, "videos": 0}
-    text = table(result)
+    trained_on, text = result["trained_on"], table(result)
+    assert (trained_on["split"], trained_on["leak"]) == ("synth_train", {"clips": 0, "videos": 0})
     assert "with the sound of another class: cIoU@0.5" in text and "trained on synth_train (16 clips)" in text
     assert "LEAK" not in text
-
-
-def test_a_leak_is_shouted_and_can_be_forbidden(trained):
-    with pytest.raises(AvpipeError, match=r"shares clips or videos with synth_train \(16 clips, 16 videos\)"):
-        run_eval(trained, Request(split="synth_train", checkpoint="small", workers=0, forbid_leak=True))
-    result = run_eval(trained, Request(split="synth_test", checkpoint="small", workers=0))
-    result["trained_on"] |= {"leak": {"clips": 3, "videos": 4}, "select_on": "synth_test"}
+    trained_on |= {"leak": {"clips": 3, "videos": 4}, "select_on": "synth_test"}
     assert "LEAK: trained on 3 of the scored clips, on 4 of their videos" in table(result)
     assert "its epoch was chosen by the score on synth_test" in table(result)
+    with pytest.raises(AvpipeError, match=r"shares clips or videos with synth_train \(16 clips, 16 videos\)"):
+        run_eval(trained, Request(split="synth_train", checkpoint="small", workers=0, forbid_leak=True))
 
 
 def test_object_guided_maps_are_a_blend(trained, tmp_path):
-    torch.save(resnet18().state_dict(), tmp_path / "resnet18-f37072fd.pth")
-    plain = run_eval(trained, Request(split="synth_test", checkpoint="small", workers=0))
-    request = Request(split="synth_test", checkpoint="small", workers=0, object_guided=True, weights=tmp_path)
-    guided = run_eval(trained, request)
+    request = Request(split="synth_test", checkpoint="small", workers=0)
+    plain = run_eval(trained, request)
+    guided = run_eval(trained, replace(request, object_guided=True, weights=imagenet_weights(tmp_path)))
     assert guided["model"] == "small + object-guided" and guided["per_clip"] != plain["per_clip"]
     ours, theirs = (next(iter(read_scores(Path(result["per_clip"])).values())).rows for result in (plain, guided))
     assert [row["ciou"] for row in ours] != [row["ciou"] for row in theirs]
 
 
-def test_a_checkpoint_of_another_feature_is_refused(trained, tmp_path):
-    state = torch.load(trained.runs / "small" / "last.pt", weights_only=True)
-    state["data"]["feature_digest"] = "00000000"
-    torch.save(state, tmp_path / "other.pt")
-    with pytest.raises(AvpipeError, match="trained on logspec 00000000"):
-        run_eval(trained, Request(split="synth_test", checkpoint=str(tmp_path / "other.pt"), workers=0))
-
-
-def without_weights(state):
-    del state["network"]["image_trunk.conv1.weight"]
-
-
-def with_a_foreign_setting(state):
-    state["recipe"]["magic"] = 1
-
-
-@pytest.mark.parametrize("change", [without_weights, with_a_foreign_setting, lambda state: state.pop("data")])
-def test_a_checkpoint_that_is_not_whole_is_a_sentence(trained, tmp_path, change):
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda state: state["data"].update(feature_digest="00000000"), "trained on logspec 00000000"),
+        (lambda state: state["network"].pop("image_trunk.conv1.weight"), "not a whole checkpoint of this avpipe"),
+        (lambda state: state["recipe"].update(magic=1), "not a whole checkpoint of this avpipe"),
+        (lambda state: state.pop("data"), "not a whole checkpoint of this avpipe"),
+    ],
+)
+def test_a_checkpoint_of_another_feature_or_not_whole_is_a_sentence(trained, tmp_path, change, sentence):
     state = torch.load(trained.runs / "small" / "last.pt", weights_only=True)
     change(state)
     torch.save(state, tmp_path / "part.pt")
-    with pytest.raises(AvpipeError, match="not a whole checkpoint of this avpipe"):
+    with pytest.raises(AvpipeError, match=sentence):
         run_eval(trained, Request(split="synth_test", checkpoint=str(tmp_path / "part.pt"), workers=0))
 
 
+@pytest.mark.slow
 def test_the_centre_of_vggss_needs_no_clips(official, tmp_path):
     root = Root(tmp_path)
     root.manifest.symlink_to(official.folder)

@@ -106,16 +106,6 @@ def test_every_spec_gives_the_shape_of_its_paper_in_float16_range(name):
         assert np.abs(array).max() <= 100  # which not-a-number is not
 
 
-def test_the_shapes_are_those_of_the_papers():
-    assert {name: spec.shape for name, spec in SPECS.items()} == {
-        "logspec": (257, 200),
-        "logspec-10s": (257, 671),
-        "tie-mel": (257, 670),
-        "vggish": (3, 96, 64),
-        "logmel": (64, 301),
-    }
-
-
 @pytest.mark.parametrize("name", SPECS)
 def test_every_field_changes_the_digest(name):
     spec = SPECS[name]

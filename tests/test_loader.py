@@ -1,6 +1,5 @@
 """The plan of batches, and that batches depend on nothing else."""
 
-import shutil
 import subprocess
 import sys
 import threading
@@ -13,6 +12,7 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from train_fixtures import assert_same_batches
 
 from pipeline.errors import AvpipeError
 from train.data.batch_plan import BatchPlan
@@ -21,6 +21,8 @@ from train.data.open import open_shards
 from train.data.shards import DamagedError
 from train.data.skipped import Skipped
 from train.data.training_samples import TrainingSamples, batches
+
+pytest_plugins = ["train_fixtures"]
 
 
 def plan(samples=103, batch_size=8, world_size=1, epochs=3, seed=0):
@@ -43,16 +45,13 @@ def test_every_rank_takes_equal_steps_and_no_sample_comes_twice_in_an_epoch(samp
         assert set(rows) <= set(range(samples))
 
 
-def test_more_ranks_make_the_same_global_batches():
+def test_more_ranks_make_the_same_global_batches_and_epochs_and_seeds_others():
     one, two = plan(batch_size=8, world_size=1), plan(batch_size=4, world_size=2)
+    assert (one.rows(0, 0) != one.rows(one.steps_per_epoch, 0)).any() and (
+        one.rows(0, 0) != plan(seed=1).rows(0, 0)
+    ).any()
     for step in range(one.steps):
         assert (one.rows(step, 0) == np.concatenate([two.rows(step, 0), two.rows(step, 1)])).all()
-
-
-def test_epochs_and_seeds_shuffle_anew():
-    p = plan()
-    assert (p.rows(0, 0) != p.rows(p.steps_per_epoch, 0)).any()
-    assert (p.rows(0, 0) != plan(seed=1).rows(0, 0)).any()
 
 
 def neighbours_p(pairs, samples):
@@ -65,23 +64,17 @@ def neighbours_p(pairs, samples):
 
 
 def test_neighbours_in_the_shards_are_no_neighbours_in_batches():
-    p = plan(samples=200, batch_size=2, epochs=60)
-    assert neighbours_p([p.rows(step, 0) for step in range(p.steps)], 200) > 1e-3
-
-
-def test_they_are_where_a_buffer_shuffles():
-    """webdataset's way: what was read one after the other stays near. The same statistic sees it, and passes ours."""
+    """As they are where a buffer shuffles, webdataset's way: the same statistic sees it, and passes ours."""
     count, buffered = 20_000, webdataset.filters.shuffle(1000)
     order = np.array([n for _ in range(2) for n in buffered(iter(range(count)))])
-    assert sorted(order) == sorted([*range(count)] * 2)
     assert neighbours_p(order.reshape(-1, 2), count) < 1e-100
-    p = plan(samples=count, batch_size=2, epochs=2)
-    assert neighbours_p([p.rows(step, 0) for step in range(p.steps)], count) > 1e-3
+    for samples, epochs in ((200, 60), (count, 2)):
+        p = plan(samples=samples, batch_size=2, epochs=epochs)
+        assert neighbours_p([p.rows(step, 0) for step in range(p.steps)], samples) > 1e-3
 
 
 @pytest.fixture(scope="module")
-def samples(done_root):
-    shards = open_shards(done_root.shards / "synth_train")
+def samples(shards):
     return TrainingSamples(shards=shards, feature="logspec", image_px=32, seed=5)
 
 
@@ -95,36 +88,26 @@ def test_batches_are_the_same_for_any_number_of_workers(samples):
     assert list(alone[0]) == ["image", "spec", "number"]
     assert alone[0]["image"].shape == (4, 32, 32, 3) and alone[0]["image"].dtype == torch.uint8
     assert alone[0]["spec"].shape == (4, 1, 257, 200) and alone[0]["spec"].dtype == torch.float16
+    first, again = samples[0, 3], samples[1, 3]  # of two epochs: the view differs
+    assert (first["spec"] == again["spec"]).all() and (first["image"] != again["image"]).any()
     for workers in (1, 2):
-        for batch, again in zip(alone, taken(samples, workers=workers), strict=True):
-            assert all(torch.equal(part, again[name]) for name, part in batch.items())
+        assert_same_batches(taken(samples, workers=workers), alone)
 
 
 @pytest.mark.parametrize("first_step", [3, 6])
 def test_a_resumed_loader_gives_the_very_next_batches(samples, first_step):
-    whole, rest = taken(samples), taken(samples, first_step)
-    assert len(rest) == 8 - first_step
-    for batch, again in zip(whole[first_step:], rest, strict=True):
-        assert all(torch.equal(part, again[name]) for name, part in batch.items())
-
-
-def test_augmentation_differs_between_epochs(samples):
-    first, again = samples[0, 3], samples[1, 3]
-    assert (first["spec"] == again["spec"]).all() and (first["image"] != again["image"]).any()
+    assert_same_batches(taken(samples, first_step), taken(samples)[first_step:])
 
 
 @pytest.fixture
-def damaged(done_root, tmp_path):
+def damaged(copied):
     """(samples of which number 11 has a spoilt frame and number 6 a spoilt feature, their clip ids)."""
-    folder = shutil.copytree(done_root.shards / "synth_train", tmp_path / "s")
-    shards = open_shards(folder)
+    shards = open_shards(copied)
     for number, member, at in ((11, "frame.jpg", 0), (6, "logspec.npy", 20)):
-        tar = folder / shards.shard_names[shards.shard_of[number]]
-        data = bytearray(tar.read_bytes())
-        start = int(shards.offset[member][number]) + at
-        data[start : start + 200] = bytes(200)
-        tar.write_bytes(data)
-    samples = TrainingSamples(shards=open_shards(folder), feature="logspec", image_px=32, seed=5)
+        with open(copied / shards.shard_names[shards.shard_of[number]], "r+b") as tar:
+            tar.seek(int(shards.offset[member][number]) + at)
+            tar.write(bytes(200))
+    samples = TrainingSamples(shards=open_shards(copied), feature="logspec", image_px=32, seed=5)
     return samples, {shards.clip_ids[11], shards.clip_ids[6]}
 
 
@@ -159,22 +142,12 @@ def test_ranks_cannot_go_on_without_a_sample(damaged):
     with pytest.raises(DamagedError):
         for rank in range(2):
             list(batches(damaged[0], p, rank, range(p.steps), 1, lambda error: None))
-
-
-def test_a_feature_of_another_shape_is_damaged(damaged, monkeypatch):
-    shards = damaged[0].shards
-    monkeypatch.setattr(type(shards), "array", lambda *_: np.zeros((257, 1), np.float16))
-    with pytest.raises(DamagedError, match="its shape is"):
-        shards.feature(0, "logspec")
+    with pytest.raises(DamagedError):  # a batch in which nothing is left
+        list(stacked([[(0, 6), (0, 11)]], damaged[0].__getitem__, 1, lambda error: None))
 
 
 def loader_threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
-
-
-def test_a_batch_in_which_nothing_is_left_stops(damaged):
-    with pytest.raises(DamagedError):
-        list(stacked([[(0, 6), (0, 11)]], damaged[0].__getitem__, 1, lambda error: None))
 
 
 def test_only_some_batches_are_made_ahead_and_threads_end_with_their_consumer():
@@ -200,7 +173,15 @@ def test_any_error_of_a_thread_reaches_the_consumer():
     assert not loader_threads()
 
 
-@pytest.mark.parametrize("end", ["raise KeyboardInterrupt", "sys.exit(3)", "os.kill(os.getpid(), signal.SIGINT)"])
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "end",
+    ["sys.exit(3)"]
+    + [
+        pytest.param(e, marks=pytest.mark.slow)
+        for e in ("raise KeyboardInterrupt", "os.kill(os.getpid(), signal.SIGINT)")
+    ],
+)
 def test_no_thread_keeps_the_program_alive(end):
     program = f"""
 import os, signal, sys, time

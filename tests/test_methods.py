@@ -7,8 +7,6 @@ import torch
 
 from pipeline.errors import AvpipeError
 from pipeline.features import SPECS
-from train.data.open import open_shards
-from train.data.training_samples import TrainingSamples
 from train.methods import METHODS
 from train.methods.lvs import LVSConfig, lvs_loss
 from train.methods.ssl_tie import SSLTIE, SSLTIEConfig
@@ -18,18 +16,7 @@ from train.recipes import get_recipe
 from train.similarity import similarity_maps
 from train.warp import Warp, draw_warp
 
-
-@pytest.fixture(scope="module")
-def shards(done_root):
-    return open_shards(done_root.shards / "synth_train")
-
-
-@pytest.mark.parametrize("margin", [0.2, -0.2])
-def test_a_margin_moves_the_positive_alone(margin):
-    image, audio = torch.randn(3, 8, 4, 4).abs(), torch.randn(3, 8).abs()
-    plain, shifted = (lvs_loss(image, audio, LVSConfig(init="random", margin=m))[1] for m in (0.0, margin))
-    assert shifted["positive"].item() == pytest.approx(plain["positive"].item() - margin, abs=1e-5)
-    assert shifted["easy"] == plain["easy"] and shifted["hard"] == plain["hard"]
+pytest_plugins = ["train_fixtures"]
 
 
 def test_the_papers_objective_is_its_formula():
@@ -47,6 +34,7 @@ def test_the_papers_objective_is_its_formula():
     assert lvs_loss(image, audio, config)[0].item() == pytest.approx(total.item() / 3, rel=1e-9)
 
 
+@pytest.mark.heavy
 def test_sspl_learns_all_but_its_extractors_each_at_its_rate():
     model = SSPL(SSPLConfig(init="random", pcm=False)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -59,12 +47,10 @@ def test_sspl_learns_all_but_its_extractors_each_at_its_rate():
     changed = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"projector", "predictor", "sound_head"}
     assert not model.frame.training and parts["spread"] > 0
-
-
-def test_rates_of_the_predictive_coding_module_do_not_decay():
-    groups = SSPL(SSPLConfig(init="random")).parameter_groups(1.0)
-    assert len(groups[2]["params"]) == 6 and groups[2]["weight_decay"] == 0
-    assert all(parameter.shape == (1, 512, 1, 1) for parameter in groups[2]["params"])
+    with torch.device("meta"):
+        rates = SSPL(SSPLConfig(init="random")).parameter_groups(1.0)[2]
+    assert len(rates["params"]) == 6 and rates["weight_decay"] == 0, "those of its predictive coding do not decay"
+    assert all(parameter.shape == (1, 512, 1, 1) for parameter in rates["params"])
 
 
 def test_a_warp_without_anything_changes_nothing_and_a_flip_is_a_flip():
@@ -89,26 +75,22 @@ def test_drawn_warps_have_whole_degrees_and_both_scales_and_flips():
     assert {(warp.scale, warp.flip) for warp in drawn} == {(s, f) for s in (0.5, 1.0) for f in (True, False)}
 
 
-def test_sspl_sees_two_views_of_a_frame(shards):
-    two = TrainingSamples(shards=shards, feature="logspec", image_px=32, seed=0, views=METHODS["sspl"].views)[0, 0][0]
-    assert two.shape == (2, 32, 32, 3) and (two[0] != two[1]).any()
-
-
-@pytest.mark.parametrize("fusion", ["attention", "concatenate", "multiply", "add"])
-def test_sspl_fuses_as_its_table_says(fusion):
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("fusion", "first", "second"),
+    [("attention", 1, 0), ("concatenate", 1 / 9, 8 / 9), ("multiply", 1 / 9, 0), ("add", 1 + 1 / 9, 8 / 9)],
+)
+def test_sspl_fuses_as_its_table_says(fusion, first, second):
     model = SSPL(SSPLConfig(init="random", pcm=False, fusion=fusion)).eval()
-    image, audio = torch.randn(2, 512, 3, 3), torch.randn(2, 512)
-    mean = image.mean(dim=(2, 3))
-    cosine = torch.einsum("bchw,bc->bhw", image / image.norm(dim=1, keepdim=True), audio / audio.norm(dim=1)[:, None])
-    low, high = cosine.amin((1, 2), keepdim=True), cosine.amax((1, 2), keepdim=True)
-    expected = {
-        "attention": (image * ((cosine - low) / (high - low))[:, None]).sum(dim=(2, 3)),
-        "concatenate": torch.cat([mean, audio], dim=1),
-        "multiply": mean * audio,
-        "add": mean + audio,
-    }[fusion]
-    torch.testing.assert_close(model.fuse(image, audio), expected, rtol=1e-4, atol=1e-4)
-    assert model.projector(model.fuse(image, audio)).shape == (2, 2048)
+    audio = torch.eye(512)[:2]
+    image = torch.eye(512)[2:4, :, None, None].repeat(1, 1, 3, 3)  # what is seen is orthogonal to what is heard ...
+    image[:, :, 1, 2] = audio  # ... but at one of nine places
+    fused = model.fuse(image, audio)
+    assert model.projector(fused).shape == (2, 2048)
+    for clip in (0, 1):
+        assert fused[clip, clip].item() == pytest.approx(first, abs=1e-5)
+        assert fused[clip, clip + 2].item() == pytest.approx(second, abs=1e-5)
+        assert fused[clip].sum().item() == pytest.approx(first + second + (fusion == "concatenate"), abs=1e-4)
     with pytest.raises(AvpipeError, match="fusion must be one of attention, concatenate, multiply, add"):
         SSPLConfig(fusion="glue")
 
@@ -139,7 +121,7 @@ def test_small_frames_warp_to_the_size_of_the_other_map():
     assert warp.part(1, 2) == Warp(angles=warp.angles[1:], scale=0.5, flip=True)
 
 
-@pytest.mark.parametrize("name", ["lvs", "ez-vsl", "marginnce", "ssl-tie", "sspl", "vgg-h"])
+@pytest.mark.parametrize("name", METHODS)
 def test_a_step_stays_on_its_device_and_never_waits_for_it(name, monkeypatch):
     """Meta tensors refuse to meet the host's, and to be asked for a number, for which a GPU would have to be waited."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())

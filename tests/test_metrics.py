@@ -68,15 +68,12 @@ def test_success_and_auc(cious):
     assert metrics.summarise(cious) == {"ciou": metrics.success(cious), "auc": metrics.auc(cious)}
 
 
-def test_a_ciou_on_a_threshold_reaches_it():
+def test_edges_of_success_and_auc():
     assert metrics.success([0.5, 0.4999]) == 0.5
     # 3 * 0.05 is a little more than 0.15, so thresholds made by multiplication would lose this clip.
     assert metrics.auc([0.15]) == pytest.approx(3.5 * 0.05)
-
-
-def test_nan_is_a_miss_even_at_threshold_zero():
-    assert metrics.success([math.nan, 1], threshold=0) == 0.5
-    assert metrics.summarise([math.nan]) == {"ciou": 0, "auc": 0}
+    assert metrics.success([math.nan, 1], threshold=0) == 0.5, "nan is a miss even there"
+    assert all(math.isnan(value) for value in metrics.summarise([]).values())
 
 
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", None]), st.floats(0, 1) | st.just(math.nan)), max_size=12))
@@ -96,10 +93,6 @@ def test_size_classes():
     assert metrics.size_classes(sizes).tolist() == expected and metrics.size_classes([]).size == 0
 
 
-def test_no_clips_have_no_score():
-    assert all(math.isnan(value) for value in metrics.summarise([]).values())
-
-
 def test_pointing_takes_the_first_of_equal_maxima():
     similarity = np.array([[0, 5, 5], [1, 2, 5]], dtype=np.float32)
     assert metrics.pointing(similarity, binary(np.array([[0, 0.5, 0], [0, 0, 0]])))
@@ -108,12 +101,9 @@ def test_pointing_takes_the_first_of_equal_maxima():
 
 def test_centre_map_falls_from_the_middle_to_the_corners():
     centre = metrics.centre_map()
-    assert centre.shape == (224, 224) and centre.dtype == np.float32
+    assert centre.shape == (224, 224) and centre.dtype == np.float32 and not centre.flags.writeable
     assert (centre == centre[::-1]).all() and (centre == centre.T).all()
     assert centre.min() == centre[0, 0] == -1 and centre[112, 112] == centre.max() == 1
-    assert (np.diff(centre[112, 112:]) < 0).all() and abs(int((centre >= 0).sum()) - 224 * 112) <= 12
-    with pytest.raises(ValueError, match="read-only"):
-        centre[0, 0] = 1
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=lambda protocol: protocol.name)
@@ -142,13 +132,10 @@ def test_ceiling_is_the_best_of_all_predictions(gt):
     assert metrics.ceiling(gt, None) == pytest.approx(np.nanmax(bests))
 
 
-def test_ceiling_of_more_pixels_than_there_are():
-    for pixels in (-1, 10):
-        with pytest.raises(ValueError, match="of 9 pixels"):
-            metrics.ceiling(binary(np.ones((3, 3))), pixels)
+QUICK = ("avpipe", "lvs", "slavc")
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("name", [pytest.param(p, marks=() if p in QUICK else pytest.mark.slow) for p in PROTOCOLS])
 def test_floor_and_ceiling_of_vggss(name):
     boxes_file = SHARED / "metadata/lvs/vggss.json" if SHARED else None
     if not (boxes_file and boxes_file.exists()):

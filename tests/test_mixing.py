@@ -1,4 +1,4 @@
-"""Audio mixing: the schedule, the neighbours against brute force, the mixed sound, and a resume in its midst."""
+"""Audio mixing: the schedule, the neighbours against brute force, the mixed sound."""
 
 import random
 from dataclasses import replace
@@ -9,23 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning_fabric import Fabric
-from thin import thin_networks  # noqa: F401
 
 from pipeline.features import SPECS, pcm_to_float
-from train.checkpoint import LAST, load_checkpoint
 from train.data.mixing import Mixing, read_window, schedule
 from train.data.neighbours import nearest, neighbour_table
-from train.data.open import open_shards
 from train.data.training_samples import TrainingSamples
-from train.fit import fit
-from train.recipes import get_recipe
 
-CHANGES = ["image_px=32", "batch_size=4", "spec_pool=8", "feature=logspec", "checkpoint_steps=2", "init=random"]
-
-
-@pytest.fixture(scope="module")
-def shards(done_root):
-    return open_shards(done_root.shards / "synth_train")
+pytest_plugins = ["train_fixtures"]
 
 
 class Ear(torch.nn.Module):
@@ -89,25 +79,3 @@ def test_waveforms_are_mixed(shards):
     assert (sounds == [own, other]).all() and weight == 0.25
     sounds, weight = replace(always, share=0.0).sounds(shards, 5, "logspec", random.Random(0))
     assert (sounds == 0).all() and sounds.shape == (2, len(own)) and weight == 0
-
-
-def test_a_resume_goes_on_with_the_same_neighbours(shards, tmp_path, monkeypatch):
-    changes = [*CHANGES, "mixing=paper", "epochs=3"]
-    whole = fit(get_recipe("ssl-tie-small", changes), shards, tmp_path / "whole", workers=0)
-    stopped = tmp_path / "stopped"
-    with monkeypatch.context() as patch:
-        patch.setattr("train.fit.any_rank", lambda fabric, flag: (stopped / LAST).exists() and step_of(stopped) >= 6)
-        with pytest.raises(Exception, match="stopped by SIGTERM after step"):
-            fit(get_recipe("ssl-tie-small", changes), shards, stopped, workers=0)
-    assert load_checkpoint(stopped)["neighbours"].shape == (16,)
-    again = fit(get_recipe("ssl-tie-small", changes), shards, stopped, workers=1)
-    assert 6 < again.resumed_at < 12 and again.resumed_at % 4  # in the middle of an epoch
-    assert again.loss == whole.loss
-    unmixed = fit(
-        get_recipe("ssl-tie-small", [*CHANGES, "mixing=none", "epochs=3"]), shards, tmp_path / "un", workers=0
-    )
-    assert unmixed.loss != whole.loss
-
-
-def step_of(run) -> int:
-    return load_checkpoint(run)["step"]

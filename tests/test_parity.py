@@ -42,6 +42,10 @@ EVALUATION = ("eval_protocols", "eval_slavc")
 pytest.register_assert_rewrite("parity_eval")
 from parity_eval import *  # noqa: E402, F403
 
+# Kinds that run whole networks; those of SSPL take longest, and what it does behind its extractors is in sspl_loss.
+MARKS = {"*_forward": pytest.mark.heavy, "ssltie_equiv_*": pytest.mark.heavy, "sspl_loss": pytest.mark.heavy}
+SLOW = ("sspl_forward-*", "sspl_loss-float64", "*_forward-float64")
+
 # Kinds whose numbers are in double precision without the suffix `_f64`.
 DOUBLE_THROUGHOUT = ("marginnce_loss",)
 
@@ -79,7 +83,10 @@ def cases() -> list:
             continue
         double = kind in DOUBLE_THROUGHOUT or holds_double(file)
         for dtype in (torch.float64, torch.float32) if double else (torch.float32,):
-            params.append(pytest.param(file, dtype, id=f"{file.stem}-{str(dtype).removeprefix('torch.')}"))
+            precision = str(dtype).removeprefix("torch.")
+            marks = [mark for pattern, mark in MARKS.items() if fnmatchcase(kind, pattern)]
+            marks += [pytest.mark.slow for pattern in SLOW if fnmatchcase(f"{kind}-{precision}", pattern)]
+            params.append(pytest.param(file, dtype, id=f"{file.stem}-{precision}", marks=marks))
     absent = pytest.mark.skip(reason="no parity files: set AVPIPE_PARITY to their folder")
     return params or [pytest.param(None, None, id="no-files", marks=absent)]
 

@@ -1,6 +1,5 @@
 """Protocols against torch's resampling, sorting, loops over boxes and counting on a finer grid."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -12,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from pipeline.errors import AvpipeError
 from train.evaluation import ogl
-from train.evaluation.protocols import DEFAULT, PROTOCOLS
+from train.evaluation.protocols import PROTOCOLS
 
 LVS, SSL_TIE, SSPL, EZ_VSL, EZ_VSL_TRAIN, SLAVC, SLAVC_MEDIAN, AVPIPE = PROTOCOLS.values()
 HALF = 25_088
@@ -37,20 +36,13 @@ def random_map(*shape):
     return np.random.default_rng(shape).standard_normal(shape, dtype=np.float32)
 
 
-def test_names():
-    assert all(name == protocol.name for name, protocol in PROTOCOLS.items())
-    assert DEFAULT in PROTOCOLS
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        AVPIPE.pixels = 1
-
-
 TORCH_MODES = dict.fromkeys(PROTOCOLS, ("bilinear", False))
 TORCH_MODES |= {"ez-vsl": ("bilinear", True), "ez-vsl-train": ("bicubic", False)}
 TORCH_MODES |= dict.fromkeys(("slavc", "slavc-median"), ("bicubic", True))
 
 
 @each_protocol
-@pytest.mark.parametrize("shape", [(14, 14), (7, 7), (13, 17), (1, 5), (28, 224), (300, 9)])
+@pytest.mark.parametrize("shape", [(14, 14), (7, 7), (13, 17), (1, 5), (28, 224), (300, 9), (224, 224)])
 def test_enlarge_is_that_of_torch(protocol, shape):
     image_11HW = torch.from_numpy(random_map(*shape).astype(np.float64))[None, None]
     mode, aligned = TORCH_MODES[protocol.name]
@@ -58,19 +50,6 @@ def test_enlarge_is_that_of_torch(protocol, shape):
     enlarged = protocol.enlarge(random_map(*shape))
     assert enlarged.dtype == np.float32
     np.testing.assert_allclose(enlarged, expected[0, 0], atol=1e-6)
-
-
-@each_protocol
-def test_enlarge_leaves_a_map_of_full_size_alone(protocol):
-    full = random_map(224, 224)
-    assert (protocol.enlarge(full) == full).all()
-
-
-@each_protocol
-@given(value=st.floats(-1e6, 1e6, width=32))
-@settings(deadline=None)
-def test_enlarge_keeps_a_constant_map_constant(protocol, value):
-    assert (protocol.enlarge(np.full((14, 14), value, dtype=np.float32)) == np.float32(value)).all()
 
 
 @each_protocol
@@ -126,12 +105,6 @@ def test_avpipe_predicts_exactly_half_and_breaks_ties_by_position(similarity):
     assert (np.flatnonzero(prediction) == np.sort(largest)).all()
 
 
-def test_avpipe_treats_equal_rows_of_a_map_equally():
-    tilted = np.repeat(random_map(1, 14), 14, axis=0)
-    enlarged = AVPIPE.enlarge(tilted)
-    assert (enlarged == enlarged[0]).all()
-
-
 @pytest.mark.parametrize(
     ("protocol", "value", "pixels"),
     [(LVS, 0.37, 50_176), (LVS, 0, 50_176), (LVS, -0.2, 0)]
@@ -152,33 +125,19 @@ def test_maps_that_are_mostly_flat():
     assert (LVS.predict(1 - spike) == (spike == 0)).all(), "pixels at the maximum stay, however many"
 
 
-def painted(boxes):
-    """The union as published: corners truncated, negative ones set to 0, the far edge left to slicing."""
-    grid = np.zeros((224, 224))
-    for box in boxes:
-        xmin, ymin, xmax, ymax = (int(224 * max(corner, 0)) for corner in box)
-        grid[ymin:ymax, xmin:xmax] = 1
-    return grid
-
-
 CORNERS = st.floats(-0.5, 1.5)
 
 
 @given(st.lists(st.tuples(CORNERS, CORNERS, CORNERS, CORNERS), max_size=4))
 @settings(deadline=None)
 def test_published_unions_truncate_corners(boxes):
-    for protocol in (LVS, SSPL, EZ_VSL, EZ_VSL_TRAIN, SLAVC):
-        assert (protocol.annotate(boxes).weight == painted(boxes)).all()
-
-
-@given(st.lists(st.tuples(CORNERS, CORNERS, CORNERS, CORNERS), max_size=4))
-@settings(deadline=None)
-def test_ssl_tie_counts_negative_corners_from_the_far_edge(boxes):
-    grid = np.zeros((224, 224))
-    for box in boxes:
-        xmin, ymin, xmax, ymax = (int(224 * corner) for corner in box)
-        grid[ymin:ymax, xmin:xmax] = 1
-    assert (SSL_TIE.annotate(boxes).weight == grid).all()
+    """Corners are truncated and the far edge is left to slicing; SSL-TIE alone lets it count negative ones, too."""
+    for protocol in (LVS, SSL_TIE, SSPL, EZ_VSL, EZ_VSL_TRAIN, SLAVC):
+        grid = np.zeros((224, 224))
+        for box in boxes:
+            xmin, ymin, xmax, ymax = (int(224 * (corner if protocol is SSL_TIE else max(corner, 0))) for corner in box)
+            grid[ymin:ymax, xmin:xmax] = 1
+        assert (protocol.annotate(boxes).weight == grid).all()
 
 
 FINE = 5
@@ -196,14 +155,6 @@ def test_avpipe_union_has_exact_areas(fine_boxes):
     gt = AVPIPE.annotate(np.array(fine_boxes) / (224 * FINE)).weight
     np.testing.assert_allclose(gt, shares, atol=1e-7)
     assert ((gt > 0) == (shares > 0)).all(), "an edge on the pixel grid must not touch the pixel beyond"
-
-
-@given(st.tuples(CORNERS, CORNERS, CORNERS, CORNERS))
-@settings(deadline=None)
-def test_avpipe_area_of_one_box(box):
-    xmin, ymin, xmax, ymax = np.clip(box, 0, 1)
-    area = max(xmax - xmin, 0) * max(ymax - ymin, 0) * 224**2
-    assert AVPIPE.annotate([box]).weight.sum(dtype=float) == pytest.approx(area, rel=1e-5, abs=1e-4)
 
 
 @each_protocol
@@ -225,16 +176,13 @@ def test_votes(protocol):
     assert gt[223, 223] == 0
 
 
-def test_two_boxes_of_one_annotator_are_two_votes_only_as_published():
-    boxes, annotators = [[0, 0, 0.5, 1], [0, 0, 1, 0.5]], [7, 7]
-    assert AVPIPE.annotate(boxes, annotators).weight[10, 10] == 0.5
-    assert all(p.annotate(boxes, annotators).weight[10, 10] == 1 for p in (LVS, EZ_VSL))
-
-
-def test_negative_corners_of_votes_count_from_the_far_edge_only_as_published():
-    box = [[-0.25, 0, 0.5, 1]]
-    assert AVPIPE.annotate(box, [0]).weight[:, :112].all()
-    assert not any(p.annotate(box, [0]).weight.any() for p in (LVS, EZ_VSL))
+def test_votes_of_one_annotator_and_negative_corners_count_as_published_only_there():
+    boxes = [[0, 0, 0.5, 1], [0, 0, 1, 0.5]]
+    assert AVPIPE.annotate(boxes, [7, 7]).weight[10, 10] == 0.5
+    assert all(p.annotate(boxes, [7, 7]).weight[10, 10] == 1 for p in (LVS, EZ_VSL))
+    negative = [[-0.25, 0, 0.5, 1]]
+    assert AVPIPE.annotate(negative, [0]).weight[:, :112].all()
+    assert not any(p.annotate(negative, [0]).weight.any() for p in (LVS, EZ_VSL))
 
 
 def test_the_uncovered_part_of_an_edge_pixel_is_a_false_positive_only_where_areas_are_exact():
@@ -243,15 +191,6 @@ def test_the_uncovered_part_of_an_edge_pixel_is_a_false_positive_only_where_area
     edge[:, :112] = 1
     assert AVPIPE.ciou(edge, AVPIPE.annotate(half_a_pixel)) == pytest.approx(112 / HALF)
     assert EZ_VSL.annotate(half_a_pixel).weight.sum() == 0
-
-
-@each_protocol
-def test_ciou_is_that_of_the_prediction(protocol):
-    similarity = np.full((14, 14), -1, dtype=np.float32)
-    similarity[:, :7] = 1 + random_map(14, 7) / 100
-    left_half = protocol.annotate([[0, 0, 0.5, 1]])
-    assert protocol.ciou(similarity, left_half) > 0.95
-    assert protocol.ciou(-similarity, left_half) < 0.05
 
 
 def test_blends():

@@ -4,32 +4,40 @@ import argparse
 import json
 import os
 import shutil
-import sys
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from parity_recipes import deviation, field, from_json, load, parity_files, weights
+from parity_recipes import field, from_json, load, parity_files, weights
 from shared_files import PARITY
+from train_fixtures import linked
+from typer.testing import CliRunner
 
 from pipeline.errors import AvpipeError
-from pipeline.extract import extract
 from pipeline.layout import Root
-from pipeline.manifest import Manifest
-from pipeline.settings import ExtractSettings, ShardSettings
-from pipeline.shard import shard
-from train.cli import main
+from train.checkpoint import load_checkpoint
+from train.cli import app
 from train.evaluation.baselines import object_prior
+from train.evaluation.results import Request, run_eval
 from train.methods import METHODS
 from train.published import FORMATS, flat_state, folder_name, format_of, load_published_checkpoint, read_saved
 
-FEATURES = ("logspec", "logspec-10s", "tie-mel", "vggish")
-PARITY_STEM = {"lvs": "lvs", "ez-vsl": "ezvsl", "ssl-tie": "ssltie", "sspl": "sspl"}
+TIE_DEAD = {"vision_fc1.weight", "conv3.bias", "norm3.running_var", "imgnet.conv1_flow.weight", "audnet.fc.weight"}
+pytest_plugins = ["train_fixtures"]
+SLOW = {"sspl": [pytest.mark.slow]}  # its checkpoints have 400 MB
+# By format: the stem of its parity files, its published map and the tolerance, what it holds and never reads.
+GOLDEN = {
+    "lvs": ("lvs", "eval_A", 1e-5, {"audnet.conv1_flow.weight"}),
+    "ez-vsl": ("ezvsl", "eval_Savl", 2e-4, set()),
+    "ssl-tie": ("ssltie", "eval_A", 1e-5, TIE_DEAD),
+    "sspl": ("sspl", "pcm_eval_sim_map", 1e-5, set()),
+    "sspl without PCM": ("sspl", "nopcm_eval_sim_map", 1e-5, set()),
+}
 SSPL_FILES = {"net_frame": "frame", "net_sound": "sound", "net_pc": "pcm", "net_ssl_head": "ssl_head"}
 ONE = torch.ones(1)
-TIE_DEAD = {"vision_fc1.weight", "conv3.bias", "norm3.running_var", "imgnet.conv1_flow.weight", "audnet.fc.weight"}
 
 
 def parallel(state: dict) -> OrderedDict:
@@ -63,50 +71,27 @@ def save(name: str, state: dict, folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """`saved(format)`: the checkpoint of the weight recipe, written once; skips where there are no parity files."""
-    made = {}
     base = tmp_path_factory.mktemp("published")
 
     def get(name: str) -> Path:
-        files = sorted(PARITY.glob(f"{PARITY_STEM[name]}_forward_s*.npz")) if PARITY else []
+        files = sorted(PARITY.glob(f"{GOLDEN[name][0]}_forward_s*.npz")) if PARITY else []
         if not files:
             pytest.skip("no parity files: set AVPIPE_PARITY to their folder")
         if name not in made:
-            made[name] = save(name, weights(from_json(load(files[0])["state_spec"])), base / name)
+            state = weights(from_json(load(files[0])["state_spec"]))
+            if name == "sspl without PCM":
+                state = {key: value for key, value in state.items() if not key.startswith("net_pc.")}
+            made[name] = save(name.partition(" ")[0], state, base / name)
         return made[name]
 
+    made: dict[str, Path] = {}
     yield get
     shutil.rmtree(base)  # SSPL's alone are 400 MB
 
 
 @pytest.fixture(scope="module")
-def root(once, done_root) -> Root:
-    """The four test clips with every feature that a published network reads. Do not change it, but for its runs."""
-
-    def make(folder: Path) -> None:
-        made = Root(folder)
-        folder.mkdir()
-        for name in ("manifest", "clips", "ledger"):
-            shutil.copytree(done_root.path / name, folder / name)
-        settings = ExtractSettings(features=FEATURES)
-        extract(made, Manifest.open(made.manifest).ids("synth_test"), settings, workers=1)
-        shard(made, "synth_test", settings, ShardSettings(samples_per_shard=5), workers=1)
-
-    return Root(once("root-published", make))
-
-
-@pytest.fixture
-def avpipe(capsys, monkeypatch, root):
-    """`avpipe eval` on the four clips in this process: (exit code, standard output, standard error)."""
-
-    def call(*arguments):
-        command = ["avpipe", "--root", root.path, "eval", "--split", "synth_test", "--workers", 1, *arguments]
-        monkeypatch.setattr(sys, "argv", [str(word) for word in command])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        captured = capsys.readouterr()
-        return caught.value.code or 0, captured.out, captured.err
-
-    return call
+def root(all_features, tmp_path_factory) -> Root:
+    return linked(tmp_path_factory.mktemp("root"), all_features)
 
 
 def own_state(name: str, **options) -> tuple[torch.nn.Module, dict]:
@@ -127,79 +112,65 @@ def inputs(golden: dict, tag: str) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(image), torch.from_numpy(field(seed, f"{tag}/spec", (batch, 1, 257, int(golden["T"]))))
 
 
-@pytest.mark.parametrize("file", parity_files("lvs_forward"))
-def test_maps_of_lvs_are_the_published_ones(file, saved):
-    golden = load(file)
-    loaded = load_published_checkpoint(saved("lvs"), "lvs")
-    np.testing.assert_allclose(
-        loaded.network.localize(*inputs(golden, "lvs")), golden["eval_A"][:, 0], rtol=0, atol=1e-5
-    )
-    assert not loaded.unused and not loaded.missing and "audnet.conv1_flow.weight" in loaded.never_read
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        pytest.param(name, *case.values, id=f"{name}-{case.id}", marks=[*case.marks, *SLOW.get(stem, ())])
+        for name, (stem, *_) in GOLDEN.items()
+        for case in parity_files(f"{stem}_forward")
+    ],
+)
+def test_maps_are_the_published_ones(name, file, saved):
+    (stem, key, tolerance, dead), golden = GOLDEN[name], load(file)
+    loaded = load_published_checkpoint(saved(name), name.partition(" ")[0])
+    theirs = golden[key][:, 0] if key == "eval_A" else golden[key]
+    if name == "ez-vsl":  # it divides before it stores
+        theirs = theirs * np.float32(loaded.network.config.temperature)
+        tolerance *= loaded.network.config.temperature
+    np.testing.assert_allclose(loaded.network.localize(*inputs(golden, stem)), theirs, rtol=0, atol=tolerance)
+    assert not loaded.unused and dead <= set(loaded.never_read)
+    assert bool(loaded.never_read) == bool(dead) or stem == "sspl"
+    if stem == "sspl":
+        assert (loaded.network.pcm is not None) == (name == "sspl")
+    else:
+        assert not loaded.missing
 
 
-@pytest.mark.parametrize("file", parity_files("ezvsl_forward"))
-def test_maps_of_ez_vsl_are_the_published_ones(file, saved):
-    golden = load(file)
-    loaded = load_published_checkpoint(saved("ez-vsl"), "ez-vsl")
-    scaled = loaded.network.localize(*inputs(golden, "ezvsl")) / loaded.network.config.temperature
-    np.testing.assert_allclose(scaled, golden["eval_Savl"], rtol=0, atol=2e-4)
-    assert not loaded.unused and not loaded.missing and not loaded.never_read
-
-
-@pytest.mark.parametrize("file", parity_files("ssltie_forward"))
-def test_maps_of_ssl_tie_are_the_published_ones(file, saved):
-    golden = load(file)
-    loaded = load_published_checkpoint(saved("ssl-tie"), "ssl-tie")
-    ours = loaded.network.localize(*inputs(golden, "ssltie"))
-    np.testing.assert_allclose(ours, golden["eval_A"][:, 0], rtol=0, atol=1e-5)
-    assert not loaded.unused and not loaded.missing and set(loaded.never_read) >= TIE_DEAD
-
-
-@pytest.mark.parametrize("variant", ["pcm", "nopcm"])
-@pytest.mark.parametrize("file", parity_files("sspl_forward"))
-def test_maps_of_sspl_are_the_published_ones(file, variant, saved, tmp_path):
-    golden, folder = load(file), saved("sspl")
-    if variant == "nopcm":
-        for name in ("frame", "sound", "ssl_head"):
-            (tmp_path / f"{name}_best.pth").symlink_to(folder / f"{name}_best.pth")
-        folder = tmp_path
-    loaded = load_published_checkpoint(folder, "sspl")
-    assert (loaded.network.pcm is not None) == (variant == "pcm") and not loaded.unused
-    ours = loaded.network.localize(*inputs(golden, "sspl"))
-    np.testing.assert_allclose(ours, golden[f"{variant}_eval_sim_map"], rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_eval_scores_a_published_checkpoint(name, saved, avpipe, root):
-    code, out, err = avpipe("--checkpoint", saved(name), "--format", name, "--json")
-    assert code == 0, err
-    result = json.loads(out)
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "name", ["ez-vsl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lvs", "ssl-tie", "sspl"))]
+)
+def test_eval_scores_a_published_checkpoint(name, saved, root):
+    call = ["--root", root.path, "eval", "--split", "synth_test", "--workers", 1, "--json"]
+    done = CliRunner().invoke(app, [*map(str, call), "--checkpoint", str(saved(name)), "--format", name])
+    result, said = json.loads(done.stdout), done.stderr
     match, feature = result["checkpoint"], FORMATS[name].features[0]
     assert (match["format"], match["feature"], match["unused"], match["missing"]) == (name, feature, [], [])
     assert result["clips_scored"] == 4 and result["model"].startswith(f"published-{name}-")
-    assert f"{match['matched']} tensors matched" in err and f"it reads {feature}" in err and err.count("\n") == 1
+    assert f"{match['matched']} tensors matched" in said and f"it reads {feature}" in said and said.count("\n") == 1
     metrics = root.runs / result["model"] / "eval" / "synth_test" / "metrics.json"
     assert json.loads(metrics.read_text()) == result
 
 
-def test_lvs_reads_three_seconds_where_the_shards_hold_no_ten(tmp_path):
-    path = save("lvs", own_state("lvs")[1], tmp_path)
-    assert load_published_checkpoint(path, "lvs", ["tie-mel", "logspec"]).feature == "logspec"
-    assert load_published_checkpoint(path, "lvs", ["logspec", "logspec-10s"]).feature == "logspec-10s"
-    assert load_published_checkpoint(path, "lvs").feature == "logspec-10s"
-
-
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["lvs", "ez-vsl", "ssl-tie"])
 def test_an_own_network_under_published_names_comes_back(name, tmp_path):
     network, state = own_state(name)
     dead = {"imgnet.fc.bias": ONE}  # both LVS and SSL-TIE have it
-    loaded = load_published_checkpoint(save(name, state | dead, tmp_path), name)
+    path = save(name, state | dead, tmp_path)
+    loaded = load_published_checkpoint(path, name)
     image, spec = torch.randn(2, 3, 96, 96), torch.randn(2, 1, 257, 60)
     assert torch.equal(loaded.network.localize(image, spec), network.localize(image, spec))
     assert loaded.matched == len(state) and loaded.record().keys() >= {"format", "matched", "unused", "missing"}
     assert ("needs --format lvs" in loaded.text()) == (name == "ssl-tie")  # nothing tells it from LVS's
+    if name == "lvs":
+        for stored, read in ((["tie-mel", "logspec"], "logspec"), (["logspec", "logspec-10s"], "logspec-10s")):
+            assert load_published_checkpoint(path, name, stored).feature == read
+        assert loaded.feature == "logspec-10s"
 
 
+@pytest.mark.slow
 def test_sspl_in_one_file_comes_back_and_needs_all_its_networks(tmp_path):
     network, state = own_state("sspl", pcm=False)
     path = tmp_path / "whole.pth"
@@ -225,17 +196,19 @@ def test_sspl_in_one_file_comes_back_and_needs_all_its_networks(tmp_path):
 @pytest.mark.parametrize(
     ("content", "names"),
     [
-        ({"a.b": ONE, "epoch": 3, 5: ONE}, {"a.b"}),
-        ({"module.a.module.b": ONE}, {"a.b"}),
-        ({"model": {"module.a": ONE}, "optimizer": {"x": ONE}}, {"a"}),
-        ({"net_frame": {"module.x": ONE}, "pcm": {"y": ONE}, "ssl_head": {"z": ONE}, "best": 3},
-         {"net_frame.x", "net_pc.y", "net_ssl_head.z"}),
-        ({"state_dict": {"net_sound": {"x": ONE}}}, {"net_sound.x"}),
-        ({"net_sound.module.fc.0.bias": ONE}, {"net_sound.fc.0.bias"}),
+        ({"a.b": ONE, "epoch": 3, 5: ONE}, "a.b"),
+        ({"module.a.module.b": ONE}, "a.b"),
+        ({"model": {"module.a": ONE}, "optimizer": {"x": ONE}}, "a"),
+        (
+            {"net_frame": {"module.x": ONE}, "pcm": {"y": ONE}, "ssl_head": {"z": ONE}, "best": 3},
+            "net_frame.x net_pc.y net_ssl_head.z",
+        ),
+        ({"state_dict": {"net_sound": {"x": ONE}}}, "net_sound.x"),
+        ({"net_sound.module.fc.0.bias": ONE}, "net_sound.fc.0.bias"),
     ],
-)  # fmt: skip
+)
 def test_tensors_are_found_in_any_usual_wrapping(content, names):
-    assert set(flat_state(content, Path("x"))) == names
+    assert set(flat_state(content, Path("x"))) == set(names.split())
 
 
 def test_numpy_numbers_of_old_files_and_settings_load(tmp_path):
@@ -256,14 +229,16 @@ class Evil:
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("function", [os.system, eval, exec, Path])
-def test_a_file_that_could_run_code_is_refused(function, zipped, tmp_path, avpipe):
+def test_a_file_that_could_run_code_is_refused(function, zipped, tmp_path):
     path, mark = tmp_path / "evil.pth", tmp_path / "ran"
     argument = f"touch {mark}" if function is os.system else f"open({str(mark)!r}, 'w')"
-    content = {"model": own_state("ez-vsl")[1], "best": Evil(function, argument)}
+    content = {"model": {"imgnet.conv1.weight": ONE}, "best": Evil(function, argument)}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    code, out, err = avpipe("--checkpoint", path, "--format", "ez-vsl")
-    assert code == 1 and out == "" and err.count("\n") == 1 and not mark.exists()
-    assert "holds more than tensors and plain values (" in err and "could run code; not loaded" in err
+    said = r"holds more than tensors and plain values \(.*could run code; not loaded"
+    for read in (load_checkpoint, partial(load_published_checkpoint, format_name="ez-vsl")):
+        with pytest.raises(AvpipeError, match=said) as caught:
+            read(path)
+        assert "\n" not in str(caught.value) and not mark.exists()
 
 
 @pytest.mark.parametrize(
@@ -323,20 +298,20 @@ def test_what_is_no_checkpoint_is_a_sentence(content, sentence, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("wanted", "sentence"),
     [
-        (["--checkpoint", "x.pth", "--format", "avgn"], "no format 'avgn'; there are: lvs, ez-vsl, ssl-tie, sspl"),
-        (["--checkpoint", "/nowhere/x.pth", "--format", "lvs"], "/nowhere/x.pth does not exist"),
-        (["--checkpoint", "/", "--format", "lvs"], "is a folder; give the checkpoint file in it"),
-        (["--format", "lvs"], "--format says whose checkpoint --checkpoint is"),
-        (["--weights", "x.pth"], "--weights names the ImageNet weights of --baseline object"),
-        (["--baseline", "object", "--weights", "/nowhere"], "the ImageNet weights of ResNet-18 are missing"),
-        (["--baseline", "centre", "--format", "lvs"], "--format says whose checkpoint"),
+        ({"checkpoint": "x.pth", "format_name": "avgn"}, "no format 'avgn'; there are: lvs, ez-vsl, ssl-tie, sspl"),
+        ({"checkpoint": "/nowhere/x.pth", "format_name": "lvs"}, "/nowhere/x.pth does not exist"),
+        ({"checkpoint": "/", "format_name": "lvs"}, "is a folder; give the checkpoint file in it"),
+        ({"format_name": "lvs"}, "--format says whose checkpoint --checkpoint is"),
+        ({"weights": Path("x.pth")}, "--weights names the ImageNet weights of --baseline object"),
+        ({"baseline": "centre", "format_name": "lvs"}, "--format says whose checkpoint"),
     ],
 )
-def test_what_a_user_can_mend_is_one_sentence(avpipe, arguments, sentence):
-    code, out, err = avpipe(*arguments)
-    assert code == 1 and out == "" and sentence in err and err.count("\n") == 1
+def test_what_a_user_can_mend_is_one_sentence(own_root, wanted, sentence):
+    with pytest.raises(AvpipeError, match=sentence) as caught:
+        run_eval(own_root, Request(split="synth_test", **wanted))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -362,5 +337,5 @@ def test_a_strangers_file_name_stays_in_the_folder_of_runs(path, name, monkeypat
 def test_the_baseline_object_is_the_published_prior(file, tmp_path):
     golden = load(file)
     torch.save(weights(from_json(golden["obj_state_spec"])), tmp_path / "resnet18-f37072fd.pth")
-    image, spec = inputs(golden, "ezvsl")
-    assert deviation(object_prior(tmp_path).localize(image, spec), golden["obj_map"][:, 0]) < 1e-5
+    ours, theirs = object_prior(tmp_path).localize(*inputs(golden, "ezvsl")), golden["obj_map"][:, 0]
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())

@@ -1,14 +1,18 @@
 """Recipes and their changes from the command line."""
 
+import json
+
 import pytest
 
 from pipeline.errors import AvpipeError
+from train.checkpoint import recipe_of
 from train.recipes import RECIPES, get_recipe
 
 
-def test_every_recipe_builds():
-    for name in RECIPES:
-        assert get_recipe(name, []).record()["options"]
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_checkpoint_brings_every_recipe_back(name):
+    recipe = get_recipe(name, [])
+    assert recipe_of({"recipe": json.loads(json.dumps(recipe.record()))}) == recipe and name.startswith(recipe.method)
 
 
 def test_changes_reach_the_recipe_and_the_method():
@@ -31,6 +35,10 @@ def test_changes_reach_the_recipe_and_the_method():
         ("lvs", ["precision=64"], "precision '64' is unknown"),
         ("lvs", ["init=magic"], "init must be"),
         ("lvs", ["epsilon_n=0.9"], "epsilon_n"),
+        ("lvs", ["accumulate=0"], "accumulate must be at least 1"),
+        ("lvs", ["validation=1"], "validation must be from 0 to below 1"),
+        ("lvs", ["mixing=loud"], "mixing 'loud' is unknown; there are: none, released, paper"),
+        ("lvs", ["negatives=none"], "negatives 'none' is unknown"),
     ],
 )
 def test_wrong_names_and_values_are_sentences(name, change, sentence):

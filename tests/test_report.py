@@ -10,14 +10,12 @@ from html.parser import HTMLParser
 import av
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torchvision.models import resnet18
-from typer.testing import CliRunner
+from thin import patch_networks, thin_networks  # noqa: F401
+from train_fixtures import SMALL, avpipe, imagenet_weights, linked
 
 from pipeline.errors import AvpipeError
 from pipeline.layout import Root
-from train.cli import app
 from train.data.open import open_shards
 from train.evaluation.evaluate import Score
 from train.evaluation.results import Request, run_eval
@@ -29,6 +27,8 @@ from train.reports.gallery import Shown, choose_clips
 from train.reports.report import write_report
 from train.reports.stored import read_scores
 
+pytest_plugins = ["train_fixtures"]
+pytestmark = pytest.mark.heavy
 HOSTILE = "</script><img src=x onerror=alert(1)>'\"&amp;$title"
 
 
@@ -37,14 +37,13 @@ def two_runs(once, done_root):
     """A root with the runs `first` and `second`, and the baseline `centre`, scored on synth_test. Do not change it."""
 
     def make(folder):
-        root = Root(folder)
-        folder.mkdir()
-        (folder / "shards").symlink_to(done_root.shards)
-        (folder / "manifest").symlink_to(done_root.manifest)
-        for name, seed in (("first", 0), ("second", 1)):
-            changes = ["image_px=32", "batch_size=4", "epochs=2", "spec_pool=8", f"seed={seed}"]
-            fit(get_recipe("lvs-small", changes), open_shards(root.shards / "synth_train"), root.runs / name, workers=0)
-            run_eval(root, Request(split="synth_test", checkpoint=name, protocol="avpipe,lvs", workers=0))
+        root = linked(folder, done_root)
+        with pytest.MonkeyPatch.context() as patch:
+            patch_networks(patch)
+            for seed, name in enumerate(("first", "second")):
+                recipe = get_recipe("lvs-small", [*SMALL, "epochs=2", f"seed={seed}"])
+                fit(recipe, open_shards(root.shards / "synth_train"), root.runs / name, workers=0)
+                run_eval(root, Request(split="synth_test", checkpoint=name, protocol="avpipe,lvs", workers=0))
         run_eval(root, Request(split="synth_test", baseline="centre"))
 
     return Root(once("two_runs", make))
@@ -55,7 +54,9 @@ def page_of_two(once, two_runs):
     """The report of both runs."""
 
     def make(folder):
-        write_report(two_runs, ["first", "second"], folder / "report.html")
+        with pytest.MonkeyPatch.context() as patch:
+            patch_networks(patch)
+            write_report(two_runs, ["first", "second"], folder / "report.html")
 
     return once("page_of_two", make) / "report.html"
 
@@ -64,9 +65,7 @@ def page_of_two(once, two_runs):
 def own_root(two_runs, tmp_path):
     """A copy of the runs that a test may change."""
     shutil.copytree(two_runs.runs, tmp_path / "runs", ignore=shutil.ignore_patterns("tensorboard"))
-    for name in ("shards", "manifest"):
-        (tmp_path / name).symlink_to(two_runs.path / name)
-    return Root(tmp_path)
+    return linked(tmp_path, two_runs)
 
 
 def embedded(page):
@@ -74,18 +73,20 @@ def embedded(page):
 
 
 class Elements(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.found = []
-        self.feed(text)
-
     def handle_starttag(self, tag, attributes):
         self.found.append((tag, dict(attributes)))
 
 
+def elements_of(text):
+    parser = Elements()
+    parser.found = []
+    parser.feed(text)
+    return parser.found
+
+
 def test_the_page_holds_all_it_needs(page_of_two):
     text = page_of_two.read_text()
-    elements = Elements(text).found
+    elements = elements_of(text)
     for tag, attributes in elements:
         for name in ("src", "href", "xlink:href", "srcset", "action"):
             assert attributes.get(name, "#").startswith(("#", "data:")), (tag, attributes)
@@ -134,42 +135,25 @@ def test_the_gallery_holds_picture_map_boxes_and_sound(two_runs, page_of_two):
         assert samples / 16_000 == pytest.approx(3, abs=0.15)
 
 
-def test_what_epochs_were_compared_by_is_drawn(own_root, tmp_path):
-    rows = "step,epoch,measure,value\n4,1,validation_loss,2.5\n8,2,validation_loss,1.5\n8,2,valid"
-    (own_root.runs / "second" / VALIDATION).write_text(rows)
-    write_report(own_root, ["first", "second"], tmp_path / "a.html", clips=0)
-    assert (tmp_path / "a.html").read_text().count("validation (dotted)") == 1
-
-
-def test_one_run_is_compared_with_nobody(two_runs, tmp_path):
-    done = write_report(two_runs, ["first"], tmp_path / "one.html", clips=2)
-    data = embedded(tmp_path / "one.html")
-    assert data["groups"] == ["Best of first", "Worst of first", "Random"] and done["notes"] == []
-    assert done["bytes"] == (tmp_path / "one.html").stat().st_size
-    assert '<p><span class="run-1' not in (tmp_path / "one.html").read_text()
-
-
-def test_without_single_clips_and_with_a_baseline(two_runs, tmp_path):
-    write_report(two_runs, ["baseline-centre", "first"], tmp_path / "a.html", clips=1)
-    assert all(clip["runs"][0]["map"] for clip in embedded(tmp_path / "a.html")["clips"])
-    assert "baseline-centre</span>: no training log" in (tmp_path / "a.html").read_text()
-    write_report(two_runs, ["first"], tmp_path / "b.html", clips=0)
-    assert embedded(tmp_path / "b.html")["clips"] == []
+def test_one_run_no_clip_and_a_baseline(two_runs, tmp_path):
+    out = tmp_path / "report.html"
+    done = write_report(two_runs, ["first"], out, clips=2)
+    assert embedded(out)["groups"] == ["Best of first", "Worst of first", "Random"] and done["notes"] == []
+    assert done["bytes"] == out.stat().st_size and '<p><span class="run-1' not in out.read_text()
+    write_report(two_runs, ["baseline-centre", "first"], out, clips=1)
+    assert all(clip["runs"][0]["map"] for clip in embedded(out)["clips"])
+    assert "baseline-centre</span>: no training log" in out.read_text()
+    write_report(two_runs, ["first"], out, clips=0)
+    assert embedded(out)["clips"] == []
 
 
 def test_object_guided_maps_are_those_that_were_scored(own_root, tmp_path):
-    torch.manual_seed(0)
-    torch.save(resnet18().state_dict(), tmp_path / "resnet18-f37072fd.pth")
-    run_eval(own_root, Request(split="synth_test", checkpoint="first", object_guided=True, weights=tmp_path, workers=0))
+    weights = imagenet_weights(tmp_path)
+    run_eval(own_root, Request(split="synth_test", checkpoint="first", object_guided=True, weights=weights, workers=0))
     runs = [str(own_root.runs / "first/eval" / name) for name in ("synth_test", "synth_test-object-guided")]
-    done = write_report(own_root, runs, tmp_path / "report.html", weights=tmp_path)
+    done = write_report(own_root, runs, tmp_path / "report.html", weights=weights)
     assert (done["runs"], done["notes"]) == (["first", "first + object-guided"], [])
     assert all(clip["runs"][0]["map"] != clip["runs"][1]["map"] for clip in embedded(tmp_path / "report.html")["clips"])
-
-
-def test_the_same_runs_give_the_same_file(two_runs, page_of_two, tmp_path):
-    write_report(two_runs, ["first", "second"], tmp_path / "again.html")
-    assert (tmp_path / "again.html").read_bytes() == page_of_two.read_bytes()
 
 
 def score_of(values):
@@ -215,96 +199,84 @@ def test_what_strangers_wrote_stays_text(own_root, monkeypatch, tmp_path):
     make_hostile(own_root, monkeypatch)
     write_report(own_root, ["first"], tmp_path / "hostile.html")
     text = (tmp_path / "hostile.html").read_text()
-    elements = Elements(text).found
+    elements = elements_of(text)
     assert not [tag for tag, attributes in elements if tag == "img" or "onerror" in attributes]
     assert [tag for tag, _ in elements].count("script") == text.count("</script>") == 2
     assert {clip["label"] for clip in embedded(tmp_path / "hostile.html")["clips"]} == {HOSTILE, None}
 
 
-def test_a_run_trained_further_is_told(own_root, tmp_path, capsys):
+def test_what_is_missing_or_newer_is_told_and_the_rest_is_there(own_root, tmp_path, capsys):
+    out = tmp_path / "report.html"
     shutil.copy(own_root.runs / "second/last.pt", own_root.runs / "first/last.pt")
-    done = write_report(own_root, ["first"], tmp_path / "report.html")
-    assert re.search(r"maps of first do not give the cIoU that was stored", done["notes"][0])
-    assert "do not give the cIoU" in (tmp_path / "report.html").read_text()
-    assert "run `avpipe eval` again" in capsys.readouterr().err
-
-
-def test_what_is_missing_is_told_and_the_rest_is_there(own_root, tmp_path):
+    done = write_report(own_root, ["first"], out)
+    assert "maps of first do not give the cIoU that was stored" in done["notes"][0]
+    assert "do not give the cIoU" in out.read_text() and "run `avpipe eval` again" in capsys.readouterr().err
     (own_root.runs / "first/last.pt").write_bytes(b"no checkpoint")
     (own_root.runs / "first/log.csv").write_text("step,epoch,loss,clips_per_s,data_wait\n1,1,0.5\n2,1")
-    done = write_report(own_root, ["first"], tmp_path / "a.html")
-    assert "No maps of first" in done["notes"][0]
-    clip = embedded(tmp_path / "a.html")["clips"][0]
+    done = write_report(own_root, ["first"], out)
+    assert "No maps of first" in done["notes"][0] and "no training log" in out.read_text()
+    clip = embedded(out)["clips"][0]
     assert clip["frame"] and clip["sound"] and clip["runs"][0]["map"] is None
-    assert "no training log" in (tmp_path / "a.html").read_text()
+    rows = "step,epoch,measure,value\n4,1,validation_loss,2.5\n8,2,validation_loss,1.5\n8,2,valid"
+    (own_root.runs / "second" / VALIDATION).write_text(rows)
     (own_root.path / "shards").unlink()
-    done = write_report(own_root, ["second"], tmp_path / "b.html")
+    done = write_report(own_root, ["second"], out)
     assert "No pictures" in done["notes"][0] and done["clips"] == 0
-
-
-def forget_eval(root):
-    shutil.rmtree(root.runs / "first/eval")
+    assert out.read_text().count("validation (dotted)") == 1
 
 
 def change(**values):
-    def apply(root):
-        path = root.runs / "second/eval/synth_test/metrics.json"
+    def apply(folder):
+        path = folder / "metrics.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
     return apply
 
 
-def cut(root):
-    path = root.runs / "second/eval/synth_test/metrics.json"
-    path.write_text(path.read_text()[:100])
-
-
-def lose_rows(root):
-    (root.runs / "second/eval/synth_test/per_clip.parquet").unlink()
-
-
-def another_split(root):
-    shutil.copytree(root.runs / "first/eval/synth_test", root.runs / "first/eval/other")
-
-
 @pytest.mark.parametrize(
     ("spoil", "runs", "split", "sentence"),
     [
-        (forget_eval, ["first"], None, r"first is not evaluated; run: avpipe eval --split SPLIT --checkpoint "),
+        (shutil.rmtree, ["first"], None, r"first is not evaluated; run: avpipe eval --split SPLIT --checkpoint "),
         (None, ["first"], "vggss", r"not evaluated on vggss; run: avpipe eval --split vggss --checkpoint .*first"),
         (None, ["baseline-centre"], "vggss", r"run: avpipe eval --split vggss --baseline centre"),
         (None, ["nobody"], None, "there is no run 'nobody'"),
         (None, ["first", "first"], None, "first is named twice"),
         (None, ["first"], "../x", "not the name of a split"),
-        (another_split, ["first"], None, r"evaluated on other, synth_test; choose one with --split"),
-        (change(split="other"), ["first", "second"], None, "on different splits"),
-        (change(listed_sha256="00" * 32), ["first", "second"], None, "on different lists"),
-        (change(protocols={}), ["first", "second"], None, "different protocols; run `avpipe eval --protocol all`"),
-        (change(protocols={"x": {}}), ["second"], None, "not a whole evaluation"),
-        (cut, ["second"], None, "not a whole evaluation .* again"),
-        (lose_rows, ["second"], None, "not a whole evaluation"),
+        (
+            lambda eval: shutil.copytree(eval, eval.with_name("other")),
+            ["first"],
+            None,
+            r"evaluated on other, synth_test; choose one with --split",
+        ),
+        (change(split="other"), ["second", "first"], None, "on different splits"),
+        (change(listed_sha256="00" * 32), ["second", "first"], None, "on different lists"),
+        (change(protocols={}), ["second", "first"], None, "different protocols; run `avpipe eval --protocol all`"),
+        (change(protocols={"x": {}}), ["first"], None, "not a whole evaluation"),
+        (
+            lambda eval: (eval / "metrics.json").write_text('{"split": '),
+            ["first"],
+            None,
+            "not a whole evaluation .* again",
+        ),
+        (lambda eval: (eval / "per_clip.parquet").unlink(), ["first"], None, "not a whole evaluation"),
         (None, [], None, "about 1 to 6 runs, not 0"),
     ],
 )
 def test_what_cannot_be_reported_is_a_sentence(own_root, tmp_path, spoil, runs, split, sentence):
     if spoil:
-        spoil(own_root)
+        spoil(own_root.runs / "first/eval/synth_test")
     with pytest.raises(AvpipeError, match=sentence):
         write_report(own_root, runs, tmp_path / "report.html", split)
     assert not (tmp_path / "report.html").exists()
 
 
-def test_runs_of_one_name_are_told_apart(own_root, two_runs, tmp_path):
-    done = write_report(own_root, ["first", str(two_runs.runs / "first")], tmp_path / "report.html", clips=1)
-    assert len(set(done["runs"])) == 2 and all(name.endswith("first") for name in done["runs"])
-
-
-def test_the_command(two_runs, tmp_path):
+def test_the_command_gives_the_same_file_and_runs_of_one_name_are_told_apart(own_root, two_runs, page_of_two, tmp_path):
     out = tmp_path / "report.html"
-    folder = two_runs.runs / "first/eval/synth_test"
-    asked = ["report", folder, "second", "--split", "synth_test", "--clips", "1", "-o", out]
-    done = CliRunner().invoke(app, ["--root", str(two_runs.path), *map(str, asked)])
-    assert done.exit_code == 0 and "first and second on synth_test" in done.output and out.exists()
+    asked = ["report", two_runs.runs / "first", "second", "--split", "synth_test", "-o", out]
+    assert "first and second on synth_test" in avpipe(two_runs, *asked)
+    assert out.read_bytes() == page_of_two.read_bytes()
+    done = write_report(own_root, ["first", str(two_runs.runs / "first")], out, clips=1)
+    assert len(set(done["runs"])) == 2 and all(name.endswith("first") for name in done["runs"])
 
 
 # --- in Chromium ------------------------------------------------------------------------------------------------------
@@ -320,11 +292,8 @@ def browser():
         pytest.skip("no Chromium on this machine (Debian: apt install chromium)")
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'avpipe[dev]'")
     with playwright.sync_playwright() as driver:
-        yield (
-            running := driver.chromium.launch(
-                executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
-            )
-        )
+        running = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield running
         running.close()
 
 
@@ -446,8 +415,13 @@ def test_filters_order_and_more(open_page, page_of_many):
     assert all(int(name) % 4 == 2 for name in cards(page)) and len(cards(page)) == 7
 
 
-def test_maps_and_boxes_can_be_hidden_and_tables_sorted(open_page, page_of_two):
+def test_the_keyboard_reaches_every_control_maps_can_be_hidden_and_tables_sorted(open_page, page_of_two):
     page = open_page(page_of_two)
+    reached = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+    assert {"group", "class", "search", "sort", "maps", "boxes", "grey", "opacity", "undo", "AUDIO"} <= reached
     for control, part in (("#maps", ".map"), ("#boxes", ".view rect")):
         assert page.locator(part).first.is_visible()
         page.uncheck(control)
@@ -461,15 +435,6 @@ def test_maps_and_boxes_can_be_hidden_and_tables_sorted(open_page, page_of_two):
         column = f".sortable tbody tr > :nth-child({place + 1})"
         values = page.eval_on_selector_all(column, "all => all.map((cell) => Number(cell.dataset.value))")
         assert values == sorted(values, reverse=reverse) and len(values) == 4
-
-
-def test_the_keyboard_reaches_every_control(open_page, page_of_two):
-    page = open_page(page_of_two)
-    reached = set()
-    for _ in range(60):
-        page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
-    assert {"group", "class", "search", "sort", "maps", "boxes", "grey", "opacity", "undo", "AUDIO"} <= reached
 
 
 def test_the_dark_is_dark(open_page, page_of_two):

@@ -3,11 +3,13 @@
 import csv
 import json
 import os
+from dataclasses import asdict
 
 import pytest
 import torch
 from shared_files import SHARED
-from torchvision.models import resnet18
+from thin import thin_networks  # noqa: F401
+from train_fixtures import SMALL, avpipe, imagenet_weights, linked
 from typer.testing import CliRunner
 
 from pipeline.catalogue import load_catalogue
@@ -20,8 +22,9 @@ from train.recipes import get_recipe
 from train.reports import reproduce, reproduce_plan, reproduce_rows, reproduce_run, reproduce_tables
 from train.reports.reproduce_rows import Row, Runnable, distinct, read_rows, select
 
+pytest_plugins = ["train_fixtures"]
 ABSENT = {"attention", "avobject", "cavl", "coarse-to-fine", "dmc", "dsol", "hardpos", "icl", "lcbm", "mssl"}
-TINY = ("image_px=32", "batch_size=4", "epochs=1", "spec_pool=8")
+TINY = (*SMALL, "epochs=1")
 
 
 @pytest.mark.skipif(SHARED is None, reason="no shared files")
@@ -57,32 +60,28 @@ def test_rows_share_trainings_by_recipe_and_split_alone():
     assert run_of("marginnce", "") == run_of("marginnce", "w/ OGL") == run_of("marginnce", "m=-0.2")
     assert run_of("ez-vsl", "w/o OGL") == run_of("ez-vsl", "margin 0.0") != run_of("ez-vsl", "margin -0.2")
     assert run_of("marginnce", "m=-0.2", "vggsound_heard_70k") != run_of("marginnce", "m=-0.2")
-    assert run_of("sspl", "T=5", "flickr_10k", "sspl") == run_of("sspl", "w/ PCM", "flickr_10k", "sspl")
-    assert run_of("sspl", "crop+horizontal-flip", "flickr_10k", "sspl") == run_of(
-        "sspl", "fusion=attention", "flickr_10k", "sspl"
-    )
+    for one, other in (("T=5", "w/ PCM"), ("crop+horizontal-flip", "fusion=attention")):
+        assert run_of("sspl", one, "flickr_10k", "sspl") == run_of("sspl", other, "flickr_10k", "sspl")
     full = run_of("ssl-tie", "F: + geometric consistency", paper="ssl-tie")
     assert full == run_of("ssl-tie", "", paper="ssl-tie") != run_of("ssl-tie", "E: + audio mixing", paper="ssl-tie")
 
 
 def test_the_settings_of_single_rows():
     def of(**wanted):
-        return [what for row, what in read_rows() if all(getattr(row, name) == value for name, value in wanted.items())]
+        return [what for row, what in read_rows() if wanted.items() <= asdict(row).items()]
 
     guided = of(paper="marginnce", variant="m=-0.2 w/ OGL")
     assert all(what.object_guided and what.settings.options.margin == -0.2 for what in guided) and guided
-    (flickr,) = {what.settings for what in of(variant="w/o PCM", train_split="flickr_144k")}
-    assert (flickr.learning_rate, flickr.learning_rate * flickr.options.rest_rate) == pytest.approx((2e-3, 5e-4))
-    (sound,) = {what.settings for what in of(variant="w/o PCM", train_split="vggsound_144k")}
-    assert (sound.learning_rate, sound.learning_rate * sound.options.rest_rate) == pytest.approx((1e-2, 5e-3))
+    for split, rates in (("flickr_144k", (2e-3, 5e-4)), ("vggsound_144k", (1e-2, 5e-3))):
+        (found,) = {what.settings for what in of(variant="w/o PCM", train_split=split)}
+        assert (found.learning_rate, found.learning_rate * found.options.rest_rate) == pytest.approx(rates)
     assert {what.eval_split for what in of(paper="ssl-tie", method="ssl-tie", eval_split="vggss")} == {"vggss_ssltie"}
     assert {what.eval_split for what in of(paper="ssl-tie", method="lvs", eval_split="vggss_heard")} == {"vggss_heard"}
     assert {what.protocol for what in of(method="sspl")} == {"sspl"}
 
 
 def test_without_runs_nothing_is_filled_in(tmp_path):
-    done = CliRunner().invoke(app, ["--root", str(tmp_path), "reproduce", "--json"])
-    rows = json.loads(done.stdout)["rows"]
+    rows = json.loads(avpipe(Root(tmp_path), "reproduce", "--json"))["rows"]
     assert len(rows) == 215 and all(row["ours"] is row["difference"] is row["leak"] is None for row in rows)
     assert {row["status"] for row in rows if row["runnable"]} == {"not run"}
     text = reproduce_tables.comparison_table(rows)
@@ -105,24 +104,16 @@ def test_a_plan_invents_no_speed_and_says_how_to_get_the_data(tmp_path):
 def test_wrong_wishes_are_sentences(tmp_path, monkeypatch):
     with pytest.raises(AvpipeError, match=r"no row has the method 'lsv'; there are: attention"):
         select(None, "lsv")
-    done = CliRunner().invoke(app, ["--root", str(tmp_path), "reproduce", "--plan", "--run"])
-    assert "give either --plan or --run" in str(done.exception)
+    with pytest.raises(AvpipeError, match="give either --plan or --run"):
+        avpipe(Root(tmp_path), "reproduce", "--plan", "--run")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(AvpipeError, match="is one process"):
         reproduce_run.run(reproduce.Bench(Root(tmp_path)), select("lvs", "lvs"), None, 0)
 
 
 def row_of(method, eval_split, metric, value, variant="", **what):
-    row = Row(
-        paper="lvs",
-        table="1",
-        method=method,
-        variant=variant,
-        train_split="" if method == "random" else "theirs",
-        eval_split=eval_split,
-        metric=metric,
-        value=value,
-    )
+    given = {"train_split": "" if method == "random" else "theirs", "eval_split": eval_split, "metric": metric}
+    row = Row(paper="lvs", table="1", method=method, variant=variant, value=value, **given)
     what = {"recipe": "lvs-small", "changes": TINY, "train_split": "synth_train", "protocol": "lvs"} | what
     return row, Runnable(**what, eval_split="synth_test" if what["protocol"] else "synth_train")
 
@@ -140,27 +131,20 @@ def small(done_root, tmp_path, monkeypatch):
         row_of("lvs", "vggss", "auc", 0.5, "w/ OGL", object_guided=True),
     ]
     monkeypatch.setattr(reproduce_rows, "read_rows", lambda: rows)
-    (tmp_path / "shards").symlink_to(done_root.shards)
-    return Root(tmp_path)
+    return linked(tmp_path, done_root)
 
 
 def compared(root):
     return reproduce.compare(reproduce.Bench(root), select(None, None))
 
 
-def change_checkpoint(path, **changes):
-    torch.save(torch.load(path, weights_only=True) | changes, path)
-
-
+@pytest.mark.heavy
 def test_rows_run_and_stand_beside_theirs(small):
-    torch.manual_seed(0)
-    torch.save(resnet18().state_dict(), weights := small.path / "resnet18.pth")
-    call = ["--root", str(small.path), "reproduce", "--workers", "0", "--weights", str(weights)]
-    done = CliRunner().invoke(app, [*call, "--run"])
-    assert done.exit_code == 0, done.output
+    call = ["reproduce", "--workers", 0, "--weights", imagenet_weights(small.path)]
+    said = avpipe(small, *call, "--run")
     lvs, _ = distinct(select(None, None))
-    assert f"{lvs.run}: training done" in done.stdout
-    assert "training skipped: the shards of synth_train hold no tie-mel" in done.stdout
+    assert f"{lvs.run}: training done" in said
+    assert "training skipped: the shards of synth_train hold no tie-mel" in said
 
     ciou, auc, search, chance, absent, lacking, guided = compared(small)
     own = json.loads((small.runs / lvs.run / "eval" / "synth_test" / "metrics.json").read_text())
@@ -174,12 +158,12 @@ def test_rows_run_and_stand_beside_theirs(small):
     folder = small.runs / lvs.run / "eval" / "synth_test-object-guided"
     assert guided["ours"] == json.loads((folder / "metrics.json").read_text())["protocols"]["lvs"]["auc"]
     assert absent["ours"] is lacking["ours"] is None and lacking["status"] == "not run"
-    line = next(line for line in done.stdout.splitlines() if "cross_modal" in line and "0.7500" in line)
+    line = next(line for line in said.splitlines() if "cross_modal" in line and "0.7500" in line)
     assert f"{search['ours']:.4f}" in line and "16/16" in line
-    assert "7 rows: 5 run, 1 not run, 1 not in avpipe" in done.stdout
+    assert "7 rows: 5 run, 1 not run, 1 not in avpipe" in said
 
     before = {path: os.stat(path).st_mtime_ns for path in small.runs.rglob("*.json")}
-    again = json.loads(CliRunner().invoke(app, [*call, "--run", "--json"]).stdout)
+    again = json.loads(avpipe(small, *call, "--run", "--json"))
     assert again["runs"][0]["training"] == "done before"
     assert set(again["runs"][0]["scored"].values()) == {"done before"}
     assert before == {path: os.stat(path).st_mtime_ns for path in small.runs.rglob("*.json")}
@@ -193,6 +177,7 @@ def test_rows_run_and_stand_beside_theirs(small):
     assert not any("download" in command for command in planned["commands"])
 
 
+@pytest.mark.heavy
 def test_only_the_very_training_counts(small):
     bench, selected = reproduce.Bench(small), select(None, "lvs")
     (first,) = reproduce_run.run(bench, selected, small.path / "missing.pth", 0)
@@ -206,23 +191,22 @@ def test_only_the_very_training_counts(small):
 
     assert first["training"] == "done" and {kind for kind, _ in status()} == {"run"}
     assert any("object-guided" in what and result.startswith("failed") for what, result in first["scored"].items())
-    change_checkpoint(last, step=3)
-    assert status() == {("at step 3 of 4", None)}
-    change_checkpoint(last, step=3, stopped_early=True)  # a whole training, but not the one that was scored
-    assert status() == {("scored before the training ended", None)}
-    for change in (
-        {"recipe": whole["recipe"] | {"seed": 1}},
-        {"data": whole["data"] | {"split": "other"}},
-        {"select_on": "synth_test"},
+    other = "was trained with other settings"
+    for change, said in (
+        ({"step": 3}, "at step 3 of 4"),
+        ({"step": 3, "stopped_early": True}, "scored before the training ended"),  # whole, but not what was scored
+        ({"recipe": whole["recipe"] | {"seed": 1}}, other),
+        ({"data": whole["data"] | {"split": "other"}}, other),
+        ({"select_on": "synth_test"}, other),
+        (None, "damaged or no file of torch's"),
     ):
-        torch.save(whole | change, last)
+        torch.save(whole | (change or {}), last)
+        last.write_bytes(last.read_bytes()[: None if change else 1000])
         ((text, ours),) = status()
-        assert text.endswith("was trained with other settings") and ours is None
-    last.write_bytes(last.read_bytes()[:1000])
-    ((text, ours),) = status()
-    assert "damaged or no file of torch's" in text and ours is None
+        assert said in text and ours is None
 
 
+@pytest.mark.heavy
 def test_a_training_that_fails_stops_no_other(small, monkeypatch):
     rows = [row_of("lvs", "vggss", "auc", 0.5, changes=(*TINY, "batch_size=17"))]
     monkeypatch.setattr(reproduce_rows, "read_rows", lambda: rows)

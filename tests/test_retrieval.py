@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics.pairwise import cosine_similarity
-from typer.testing import CliRunner
+from thin import thin_networks  # noqa: F401
+from train_fixtures import TINY, avpipe
 
 from pipeline.errors import AvpipeError
-from pipeline.layout import Root
-from train.cli import app
 from train.data.open import open_shards
 from train.evaluation import retrieval as rt
 from train.evaluation import retrieval_scores as rs
@@ -21,7 +20,7 @@ from train.fit import fit
 from train.models import ModelChoice
 from train.recipes import get_recipe
 
-CHANGES = ["image_px=32", "batch_size=4", "epochs=1"]
+pytest_plugins = ["train_fixtures"]
 
 
 def brute(cosines, labels, without_own):
@@ -116,21 +115,14 @@ def test_chance_is_what_random_orders_reach(without_own):
 
 
 @pytest.fixture(scope="module")
-def trained(done_root, tmp_path_factory):
-    root = Root(tmp_path_factory.mktemp("trained"))
-    (root.path / "shards").symlink_to(done_root.shards)
-    shards = open_shards(root.shards / "synth_train")
-    fit(get_recipe("lvs-small", [*CHANGES, "spec_pool=8"]), shards, root.runs / "small", workers=0)
-    fit(get_recipe("vgg-h", [*CHANGES, "feature=logspec"]), shards, root.runs / "ear", workers=0)
-    return root
+def ear(trained, shards):
+    """The root with the run `ear` beside `small`."""
+    fit(get_recipe("vgg-h", [*TINY, "epochs=1", "feature=logspec"]), shards, trained.runs / "ear", workers=0)
+    return trained
 
 
 def retrieve(root, *arguments):
-    done = CliRunner().invoke(app, ["--root", str(root.path), "retrieve", "--split", "synth_train", *arguments])
-    if isinstance(done.exception, AvpipeError):
-        raise done.exception
-    assert done.exit_code == 0, done.output
-    return done.stdout
+    return avpipe(root, "retrieve", "--split", "synth_train", *arguments)
 
 
 def test_a_run_is_scored_and_its_files_say_the_same(trained):
@@ -139,39 +131,37 @@ def test_a_run_is_scored_and_its_files_say_the_same(trained):
     assert json.loads((folder / "metrics.json").read_text()) == result
     assert (result["clips_listed"], result["clips_scored"], result["clips_without_label"]) == (16, 16, 0)
     kept = np.load(folder / "embeddings.npz")
-    assert kept["audio"].shape == kept["visual"].shape == (16, 512) and kept["clip_ids"].tolist() == sorted(
-        kept["clip_ids"]
-    )
+    assert kept["audio"].shape == kept["visual"].shape == (16, 512)
+    assert kept["clip_ids"].tolist() == sorted(kept["clip_ids"])
     assert np.allclose(np.linalg.norm(kept["audio"], axis=1), 1, atol=1e-5)
     for task, items in (("audio_retrieval", "audio"), ("cross_modal_retrieval", "visual")):
-        expected = brute(
-            cosine_similarity(kept["audio"], kept[items]), kept["labels"].tolist(), task == "audio_retrieval"
-        )
+        cosines = cosine_similarity(kept["audio"], kept[items])
+        expected = brute(cosines, kept["labels"].tolist(), task == "audio_retrieval")
         assert {name: result[task][name] for name in expected} == pytest.approx(expected)
-    text = retrieve(trained, "--checkpoint", "small")
+    text = table(result)
     assert "audio → audio" in text and "audio → image" in text and "chance" in text
     assert "LEAK: trained on 16 of the scored clips" in text  # these are its training clips
     assert all(len(line) <= 120 for line in text.splitlines())
 
 
-def test_a_method_that_only_hears_and_a_fresh_network(trained):
-    result = json.loads(retrieve(trained, "--checkpoint", "ear", "--json"))
+def test_a_method_that_only_hears_and_a_fresh_network(ear):
+    result = json.loads(retrieve(ear, "--checkpoint", "ear", "--json"))
     assert "audio_retrieval" in result and "cross_modal_retrieval" not in result
     assert set(np.load(result["embeddings"])) == {"clip_ids", "labels", "audio"}
-    assert "sees nothing" in retrieve(trained, "--checkpoint", "ear")
-    assert json.loads(retrieve(trained, "--baseline", "random-init", "--json"))["model"] == "baseline-random-init"
+    assert "sees nothing" in table(result)
+    assert json.loads(retrieve(ear, "--baseline", "random-init", "--json"))["model"] == "baseline-random-init"
 
 
-def test_clips_without_a_label_are_left_out_and_counted(trained, monkeypatch):
-    shards = open_shards(trained.shards / "synth_train")
+def test_clips_without_a_label_are_left_out_and_counted(ear, monkeypatch):
+    shards = open_shards(ear.shards / "synth_train")
     shards.labels[3] = shards.labels[7] = None
     monkeypatch.setattr(rt, "open_shards", lambda path: shards)
-    result = rt.run_retrieval(trained, "synth_train", ModelChoice(checkpoint="ear"), workers=0)
+    result = rt.run_retrieval(ear, "synth_train", ModelChoice(checkpoint="ear"), workers=0)
     assert (result["clips_scored"], result["clips_without_label"]) == (14, 2)
     assert "2 without a label" in table(result)
     shards.labels[:] = [None] * 16
     with pytest.raises(AvpipeError, match="no clip of synth_train here has a label"):
-        rt.run_retrieval(trained, "synth_train", ModelChoice(checkpoint="ear"), workers=0)
+        rt.run_retrieval(ear, "synth_train", ModelChoice(checkpoint="ear"), workers=0)
 
 
 def test_wrong_wishes_are_sentences(trained):

@@ -89,14 +89,6 @@ def test_corrected_average_precision_is_scikit_learns_times_what_can_be_found(cl
     assert f1[statistics["max_f1_confidence"]] == pytest.approx(max(f1.values()))
 
 
-def test_a_misplaced_sound_is_missed_only_when_corrected():
-    clips = detections([(0.9, 0.8, True), (0.1, 0.7, True), (0.0, 0.2, False)])
-    assert slavc.published(clips, np.full(3, 30_000.0))["max_f1"] == pytest.approx(2 * 0.5 / 1.5)
-    corrected = slavc.corrected(clips)
-    assert corrected["loc_acc"] == 0.5 and corrected["ap"] == 0.5
-    assert (corrected["max_f1"], corrected["max_f1_confidence"]) == (pytest.approx(2 / 3), 0.8)
-
-
 def test_subsets_without_clips_are_undefined():
     subsets = slavc.published(detections([(0.9, 0.8, True), (0.0, 0.2, False)]), np.array([30_000.0, 0]))["subsets"]
     assert subsets["small@50"] == {"precision": None, "f1": None, "ap": None, "auc": None}

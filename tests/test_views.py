@@ -13,19 +13,32 @@ from train.data import pixels
 from train.data.views import TRAINING_VIEWS, appearance_view, crop_view, stored_view
 
 
-def test_a_crop_view_is_a_crop_of_the_resized_frame_or_its_mirror_image():
+@pytest.mark.parametrize(("view_of", "px"), [(crop_view, 246), (stored_view, 256)])
+def test_a_view_is_a_crop_of_the_frame_or_its_mirror_image(view_of, px):
     frame = picture(455, 256)
-    resized = np.asarray(frame.resize((int(246 * 455 / 256), 246), Image.Resampling.BICUBIC))
+    resized = np.asarray(frame.resize((int(px * 455 / 256), px), Image.Resampling.BICUBIC))
     windows = np.lib.stride_tricks.sliding_window_view(resized, (224, 224, 3))[:, :, 0]
     seen, flips = set(), 0
     for seed in range(8):
-        view = crop_view(np.array(frame), 224, random.Random(seed))
-        plain = np.argwhere((windows[:, :, ::37, ::37] == view[::37, ::37]).all(axis=(2, 3, 4)))
-        mirrored = np.argwhere((windows[:, :, ::37, ::37] == view[:, ::-1][::37, ::37]).all(axis=(2, 3, 4)))
+        view = view_of(np.array(frame), 224, random.Random(seed))
+        plain, mirrored = (
+            np.argwhere((windows[:, :, ::37, ::37] == some[::37, ::37]).all(axis=(2, 3, 4)))
+            for some in (view, view[:, ::-1])
+        )
         assert len(plain) + len(mirrored) == 1
         flips += len(mirrored)
         seen.add(tuple(np.concatenate([plain, mirrored])[0]))
     assert len(seen) > 4 and 0 < flips < 8
+
+
+def test_a_stored_view_is_no_larger_than_the_frame_and_crops_reach_every_edge():
+    with pytest.raises(AvpipeError, match="view=crop"):
+        stored_view(np.array(picture(341, 256)), 257, random.Random(0))
+    frame, rng = picture(64, 64), random.Random(0)
+    resized = np.asarray(frame.resize((44, 44), Image.Resampling.BICUBIC))
+    corners = {tuple(resized[y, x]) for y in (0, 4) for x in (0, 4)}
+    views = [crop_view(np.array(frame), 40, rng) for _ in range(1000)]
+    assert len(corners) == 4 and corners <= {tuple(view[0, x]) for view in views for x in (0, -1)}
 
 
 @pytest.mark.parametrize("size", [(455, 256), (256, 341), (300, 260), (90, 64), (225, 224), (64, 47)])
@@ -55,28 +68,6 @@ def test_pillow_begins_with_the_other_side_of_some_boxes():
     frame, box = np.random.default_rng(0).integers(0, 256, (359, 277, 3), dtype=np.uint8), (40, 95, 90, 264)
     expected = np.asarray(Image.fromarray(frame).resize((224, 224), Image.Resampling.BILINEAR, box=box))
     assert np.abs(pixels.resized_box(frame, box, 224, False).astype(int) - expected).max() <= 1
-
-
-def test_a_stored_view_is_a_crop_of_the_frame():
-    frame = np.array(picture(341, 256))
-    windows = np.lib.stride_tricks.sliding_window_view(frame, (224, 224, 3))[:, :, 0]
-    for seed in range(6):
-        view = stored_view(frame, 224, random.Random(seed))
-        matches = [(windows[:, :, ::37, ::37] == v[::37, ::37]).all(axis=(2, 3, 4)) for v in (view, view[:, ::-1])]
-        assert sum(int(match.sum()) for match in matches) == 1
-    with pytest.raises(AvpipeError, match="view=crop"):
-        stored_view(frame, 257, random.Random(0))
-
-
-def test_crops_reach_every_edge():
-    frame = picture(64, 64)
-    rng = random.Random(0)
-    resized = np.asarray(frame.resize((44, 44), Image.Resampling.BICUBIC))
-    corners = {tuple(resized[y, x]) for y in (0, 4) for x in (0, 4)}
-    assert len(corners) == 4
-    views = [crop_view(np.array(frame), 40, rng) for _ in range(1000)]
-    firsts = {tuple(view[0, 0]) for view in views} | {tuple(view[0, -1]) for view in views}
-    assert corners <= firsts
 
 
 def test_appearance_views_hold_the_shares_that_are_drawn(monkeypatch):

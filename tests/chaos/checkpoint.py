@@ -3,45 +3,32 @@
 python tests/chaos/checkpoint.py --rounds 400 --seed 0
 """
 
-import argparse
 import collections
 import copy
 import io
 import math
-import os
 import random
-import resource
 import sys
-import tempfile
-import time
-import traceback
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
+import hostile
 import numpy as np
-import pytest
 import torch
-from thin import patch_networks
 
 from pipeline.errors import AvpipeError
 from train.checkpoint import LAST, load_checkpoint, network_of, save_checkpoint
+from train.methods import METHODS
 from train.models import trained_model
 from train.published import load_published_checkpoint
 from train.recipes import get_recipe
 
-SLOW_S, LARGE_BYTES = 20.0, 1 << 30
+SLOW_S, LARGE_BYTES = 20.0, (1 << 30) + (1 << 28)
 ODD = (
     *(None, True, -1, 2**70, 1e308, math.nan, "", "x" * 100_000, "\x1b[31m$x$", b"\0", [], {}, (), [[]] * 3, {1: {}}),
-    *(
-        torch.zeros(0),
-        torch.zeros(3, dtype=torch.complex64),
-        torch.zeros(1).expand(10**9),
-        torch.zeros(2, device="meta"),
-    ),
+    *(torch.zeros(0), torch.zeros(3, dtype=torch.complex64), torch.zeros(2, device="meta")),
+    *(torch.zeros(1).expand(10**9),),
     *(torch.eye(3).to_sparse(), torch.tensor(math.nan), {"a": torch.zeros(1)}, np.float64(1), np.zeros(4)),
 )
 
@@ -49,8 +36,6 @@ ODD = (
 def made(folder: Path) -> tuple[bytes, dict]:
     """(bytes of a checkpoint of ours, its state) of a thin network."""
     recipe = get_recipe("lvs-small", ["image_px=32", "spec_pool=8"])
-    from train.methods import METHODS
-
     torch.manual_seed(0)
     network = METHODS[recipe.method].network(recipe.options)
     metadata = {"extract": {"features": {"logspec": "0123"}}, "listed_sha256": "ab", "plan": {"seed": 0}}
@@ -98,18 +83,9 @@ def packed(whole: bytes, state: dict, rng: random.Random) -> bytes:
 
 
 def odd(whole: bytes, state: dict, rng: random.Random) -> bytes:
-    """One value, however deep, is of another type, or is missing, or is one too many."""
+    """One value is of another type, or is missing, or is one too many."""
     state = copy.deepcopy(state)
-    place: dict = state
-    while True:
-        key = rng.choice(list(place) or [""])
-        if not (isinstance(place.get(key), dict) and place[key] and rng.random() < 0.7):
-            break
-        place = place[key]
-    if rng.random() < 0.2:
-        place.pop(key, None)
-    else:
-        place[rng.choice((key, key, key, "other"))] = rng.choice(ODD)
+    hostile.odd_entry(state, ODD, rng)
     buffer = io.BytesIO()
     torch.save(state, buffer, _use_new_zipfile_serialization=rng.random() < 0.8)
     return buffer.getvalue()
@@ -131,44 +107,29 @@ def foreign(whole: bytes, state: dict, rng: random.Random) -> bytes:
 KINDS = (flipped, unsealed, cut, packed, odd, foreign)
 
 
-def peak_bytes() -> int:
-    """The most memory that this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def attack(folder: Path, rounds: int, seed: int) -> tuple[collections.Counter, list[str]]:
     """(how the checkpoints were answered, faults as sentences)."""
     rng, counts, faults = random.Random(seed), collections.Counter(), []
-    before_bytes = peak_bytes()  # of whatever else this process has done
-    whole, state = made(folder)
-    path = folder / "attacked" / LAST
-    path.parent.mkdir()
-    for number in range(rounds):
-        kind = KINDS[number % len(KINDS)]
-        path.write_bytes(kind(whole, state, rng))
-        begin = time.monotonic()
-        for read in (
-            trained_model,
-            lambda path: load_published_checkpoint(path, rng.choice(("lvs", "ez-vsl", "sspl"))),
-        ):
-            try:
-                read(path)
-            except AvpipeError as error:
-                counts[f"{kind.__name__}: refused"] += read is trained_model
-                if not str(error).isprintable() or len(str(error)) > 1500:
-                    faults.append(f"{number} {kind.__name__}: a long or odd sentence: {str(error)[:300]!r}")
-            except BaseException as error:
-                where = "".join(traceback.format_tb(error.__traceback__)[-3:])
-                faults.append(f"{number} {kind.__name__}: {where} {error!r:.300}")
-            else:
-                counts[f"{kind.__name__}: read"] += 1
-                if kind in (flipped, unsealed, cut, packed) and not same(path, state):
-                    faults.append(f"{number} {kind.__name__}: other weights were taken in silence")
-        if time.monotonic() - begin > SLOW_S:
-            faults.append(f"{number} {kind.__name__}: took {time.monotonic() - begin:.0f} s")
-    taken = peak_bytes() - before_bytes
-    if taken > LARGE_BYTES + (1 << 28):
-        faults.append(f"it took {taken / 1e9:.1f} GB")
+    with hostile.little_memory(faults, LARGE_BYTES):
+        whole, state = made(folder)
+        path = folder / "attacked" / LAST
+        path.parent.mkdir()
+        for number in range(rounds):
+            kind = KINDS[number % len(KINDS)]
+            path.write_bytes(kind(whole, state, rng))
+            for read in (trained_model, load_published_checkpoint):
+                what = f"{number} {kind.__name__}"
+                with hostile.watched(faults, what, SLOW_S):
+                    try:
+                        read(path, *((rng.choice(("lvs", "ez-vsl", "sspl")),) if read is not trained_model else ()))
+                    except AvpipeError as error:
+                        counts[f"{kind.__name__}: refused"] += read is trained_model
+                        if not str(error).isprintable() or len(str(error)) > 1500:
+                            faults.append(f"{what}: a long or odd sentence: {str(error)[:300]!r}")
+                    else:
+                        counts[f"{kind.__name__}: read"] += 1
+                        if kind in (flipped, unsealed, cut, packed) and not same(path, state):
+                            faults.append(f"{what}: other weights were taken in silence")
     return counts, faults
 
 
@@ -178,19 +139,5 @@ def same(path: Path, state: dict) -> bool:
     return all(torch.equal(value, weights[name]) for name, value in state["network"].items())
 
 
-def run() -> int:
-    """The program."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=400)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    patch_networks(pytest.MonkeyPatch())
-    with tempfile.TemporaryDirectory() as folder:
-        counts, faults = attack(Path(folder), given.rounds, given.seed)
-    print(f"{given.rounds} checkpoints: {dict(counts)}; {len(faults)} faults", *faults, sep="\n")
-    return bool(faults)
-
-
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(hostile.run(attack, "hostile checkpoints"))

@@ -3,21 +3,16 @@
 python tests/chaos/report.py --rounds 400 --seed 0
 """
 
-import argparse
 import collections
 import json
 import os
 import random
+import shutil
 import signal
 import sys
-import tempfile
-import time
-import traceback
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
+import hostile
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -61,21 +56,11 @@ def made(root: Root) -> None:
 
 
 def odd_json(path: Path, rng: random.Random) -> None:
-    """A value, however deep, is of another type, or is missing; or the text is none."""
+    """A value is of another type, or is missing, or is one too many; or the text is none."""
     content = json.loads(path.read_text())
-    place = content
-    while isinstance(place, dict) and place:
-        key = rng.choice(list(place))
-        if not isinstance(place[key], dict) or rng.random() < 0.3:
-            break
-        place = place[key]
-    if rng.random() < 0.2:
-        del place[key]
-    else:
-        place[rng.choice((key, key, key, MARKUP))] = rng.choice(ODD)
+    hostile.odd_entry(content, ODD, rng, MARKUP)
     whole = json.dumps(content)
-    texts = (whole,) * 6 + (whole[: rng.randrange(len(whole))], "[" * 200_000, "[]", "null", "")
-    path.write_text(rng.choice(texts))
+    path.write_text(rng.choice((*[whole] * 6, whole[: rng.randrange(len(whole))], "[" * 200_000, "[]", "null", "")))
 
 
 def odd_table(path: Path, rng: random.Random) -> None:
@@ -114,12 +99,8 @@ def odd_log(path: Path, rng: random.Random) -> None:
 
 def broken(path: Path, rng: random.Random) -> None:
     """Bits are flipped, or the end is gone, or it is no file at all."""
-    data = bytearray(path.read_bytes())
-    for _ in range(rng.choice((1, 5, 50))):
-        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    kind = rng.random()
-    path.write_bytes(data[: rng.randrange(len(data))] if kind < 0.2 else data)
-    if kind > 0.85:
+    path.write_bytes(hostile.broken(path.read_bytes(), rng))
+    if rng.random() > 0.85:
         path.unlink()
         rng.choice((os.mkfifo, os.mkdir))(path)
 
@@ -128,51 +109,29 @@ def attack(folder: Path, rounds: int, seed: int) -> tuple[collections.Counter, l
     """(how the files were answered, faults as sentences)."""
     rng, counts, faults = random.Random(seed), collections.Counter(), []
     made(Root(folder / "whole"))
-    whole = {path: path.read_bytes() for path in (folder / "whole").rglob("*") if path.is_file()}
     own = {"metrics.json": odd_json, "per_clip.parquet": odd_table, LOG: odd_log, VALIDATION: odd_log}
     for number in range(rounds):
-        root = Root(folder / str(number))
-        for path, data in whole.items():
-            there = root.path / path.relative_to(folder / "whole")
-            there.parent.mkdir(parents=True, exist_ok=True)
-            there.write_bytes(data)
+        root = Root(shutil.copytree(folder / "whole", folder / str(number)))
         name = list(own)[number % 4]
-        path = next(root.path.rglob(name))
         kind = rng.choice((own[name], own[name], broken))
-        kind(path, rng)
-        what, begin = f"{number} {name} {kind.__name__}", time.monotonic()
-        signal.alarm(HANGS_S)
-        try:
-            write_report(root, ["run"], root.path / "report.html", clips=0)
-        except AvpipeError as error:
-            counts[f"{name}: refused"] += 1
-            if name not in str(error) or not str(error).isprintable():
-                faults.append(f"{what}: the sentence does not name the file: {error}")
-        except BaseException as error:
-            where = "".join(traceback.format_tb(error.__traceback__)[-3:])
-            faults.append(f"{what}: {where} {error!r:.300}")
-        else:
-            counts[f"{name}: shown"] += 1
-            if MARKUP in (root.path / "report.html").read_text():
-                faults.append(f"{what}: markup came through")
-        finally:
-            signal.alarm(0)
-        if time.monotonic() - begin > HANGS_S:
-            faults.append(f"{what}: took {time.monotonic() - begin:.0f} s")
+        kind(next(root.path.rglob(name)), rng)
+        what = f"{number} {name} {kind.__name__}"
+        with hostile.watched(faults, what, HANGS_S):
+            signal.alarm(HANGS_S)
+            try:
+                write_report(root, ["run"], root.path / "report.html", clips=0)
+            except AvpipeError as error:
+                counts[f"{name}: refused"] += 1
+                if name not in str(error) or not str(error).isprintable():
+                    faults.append(f"{what}: the sentence does not name the file: {error}")
+            else:
+                counts[f"{name}: shown"] += 1
+                if MARKUP in (root.path / "report.html").read_text():
+                    faults.append(f"{what}: markup came through")
+            finally:
+                signal.alarm(0)
     return counts, faults
 
 
-def run() -> int:
-    """The program."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=400)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        counts, faults = attack(Path(folder), given.rounds, given.seed)
-    print(f"{given.rounds} reports: {dict(counts)}; {len(faults)} faults", *faults, sep="\n")
-    return bool(faults)
-
-
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(hostile.run(attack, "reports on hostile files"))

@@ -5,30 +5,22 @@
 SHARDS is a folder of shards with frames, sound and `logspec`.
 """
 
-import argparse
 import collections
 import io
 import json
-import os
 import random
-import resource
 import struct
 import sys
-import time
-import traceback
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
+import hostile
 import numpy as np
-import pytest
 import soundfile as sf
 import torch
+from hostile import broken
 from PIL import Image
-from thin import patch_networks
 
 from pipeline.features import SPECS
 from train.data.batch_plan import BatchPlan
@@ -119,14 +111,6 @@ def meta(good: bytes, rng: random.Random) -> bytes:
     return json.dumps(content).encode()
 
 
-def broken(good: bytes, rng: random.Random) -> bytes:
-    """Bits are flipped, or the end is gone."""
-    data = bytearray(good)
-    for _ in range(rng.choice((1, 5, 50))):
-        data[rng.choice((rng.randrange(len(data)), rng.randrange(min(64, len(data)))))] ^= 1 << rng.randrange(8)
-    return bytes(data[: rng.choice((len(data), rng.randrange(len(data))))]) or b"x"
-
-
 KINDS = {MEMBER: npy, "frame.jpg": jpeg, "audio.flac": flac, "meta.json": meta}
 
 
@@ -138,63 +122,41 @@ def trained(shards: Shards, damaged: list) -> dict[int, torch.Tensor]:
     return {int(n): batch["spec"][place] for place, n in enumerate(batch["number"])}
 
 
-def peak_bytes() -> int:
-    """The most memory that this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def attack(folder: Path, rounds: int, seed: int) -> tuple[collections.Counter, list[str]]:
     """(how the members were answered, faults as sentences)."""
     rng, counts, faults = random.Random(seed), collections.Counter(), []
-    before_bytes = peak_bytes()  # of whatever else this process has done
-    whole = open_shards(folder)
-    expected, clips, network = trained(whole, []), clips_of_shards(whole), random_init()[1]
-    for count in range(rounds):
-        member, number = sorted(KINDS)[count % len(KINDS)], rng.randrange(8)
-        shards = Changed(**{field.name: getattr(whole, field.name) for field in fields(Shards)})
-        shards.place, shards.data = (number, member), KINDS[member](whole.read(number, member), rng)
-        begin, what, damaged, lost = time.monotonic(), f"{count} {member}", [], {}
-        try:
-            found = trained(shards, damaged)
-            some = clips.at([place for place, n in enumerate(clips.numbers) if n < 8])
-            maps = list(network_maps(network, shards, some, FEATURE, PX, 0, lost)("crop"))
-            for read in (partial(read_window, shards, number, FEATURE), partial(sound_uri, shards, number)):
-                try:
-                    read()
-                except DamagedError as error:
-                    damaged.append(error)
-        except BaseException as error:
-            where = "".join(traceback.format_tb(error.__traceback__)[-3:])
-            faults.append(f"{what}: {where} {error!r:.300}")
-            continue
-        counts[f"{member}: {'left out' if damaged else 'read'}"] += 1
-        if {error.clip_id for error in damaged} - {whole.clip_ids[number]} or not np.isfinite(maps).all():
-            faults.append(f"{what}: another clip was named, or a map is not finite")
-        if any(not torch.equal(found[n], expected[n]) for n in range(8) if n != number):
-            faults.append(f"{what}: another sample came out otherwise")
-        if member in (MEMBER, "frame.jpg") and (number in found) == bool(lost):
-            faults.append(f"{what}: training and evaluation do not agree")
-        if time.monotonic() - begin > SLOW_S:
-            faults.append(f"{what}: took {time.monotonic() - begin:.0f} s")
-    taken = peak_bytes() - before_bytes
-    if taken > LARGE_BYTES:
-        faults.append(f"it took {taken / 1e9:.1f} GB")
+    with hostile.little_memory(faults, LARGE_BYTES):
+        whole = open_shards(folder)
+        expected, network = trained(whole, []), random_init()[1]
+        for count in range(rounds):
+            member, number = sorted(KINDS)[count % len(KINDS)], rng.randrange(8)
+            shards = Changed(**{field.name: getattr(whole, field.name) for field in fields(Shards)})
+            shards.place, shards.data = (number, member), KINDS[member](whole.read(number, member), rng)
+            what = f"{count} {member}"
+            with hostile.watched(faults, what, SLOW_S):
+                counts[f"{member}: {read_all(shards, network, expected, what, faults)}"] += 1
     return counts, faults
 
 
-def run() -> int:
-    """The program."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("shards", type=Path)
-    parser.add_argument("--rounds", type=int, default=400)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    patch_networks(pytest.MonkeyPatch())
-    counts, faults = attack(given.shards, given.rounds, given.seed)
-    print(f"{given.rounds} samples: {dict(counts)}; {len(faults)} faults", *faults, sep="\n")
-    return bool(faults)
+def read_all(shards: Changed, network: torch.nn.Module, expected: dict, what: str, faults: list[str]) -> str:
+    """Read the changed shards in every way; returns whether the changed sample was left out or read."""
+    (number, member), damaged, lost = shards.place, [], {}
+    found, clips = trained(shards, damaged), clips_of_shards(shards)
+    some = clips.at([place for place, n in enumerate(clips.numbers) if n < 8])
+    maps = list(network_maps(network, shards, some, FEATURE, PX, 0, lost)("crop"))
+    for read in (partial(read_window, shards, number, FEATURE), partial(sound_uri, shards, number)):
+        try:
+            read()
+        except DamagedError as error:
+            damaged.append(error)
+    if {error.clip_id for error in damaged} - {shards.clip_ids[number]} or not np.isfinite(maps).all():
+        faults.append(f"{what}: another clip was named, or a map is not finite")
+    if any(not torch.equal(found[n], expected[n]) for n in range(8) if n != number):
+        faults.append(f"{what}: another sample came out otherwise")
+    if member in (MEMBER, "frame.jpg") and (number in found) == bool(lost):
+        faults.append(f"{what}: training and evaluation do not agree")
+    return "left out" if damaged else "read"
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(hostile.run(attack, "hostile samples", "shards"))

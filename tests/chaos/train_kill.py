@@ -3,12 +3,11 @@
 Whatever was killed, how often and by what: the losses, the validation and the weights are those of an undisturbed run,
 nothing is left over, and what a signal can be answered to is answered with a checkpoint. By hand:
 
-    python tests/chaos/train_kill.py --rounds 50 --seed 0
+    python tests/chaos/train_kill.py --shards SHARDS --rounds 50 --seed 0
 """
 
 import argparse
 import collections
-import csv
 import os
 import random
 import signal
@@ -23,10 +22,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from thin import patch_networks
+from train_fixtures import logged
 
 from train.checkpoint import BEST, LAST, load_checkpoint
 from train.cli import main
-from train.logs import LOG, VALIDATION
+from train.logs import VALIDATION
 
 SETTINGS = ("image_px=32", "batch_size=4", "epochs=5", "checkpoint_steps=2", "spec_pool=8", "validation=0.25")
 KILLS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -92,10 +92,7 @@ def killed(child: int, run: Path, rng: random.Random, whole_s: float) -> tuple[s
 
 def outcome(run: Path) -> tuple:
     """All of a finished run that must not depend on kills."""
-    tables = []
-    for name, columns in ((LOG, ("step", "epoch", "loss")), (VALIDATION, ("step", "epoch", "measure", "value"))):
-        with open(run / name, newline="") as file:
-            tables.append([tuple(row[column] for column in columns) for row in csv.DictReader(file)])
+    tables = [logged(run, "step", "epoch", "loss"), logged(run, "step", "epoch", "measure", "value", name=VALIDATION)]
     states = [load_checkpoint(run / name) for name in (LAST, BEST)]
     weights = [{name: value.numpy().tobytes() for name, value in state["network"].items()} for state in states]
     return tables, weights, [(state["step"], state["epochs_done"], state["best"]) for state in states]
@@ -135,34 +132,17 @@ def attack(shards: Path, folder: Path, rounds: int, seed: int) -> tuple[collecti
     return counts, faults
 
 
-def made_shards(folder: Path) -> Path:
-    """Sixteen made-up clips as shards."""
-    from conftest import downloaded
-
-    from pipeline.extract import extract
-    from pipeline.layout import Root
-    from pipeline.manifest import Manifest
-    from pipeline.settings import ExtractSettings, ShardSettings
-    from pipeline.shard import shard
-    from pipeline.synth import make_corpus
-
-    make_corpus(folder / "corpus", clips=20, classes=4, workers=2)
-    root = downloaded(Root(folder / "made"), folder / "corpus")
-    extract(root, Manifest.open(root.manifest).ids(None), ExtractSettings(), workers=2)
-    return shard(root, "synth_train", ExtractSettings(), ShardSettings(samples_per_shard=5), workers=1).folder
-
-
 def run() -> int:
     """The program."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shards", type=Path, help="a small folder of shards; else one is made")
+    parser.add_argument("--shards", type=Path, required=True, help="a small folder of shards")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
-        counts, faults = attack(given.shards or made_shards(folder), folder, given.rounds, given.seed)
+        counts, faults = attack(given.shards, folder, given.rounds, given.seed)
     print(f"{counts.total()} kills: {dict(counts)}; {len(faults)} faults", *faults, sep="\n")
     return bool(faults)
 

@@ -29,9 +29,6 @@ def forward(compare: Comparison) -> None:
         loss, _ = ez_vsl_loss(*features, CONFIG)
         compare(f"{mode}_Savl", own(similarity_maps(*features)) / CONFIG.temperature, **SAVL)
         compare(f"{mode}_loss", loss, each=2e-5)
-        if mode == "eval" and "eval_Savl" in compare.golden:
-            localized = model.train().localize(image, spec) / CONFIG.temperature
-            compare.against("eval_Savl by localize", localized, compare.golden["eval_Savl"], **SAVL)
         if mode == "train":
             loss.backward()
             gradients(compare, model, published_names)

@@ -27,9 +27,6 @@ def forward(compare: Comparison) -> None:
         map_BHW = own(similarity_maps(*features))
         # Lowest, mean and highest value of the maps, whatever the name says.
         compare("eval_img_feat_stats", torch.stack([map_BHW.min(), map_BHW.mean(), map_BHW.max()]), **MAP)
-        localized = model.train().localize(image, spec)
-        if "eval_A" in compare.golden:
-            compare.against("eval_A by localize", localized, compare.golden["eval_A"], **MAP)
     if compare.holds("train_", "rs_"):
         features = model.train().image_features(image), model.audio_features(spec)
         outputs(compare, "train", *features).backward()

@@ -119,17 +119,8 @@ def case(compare: Comparison, networks: Networks, variant: str, mode: str, views
         loss.backward()
         gradients(compare, model, names_of_both, key, GRADIENT)
         running_statistics(compare, model, names_of_both, f"{variant}_rs_")
-    else:
-        alone(compare, model, key, views, patches)
-
-
-def alone(compare: Comparison, model: SSPL, key: str, views: Tensor, patches: Tensor) -> None:
-    """The map as it is asked for, and a batch of one, which the published code cannot take."""
-    if f"{key}_sim_map" in compare.golden:
-        localized = model.train().localize(views[:, 0], patches)
-        compare.against(f"{key}_sim_map by localize", localized, compare.golden[f"{key}_sim_map"], **MAP)
-    if compare.single:
-        with torch.no_grad():
+    elif compare.single:
+        with torch.no_grad():  # a batch of one, which the published code cannot take
             one, _ = model.eval().loss(views[:1], patches[:1])
         compare.against(f"{key} loss of a batch of one is finite", torch.isfinite(one), True)
 
