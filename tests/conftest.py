@@ -1,4 +1,4 @@
-"""Shared by all tests: one made-up corpus, made once, and what is derived from it."""
+"""Shared by all tests: one synthetic corpus, made once, and what is derived from it."""
 
 import os
 
@@ -19,26 +19,26 @@ import pytest
 from parity import table
 from shared_files import SHARED
 
-from pipeline.download import download
-from pipeline.extract import extract
-from pipeline.layout import Root
-from pipeline.manifest import Manifest
-from pipeline.manifest_build import build_manifest
-from pipeline.settings import ExtractSettings, ShardSettings
-from pipeline.shard import shard
-from pipeline.sources.source import FolderSource
-from pipeline.synth import make_corpus
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.download.source import FolderSource
+from avpipe.pipeline.download.stage import download
+from avpipe.pipeline.extract.stage import extract
+from avpipe.pipeline.features.settings import ExtractSettings, ShardSettings
+from avpipe.pipeline.manifest.build import build_manifest
+from avpipe.pipeline.manifest.tables import Manifest
+from avpipe.pipeline.shards.write import shard
+from avpipe.pipeline.synth.corpus import make_corpus
 
 pytest.register_assert_rewrite("train_fixtures")
 
 CLIPS = 20
 RUN_PARTS = (
-    "pipeline.duplicates.run_parts",
-    "pipeline.exchange.import_frames.run_parts",
-    "pipeline.extract.run_parts",
-    "pipeline.shard.run_parts",
-    "pipeline.synth.run_parts",
-    "pipeline.verify.run_parts",
+    "avpipe.pipeline.inspect.duplicates.run_parts",
+    "avpipe.pipeline.exchange.import_frames.run_parts",
+    "avpipe.pipeline.extract.stage.run_parts",
+    "avpipe.pipeline.shards.write.run_parts",
+    "avpipe.pipeline.synth.corpus.run_parts",
+    "avpipe.pipeline.shards.verify.run_parts",
 )
 
 
@@ -85,7 +85,7 @@ def once(shared_tmp):
 
 @pytest.fixture(scope="session")
 def corpus(once) -> Path:
-    """Twenty made-up clips of four classes, 16 for training, with their lists: clips/ and lists/. Do not change it."""
+    """Twenty synthetic clips of four classes, 16 of them for training, in clips/ and lists/. Do not change it."""
 
     def make(folder: Path) -> None:
         with in_this_process():
@@ -159,7 +159,7 @@ def serial() -> Iterator[None]:
 @pytest.fixture
 def avpipe(capsys, monkeypatch):
     """Runs a command in this process: (exit code, standard output, standard error)."""
-    from train.cli import main  # a second that most tests need not wait for
+    from avpipe.train.cli.main import main  # a second that most tests need not wait for
 
     def run(*arguments) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["avpipe", *map(str, arguments)])

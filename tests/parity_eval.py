@@ -10,8 +10,8 @@ import torch
 from parity_recipes import from_json, load, parity_files
 from torch.nn.functional import interpolate
 
-from train.evaluation import metrics, ogl, slavc
-from train.evaluation.protocols import PROTOCOLS
+from avpipe.train.evaluation import metrics, ogl, slavc
+from avpipe.train.evaluation.protocols import PROTOCOLS
 
 # Our name: theirs, and the resize in torch that equals, or for OpenCV's almost equals, the published one.
 PUBLISHED = {

@@ -70,7 +70,7 @@ class Results:
 
 
 def made_up(results: Results) -> None:
-    """Lists, clips, samples, shards of the made-up corpus, and what is told and written of them."""
+    """Lists, clips, samples, shards of the synthetic corpus, and what is told and written of them."""
     results.run("synth", "source", "--clips", "30", "--json")
     results.run("manifest", "build", "--lists", "source/lists", "--json")
     results.run("download", "--from", "source/clips", "--json")
@@ -87,7 +87,7 @@ def made_up(results: Results) -> None:
     results.run("status", "--json")
     for name in EXPORTS:
         results.run("export", f"exported/{name}", "--split", TEST, "--format", name, "--json")
-    # What was exported is taken in again, by a root that knows the lists and has no clip.
+    # What was exported is imported again, by a root that knows the lists and has no clip.
     results.run("manifest", "build", "--lists", "source/lists", "--json", root="other")
     results.run("import", "exported/folders", "--json", root="other")
     results.run("import", "source/clips", "--json", root="third")

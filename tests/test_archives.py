@@ -17,15 +17,16 @@ from conftest import downloaded
 from test_download import clip, clips, content, files, latest, reasons
 from test_export import tree
 
-from pipeline.download import download
-from pipeline.errors import AvpipeError
-from pipeline.exchange.import_clips import import_clips
-from pipeline.layout import Root
-from pipeline.manifest import Manifest
-from pipeline.sources import archives, packed
-from pipeline.sources.archives import ArchiveSource
-from pipeline.sources.packed import zstd
-from pipeline.sources.source import open_local
+from avpipe.pipeline.archives import packed
+from avpipe.pipeline.archives.packed import zstd
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.download import archive_source
+from avpipe.pipeline.download.archive_source import ArchiveSource
+from avpipe.pipeline.download.source import open_local
+from avpipe.pipeline.download.stage import download
+from avpipe.pipeline.exchange.import_clips import import_clips
+from avpipe.pipeline.manifest.tables import Manifest
 
 FOLDER = "scratch/shared/beegfs/hchen/train_data/VGGSound_final/video"
 CONTENT = {one.clip_id: content(one) for one in clips(6)}
@@ -68,7 +69,7 @@ def came(root: Root) -> dict[str, bytes]:
 
 
 def adds_up(root: Root, result) -> bool:
-    """Whether every member that was seen is done, failed or passed by."""
+    """Whether every member that was seen is done, failed or skipped."""
     return result.seen == len(latest(root)) + len(result.skipped) + len(result.not_listed)
 
 
@@ -78,8 +79,8 @@ def adds_up(root: Root, result) -> bool:
 @pytest.mark.parametrize(("packing", "suffix"), list(zip(PACKINGS, ["mp4", "webm"] * 2 + ["mp4"], strict=True)))
 def test_tars_of_every_packing_are_read_once(tmp_path, monkeypatch, packing, suffix):
     opened = []
-    open_stream = archives.open_stream
-    monkeypatch.setattr(archives, "open_stream", lambda *given: opened.append(given) or open_stream(*given))
+    open_stream = archive_source.open_stream
+    monkeypatch.setattr(archive_source, "open_stream", lambda *given: opened.append(given) or open_stream(*given))
     root, result = imported(tmp_path, f"a.tar{packing}", PACKINGS[packing](tar_of(named(suffix=suffix))))
     assert came(root) == CONTENT and len(opened) == 1
     assert (result.seen, result.to_do, result.damage, result.skipped) == (6, 6, [], [])
@@ -105,7 +106,7 @@ def test_zips_are_read_also_without_their_directory(tmp_path, method):
 def test_other_kinds_are_told_which_are_read(tmp_path):
     others = {"a.rar": b"Rar!\x1a\7\0" + b"x" * 999, "a.7z": b"7z\xbc\xaf", "text.tar": b"no tar" * 99}
     for name, data in others.items():
-        with pytest.raises(AvpipeError, match=rf"{name} is no archive .* \.tar\.zst or \.zip"):
+        with pytest.raises(AvpipeError, match=rf"{name} is not an archive .* \.tar\.zst or \.zip"):
             imported(tmp_path, name, data)
     with pytest.raises(AvpipeError, match="holds no clip"):
         imported(tmp_path, "other.tar", tar_of([("readme.txt", b"hello")]))
@@ -241,13 +242,13 @@ def test_bytes_put_in_or_left_out_cost_the_clip_that_they_are_in(tmp_path, shift
 
 
 def test_what_is_no_video_is_never_done(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "MAX_CLIP_BYTES", 3_000_000)
+    monkeypatch.setattr(archive_source, "MAX_CLIP_BYTES", 3_000_000)
     some = {IDS[0]: b"", IDS[1]: bytes(2_500_000), IDS[2]: bytes(3_000_001), IDS[3]: CONTENT[IDS[3]][:1500]}
     for name, data in {"a.tar.gz": gzip.compress(tar_of(named(some)), 1), "a.zip": zip_of(named(some), 8)}.items():
         root, result = imported(tmp_path, name, data)
         assert came(root) == {} and adds_up(root, result)
         assert reasons(root) == {IDS[0]: "corrupt", IDS[1]: "corrupt", IDS[3]: "network"}
-        assert "bytes are no clip" in result.skipped[0]
+        assert "bytes cannot be a clip" in result.skipped[0]
 
 
 @pytest.mark.heavy
@@ -285,7 +286,7 @@ def hostile_members() -> list:
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize("packing", ["", ".gz"])
 def test_hostile_members_are_passed_by_and_named(tmp_path, packing, form, monkeypatch):
-    monkeypatch.setattr(archives, "MAX_CLIP_BYTES", 10_000)
+    monkeypatch.setattr(archive_source, "MAX_CLIP_BYTES", 10_000)
     members = [*hostile_members(), (f"{IDS[2]}.mp4", b"x" * 10_001), *named({IDS[1]: CONTENT[IDS[1]]})]
     members += [(f"again/{IDS[1]}.mp4", b"second"), ("d/" * 80 + f"{IDS[3]}.mp4", CONTENT[IDS[3]])]
     path, root = tmp_path / f"bad.tar{packing}", Root(tmp_path / "root")
@@ -330,7 +331,7 @@ def test_sparse_files_impossible_sizes_and_endless_names(tmp_path):
 
 
 def test_hostile_zips_cannot_leave_or_fill_anything(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "MAX_CLIP_BYTES", 100_000)
+    monkeypatch.setattr(archive_source, "MAX_CLIP_BYTES", 100_000)
     outside = [(f"../{IDS[0]}.mp4", b"x"), (f"/{IDS[0]}.mp4", b"x")]
     data = zip_of([*outside, *named({IDS[1]: CONTENT[IDS[1]], IDS[2]: bytes(90_000)})], 8)
     lying = data.replace(struct.pack("<I", 90_000), struct.pack("<I", 500))  # says 500 bytes, unpacks to more
@@ -354,9 +355,9 @@ def test_hostile_zips_cannot_leave_or_fill_anything(tmp_path, monkeypatch):
 def test_a_full_disk_stops_the_import_with_a_sentence(tmp_path, monkeypatch):
     path, root = tmp_path / "a.tar.gz", Root(tmp_path / "root")
     path.write_bytes(gzip.compress(tar_of(named())))
-    monkeypatch.setattr("pipeline.disk_space.free_bytes", lambda folder: 10_000)
-    monkeypatch.setattr("pipeline.download_plan.free_bytes", lambda folder: 1 << 50)
-    with pytest.raises(AvpipeError, match=r"stopped \(disk\): .* make room"):
+    monkeypatch.setattr("avpipe.pipeline.core.disk.free_bytes", lambda folder: 10_000)
+    monkeypatch.setattr("avpipe.pipeline.download.plan.free_bytes", lambda folder: 1 << 50)
+    with pytest.raises(AvpipeError, match=r"stopped \(disk\): .* free some space"):
         import_clips(root, path)
     assert files(root) == {} and latest(root) == {}
 

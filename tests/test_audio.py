@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.features import SPECS
-from train.data.audio import SpecTransform
+from avpipe.pipeline.features.specs import SPECS
+from avpipe.train.data.torch_features import SpecTransform
 
 # In single precision a power near the floor of -100 dB is uncertain by a part of a decibel.
 TOLERANCE = {"logspec": 1e-5, "logspec-10s": 1e-5, "vggish": 2e-4, "tie-mel": 0.3, "logmel": 2e-3}

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.audit import audit, audit_table
-from pipeline.coverage import coverage, histogram
-from pipeline.errors import AvpipeError
-from pipeline.layout import Root
-from pipeline.ledger import Ledger, Outcome
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.ledger import Ledger, Outcome
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.inspect.coverage import coverage, histogram
+from avpipe.pipeline.manifest.audit import audit, audit_table
 
 ROLES = {"train_a": "train", "test_a": "test", "flickr": "train", "test_long_name_b": "test", "lone": "test"}
 TEXT, NUMBER = pa.string(), pa.int32()

@@ -8,10 +8,10 @@ import pytest
 from thin import thin_networks  # noqa: F401
 from train_fixtures import SMALL
 
-from pipeline.errors import AvpipeError
-from train.bench import Figures, bench, judge, table, thread_counts
-from train.cli import main
-from train.recipes import get_recipe
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.train.cli.main import main
+from avpipe.train.models.recipes import get_recipe
+from avpipe.train.run.bench import Figures, bench, judge, table, thread_counts
 
 pytest_plugins = ["train_fixtures"]
 # A GPU that is always busy: 4 threads load more than it takes.
@@ -37,7 +37,7 @@ def test_the_command_measures_everything_and_asks_for_no_weights(shards, capsys,
     words = [word for change in [*SMALL, "init=imagenet"] for word in ("--set", change)]
     command = ["bench", "--shards", str(shards.folder), "--recipe", "lvs-small", *words, "--seconds", "0.1", "--json"]
     monkeypatch.setattr(sys, "argv", ["avpipe", *command])
-    monkeypatch.setattr("train.backbones.load_published", None)
+    monkeypatch.setattr("avpipe.train.networks.resnet.load_published", None)
     with pytest.raises(SystemExit) as ended:
         main()
     captured = capsys.readouterr()

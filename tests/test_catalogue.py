@@ -9,10 +9,11 @@ import pytest
 from server import Answer, serve
 from shared_files import SHARED
 
-from pipeline import catalogue
-from pipeline.catalogue import OfficialList, SplitDefinition, fetch_lists, find_lists, ids_sha256, load_catalogue
-from pipeline.errors import AvpipeError
-from pipeline.lists import PARSERS
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.ids import ids_sha256
+from avpipe.pipeline.manifest import catalogue
+from avpipe.pipeline.manifest.catalogue import OfficialList, SplitDefinition, fetch_lists, find_lists, load_catalogue
+from avpipe.pipeline.manifest.list_parsers import PARSERS
 
 needs_lists = pytest.mark.skipif(SHARED is None, reason="the official lists (shared/metadata) are not on this machine")
 LISTS, SPLITS = load_catalogue()

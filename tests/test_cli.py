@@ -8,7 +8,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from train.cli import app
+from avpipe.train.cli.main import app
 
 pytestmark = pytest.mark.usefixtures("serial")
 COMMANDS = (
@@ -19,7 +19,7 @@ COMMANDS = (
 
 def test_help_names_every_command_and_loads_nothing_heavy():
     script = """
-import sys, train.cli
+import sys, avpipe.train.cli.main
 print([m for m in ("torch", "numpy", "av", "pyarrow") if m in sys.modules])"""
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
     text = CliRunner().invoke(app, ["--help"]).output
@@ -34,13 +34,17 @@ def test_every_command_has_help_with_an_example(command):
 
 def test_the_pipeline_imports_no_torch():
     script = """
-import pkgutil, sys, pipeline
-for module in pkgutil.walk_packages(pipeline.__path__, "pipeline."): __import__(module.name)
-print([m for m in ("torch", "train", "pandas", "scipy", "matplotlib") if m in sys.modules])
-print(*(m for m in sys.modules if m.startswith("pipeline.")))"""
+import pkgutil, sys, avpipe.pipeline as pipeline
+for module in pkgutil.walk_packages(pipeline.__path__, "avpipe.pipeline."): __import__(module.name)
+print([m for m in ("torch", "avpipe.train", "pandas", "scipy", "matplotlib") if m in sys.modules])
+print(*(m for m in sys.modules if m.startswith("avpipe.pipeline.")))"""
     found, modules = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.splitlines()
     assert found == "[]"
-    assert {"pipeline.sources.youtube", "pipeline.media.shown", "pipeline.exchange.export"} <= set(modules.split())
+    assert {
+        "avpipe.pipeline.download.youtube",
+        "avpipe.pipeline.media.shown",
+        "avpipe.pipeline.exchange.export",
+    } <= set(modules.split())
 
 
 @pytest.mark.heavy
@@ -82,7 +86,7 @@ def test_bad_clips_are_rows_and_the_stage_ends_well(avpipe, corpus, tmp_path):
     assert code == 0 and result["done"] == 18 and result["failed"] == {"corrupt": 1}
     assert result["failures"][0]["clip_id"] == bad.stem
     code, out, _ = avpipe(*root, "extract", "--workers", 1)
-    assert "18 there before" in out and "1 failed before" in out
+    assert "18 already there" in out and "1 failed before" in out
 
 
 def test_an_extraction_of_which_nothing_came_is_an_error(avpipe, corpus, tmp_path):
@@ -94,7 +98,7 @@ def test_an_extraction_of_which_nothing_came_is_an_error(avpipe, corpus, tmp_pat
         clip.write_text("this is no video")
     code, out, err = avpipe(*root, "extract", "--split", "synth_test", "--json", "--workers", 1)
     assert code == 1 and json.loads(out)["failed"] == {"corrupt": 4}
-    assert "not one of 4 clips could be extracted; the first" in err
+    assert "none of 4 clips could be extracted; the first" in err
 
 
 def test_damage_makes_verify_fail(avpipe, done_root, tmp_path):

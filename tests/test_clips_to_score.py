@@ -10,15 +10,15 @@ import pytest
 from shared_files import SHARED
 from thin import thin_networks  # noqa: F401
 
-from pipeline.catalogue import SplitDefinition
-from pipeline.errors import AvpipeError
-from pipeline.layout import Root
-from pipeline.manifest import SPLITS, Manifest, write_table
-from pipeline.settings import ExtractSettings, ShardSettings
-from pipeline.shard import shard
-from train.evaluation import evaluate as ev
-from train.evaluation.clips_to_score import clips_of_manifest, clips_of_shards, only, open_split, read_only
-from train.evaluation.results import Request, run_eval
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.features.settings import ExtractSettings, ShardSettings
+from avpipe.pipeline.manifest.catalogue import SplitDefinition
+from avpipe.pipeline.manifest.tables import SPLITS, Manifest, write_table
+from avpipe.pipeline.shards.write import shard
+from avpipe.train.evaluation import evaluate as ev
+from avpipe.train.evaluation.eval_set import clips_of_manifest, clips_of_shards, only, open_split, read_only
+from avpipe.train.evaluation.run import Request, run_eval
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def extended(done_root, tmp_path_factory):
     write_table(pa.concat_tables([old.replace_schema_metadata(), pa.Table.from_pylist(new, SPLITS)]), path, facts)
     definition = SplitDefinition(name="quiet", list="x", role="test", adds_to="synth_test")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.manifest.load_catalogue", lambda: ({}, {"quiet": definition}))
+        patch.setattr("avpipe.pipeline.manifest.tables.load_catalogue", lambda: ({}, {"quiet": definition}))
         for split in ("synth_test", "quiet"):
             shard(root, split, ExtractSettings(), ShardSettings(), workers=1)
     return root, rows
@@ -74,7 +74,7 @@ def test_an_extended_set_is_scored_with_its_statistics(extended, tmp_path, monke
     assert alone["ciou"] == result["ciou"] and alone["wrong_audio"]["ciou"] is not None
     with monkeypatch.context() as patch:
         outside = {"negatives": {"adds_to": "../elsewhere", "pairs": []}}
-        patch.setattr("train.evaluation.clips_to_score.open_shards", lambda folder: SimpleNamespace(metadata=outside))
+        patch.setattr("avpipe.train.evaluation.eval_set.open_shards", lambda folder: SimpleNamespace(metadata=outside))
         with pytest.raises(AvpipeError, match=r"'../elsewhere' is not the name of a split"):
             open_split(root, "quiet")
     (tmp_path / "shards").mkdir()

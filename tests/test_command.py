@@ -13,25 +13,25 @@ from pathlib import Path
 import pytest
 import typer
 
-from pipeline.command import printable, run
-from pipeline.errors import AvpipeError, mendable, named
+from avpipe.pipeline.cli.command import printable, run
+from avpipe.pipeline.core.errors import AvpipeError, named, user_message
 
 pytestmark = pytest.mark.heavy
 TESTS = Path(__file__).parent
-COMMAND = [sys.executable, "-m", "train.cli"]
+COMMAND = [sys.executable, "-m", "avpipe.train.cli"]
 FAILING = "import sys, test_command; test_command.fail_as_told(sys.argv[-1])"
 # what is raised → the exit code and the sentence
 FAULTS = {
     "read-only": (OSError(30, "x", "/data/a"), 1, "/data/a: the file system is read-only; make it writable"),
-    "quota": (OSError(122, "x", "/data/a"), 1, "/data/a: your quota on this disk is used up; make room"),
+    "quota": (OSError(122, "x", "/data/a"), 1, "/data/a: your quota on this disk is used up; free some space"),
     "permission": (PermissionError(13, "x", b"/data/\xff"), 1, "permission is denied"),
     "disk": (OSError(5, "x"), 1, "the disk fails"),
     "files": (OSError(24, "x", "a"), 1, "a: too many files are open; raise the limit"),
     "room": (OSError("Can't write (errno = 28, error message = 'x')"), 1, "no space is left on the disk"),
-    "pipe": (BrokenPipeError(32, "x"), 1, "what should read this has ended"),
+    "pipe": (BrokenPipeError(32, "x"), 1, "the reader of this output has ended"),
     "name": (UnicodeEncodeError("utf-8", "/data/\udcff", 6, 7, "surrogates not allowed"), 1, "is no UTF-8"),
-    "memory": (MemoryError(), 1, "the memory is used up"),
-    "Ctrl-C": (KeyboardInterrupt(), 130, "stopped; what is finished is kept"),
+    "memory": (MemoryError(), 1, "out of memory"),
+    "Ctrl-C": (KeyboardInterrupt(), 130, "stopped; finished work is kept"),
     "parameter": (typer.BadParameter("that is no number"), 2, "that is no number"),
     "exit": (typer.Exit(3), 3, ""),
     "a key": (KeyError("x"), 70, "please report it"),
@@ -110,7 +110,7 @@ def test_a_full_standard_output_is_one_sentence(done_root, full):
     for command in ("manifest export synth_train", "train --help", "status --json"):
         done = shell(f"$avpipe {command} >{full}", done_root.path)
         assert done.returncode == 1, command
-        sentence = "standard output: no space is left on the disk; make room and run the command again"
+        sentence = "standard output: no space is left on the disk; free some space and rerun the command"
         assert done.stderr == f"avpipe: {sentence}\n"
 
 
@@ -121,7 +121,7 @@ def test_a_reader_that_ends_early_is_one_sentence(done_root):
 
 def test_what_a_user_can_mend_is_a_sentence():
     for error, code, sentence in FAULTS.values():
-        said = mendable(error) if isinstance(error, Exception) else None
+        said = user_message(error) if isinstance(error, Exception) else None
         assert sentence in said if code == 1 else said is None, error
 
 
@@ -152,11 +152,11 @@ def test_an_error_without_a_name_gets_one(tmp_path):
     path = tmp_path / "a"
     with pytest.raises(OSError) as caught, named(path):
         raise OSError(errno.ENOSPC, "x")
-    assert mendable(caught.value).startswith(f"{path}: no space")
+    assert user_message(caught.value).startswith(f"{path}: no space")
     with pytest.raises(OSError) as caught, named(path):
         raise OSError(errno.EACCES, "x", "another")
-    assert mendable(caught.value).startswith("another: permission")
-    assert mendable(AvpipeError("b")) == "b" and mendable(ValueError("c")) is None
+    assert user_message(caught.value).startswith("another: permission")
+    assert user_message(AvpipeError("b")) == "b" and user_message(ValueError("c")) is None
 
 
 @pytest.mark.timeout(60)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from train.data.compiled import cache_folder
+from avpipe.train.data.compiled import cache_folder
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_a_link_to_a_folder_of_others_is_none(home, tmp_path_factory):
 
 @pytest.mark.heavy
 def test_without_any_place_it_compiles_anew(home):
-    code = "import numpy as np; from train.data import pixels\n"
+    code = "import numpy as np; from avpipe.train.data.augment import pixels\n"
     code += "frame = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)\n"
     code += "print(pixels.crop(frame, (0, 0), 4, True)[0, 0])"
     environment = os.environ | {"HOME": "/dev/null", "PYTHONDONTWRITEBYTECODE": "1"}

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_manifest import build
 
-from pipeline.derive import RULES, derive
-from pipeline.errors import AvpipeError
-from pipeline.manifest import Manifest
-from pipeline.manifest_build import build_manifest
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.manifest.build import build_manifest
+from avpipe.pipeline.manifest.derive import RULES, derive
+from avpipe.pipeline.manifest.tables import Manifest
 
 # Videos with one to three clips each.
 TRAIN = [f"video{v:06d}_{30 * c:06d}" for v in range(60) for c in range(1 + v % 3)]

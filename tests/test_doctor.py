@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from pipeline import doctor
-from pipeline.doctor import Level, examine
-from pipeline.errors import AvpipeError
-from pipeline.layout import Root
-from train.cli import app
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.inspect import doctor
+from avpipe.pipeline.inspect.doctor import Level, examine
+from avpipe.train.cli.main import app
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_what_is_missing_has_a_fix_and_code_1(quick, tmp_path, monkeypatch):
     def no_runtime():
         raise AvpipeError("YouTube needs a JavaScript runtime")
 
-    monkeypatch.setattr("pipeline.sources.js_runtime.find_runtime", no_runtime)
+    monkeypatch.setattr("avpipe.pipeline.download.js_runtime.find_runtime", no_runtime)
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "av" else "2026.1.1")
     result = CliRunner().invoke(app, ["--root", str(tmp_path), "doctor"])
     assert result.exit_code == 1
@@ -80,7 +80,7 @@ def test_a_token_provider_is_named(tmp_path, monkeypatch):
 
 
 def test_a_look_that_fails_hides_no_other(quick, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.sources.cut.ffmpeg_program", lambda: 1 / 0)
+    monkeypatch.setattr("avpipe.pipeline.download.cut.ffmpeg_program", lambda: 1 / 0)
     monkeypatch.setattr(doctor, "_javascript", lambda: 1 / 0)
     findings = found(tmp_path)
     assert findings["ffmpeg"].level == Level.MISSING

@@ -10,14 +10,14 @@ import pytest
 from server import Answer, serve
 from test_download import clip, clips, content, holds_exactly, latest, mp4, path_of, reasons, served, source_of
 
-import pipeline.disk_space
-import pipeline.sources.youtube
-from pipeline.download import download
-from pipeline.download_plan import plan_download
-from pipeline.errors import AvpipeError
-from pipeline.layout import Root
-from pipeline.sources.pacing import NO_PACE, PAUSE_S, YOUTUBE_PACE, Breaker, Clock, Pacer, StoppedError
-from pipeline.sources.source import UrlSource, open_source
+import avpipe.pipeline.core.disk
+import avpipe.pipeline.download.youtube
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.download.pacing import NO_PACE, PAUSE_S, YOUTUBE_PACE, Breaker, Clock, Pacer, StoppedError
+from avpipe.pipeline.download.plan import plan_download
+from avpipe.pipeline.download.source import UrlSource, open_source
+from avpipe.pipeline.download.stage import download
 
 GOOD = mp4()
 PAGE = b"<!DOCTYPE html><html><title>Welcome to our hotel</title><body>Room number?</body></html>"
@@ -83,7 +83,7 @@ def root(tmp_path) -> Root:
 
 @pytest.fixture(autouse=True)
 def short_timeout(monkeypatch):
-    monkeypatch.setattr(pipeline.sources.youtube, "SOCKET_TIMEOUT_S", 0.8)
+    monkeypatch.setattr(avpipe.pipeline.download.youtube, "SOCKET_TIMEOUT_S", 0.8)
 
 
 @pytest.mark.heavy
@@ -265,7 +265,7 @@ def test_a_stopped_download_has_ended_before_it_says_so(root):
 
 
 def test_what_does_not_fit_is_refused_before_the_first_request(root, monkeypatch):
-    monkeypatch.setattr("pipeline.download_plan.free_bytes", lambda folder: 1_010_000_000)
+    monkeypatch.setattr("avpipe.pipeline.download.plan.free_bytes", lambda folder: 1_010_000_000)
     plans = []
     with serve(served(clips(9))) as server:
         with pytest.raises(AvpipeError, match=r"1\.0 GB free, but about 0\.0 GB and a reserve of 1\.0 GB"):
@@ -283,7 +283,7 @@ def test_the_need_is_judged_by_what_is_there(root):
 
 def test_a_disk_that_fills_up_stops_the_run_and_no_clip_has_failed(root, monkeypatch):
     def fill(outcomes):
-        monkeypatch.setattr(pipeline.disk_space, "free_bytes", lambda folder: 10_000)
+        monkeypatch.setattr(avpipe.pipeline.core.disk, "free_bytes", lambda folder: 10_000)
 
     with serve(served(clips(3))) as server, pytest.raises(AvpipeError, match=r"stopped \(disk\): .* only 0.0 GB free"):
         download(root, clips(3), source_of(server), on_outcome=fill)
@@ -295,7 +295,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_no_clip_has_failed(root, monkeyp
 
 
 def test_the_plan_says_how_long_it_takes(root, monkeypatch):
-    monkeypatch.setattr("pipeline.download_plan.free_bytes", lambda folder: 500_000_000_000)
+    monkeypatch.setattr("avpipe.pipeline.download.plan.free_bytes", lambda folder: 500_000_000_000)
     videos = [f"{number:011d}" for number in range(20_000)]
     wanted = [clip(start, video) for video in videos for start in (0, 30)]
     text = str(plan_download(root, wanted, UrlSource("https://www.youtube.com/watch?v={youtube_id}")))
@@ -324,14 +324,14 @@ GOOD_LINE = f"{clip(0).clip_id} http://127.0.0.1/a"
     ("lines", "sentence"),
     [
         ([GOOD_LINE, "../etc/pass_000000 http://127.0.0.1/a"], "list.txt:2: '../etc/pass_000000' is not a clip id"),
-        ([GOOD_LINE, f"{clip(1).clip_id} file:///etc/passwd"], "list.txt:2: 'file:///…' is no http"),
-        ([GOOD_LINE, f"{clip(1).clip_id} http://[x/a"], "list.txt:2: 'http://[x/…' is no http"),
-        ([GOOD_LINE, f"{clip(1).clip_id} http:///a"], "list.txt:2: 'http:///…' is no http"),
+        ([GOOD_LINE, f"{clip(1).clip_id} file:///etc/passwd"], "list.txt:2: 'file:///…' is not an http"),
+        ([GOOD_LINE, f"{clip(1).clip_id} http://[x/a"], "list.txt:2: 'http://[x/…' is not an http"),
+        ([GOOD_LINE, f"{clip(1).clip_id} http:///a"], "list.txt:2: 'http:///…' is not an http"),
         ([GOOD_LINE, clip(1).clip_id], "list.txt:2: 'zpWuikVorYg_000001' is not `<clip id> <address>`"),
         ([f"{GOOD_LINE} more"], "list.txt:1: "),
-        ([GOOD_LINE, "", GOOD_LINE], "list.txt:3: zpWuikVorYg_000000 stands in the list already"),
+        ([GOOD_LINE, "", GOOD_LINE], "list.txt:3: zpWuikVorYg_000000 is in the list already"),
         (["# nothing"], "names no clip"),
-        (["\udcff"], "no text in UTF-8"),
+        (["\udcff"], "not UTF-8 text"),
     ],
 )
 def test_a_list_that_is_wrong_is_a_sentence_with_file_and_line(tmp_path, lines, sentence):

@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 
-from pipeline import duplicates, samples
-from pipeline.cache import Cache
-from pipeline.duplicates import HOP_S, Fingerprints, find_duplicates, fingerprint, match
-from pipeline.layout import published
+from avpipe.pipeline.core import samples
+from avpipe.pipeline.core.files import atomic_write
+from avpipe.pipeline.extract.cache import Cache
+from avpipe.pipeline.inspect import duplicates
+from avpipe.pipeline.inspect.duplicates import HOP_S, Fingerprints, find_duplicates, fingerprint, match
 
 RATE_HZ = 16_000
 
@@ -158,7 +159,7 @@ def test_planted_pairs_among_twenty_thousand_clips_are_found_and_nothing_else():
 def test_a_cache_is_read_and_silent_clips_are_left_out(tmp_path, serial):
     whole = sound(1)
     waves = [whole[: 3 * RATE_HZ], sound(2, 3.0), np.zeros(3 * RATE_HZ), whole[RATE_HZ : 4 * RATE_HZ] * 0.7]
-    with published(tmp_path / "part-000000-a.tar") as temporary, samples.TarWriter(temporary) as writer:
+    with atomic_write(tmp_path / "part-000000-a.tar") as temporary, samples.TarWriter(temporary) as writer:
         for number, wave in enumerate(waves):
             writer.add(clip(number), {samples.AUDIO: samples.encode_flac(pcm(wave), RATE_HZ)})
     schema = samples.index_schema([samples.AUDIO], [pa.field("source_sha256", pa.string())])

@@ -1,4 +1,4 @@
-"""Scores of runs and baselines, end to end on the made-up corpus and on the official boxes."""
+"""Scores of runs and baselines, end to end on the synthetic corpus and on the official boxes."""
 
 import json
 from dataclasses import replace
@@ -12,18 +12,18 @@ from PIL import Image
 from thin import thin_networks  # noqa: F401
 from train_fixtures import imagenet_weights, linked
 
-from pipeline.errors import AvpipeError
-from pipeline.layout import Root
-from train.data.open import open_shards
-from train.evaluation import evaluate as ev
-from train.evaluation import metrics
-from train.evaluation.clips_to_score import ScoredClips, clips_of_shards
-from train.evaluation.eval_table import table
-from train.evaluation.predict import network_maps
-from train.evaluation.results import Request, run_eval
-from train.methods import METHODS
-from train.recipes import get_recipe
-from train.reports.stored import read_scores
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.paths import Root
+from avpipe.train.data.open import open_shards
+from avpipe.train.evaluation import evaluate as ev
+from avpipe.train.evaluation import metrics
+from avpipe.train.evaluation.eval_set import EvalSet, clips_of_shards
+from avpipe.train.evaluation.predict import network_maps
+from avpipe.train.evaluation.run import Request, run_eval
+from avpipe.train.evaluation.table import table
+from avpipe.train.methods import METHODS
+from avpipe.train.models.recipes import get_recipe
+from avpipe.train.reports.stored import read_scores
 
 pytest_plugins = ["train_fixtures"]
 FIELDS = {"split", "protocol", "clips_listed", "clips_scored", "ciou", "auc", "pointing", "floor", "ceiling"}
@@ -34,7 +34,7 @@ def clips_with(boxes, **more):
     keys = ("annotator", "xmin", "ymin", "xmax", "ymax")
     given = {"labels": [None] * len(ids), "voted": False} | more
     boxes = [[dict(zip(keys, (place, *box), strict=True)) for place, box in enumerate(clip)] for clip in boxes]
-    return ScoredClips(split="t", listed=9, listed_sha256="", clip_ids=ids, boxes=boxes, **given)
+    return EvalSet(split="t", listed=9, listed_sha256="", clip_ids=ids, boxes=boxes, **given)
 
 
 LEFT = np.tile(np.linspace(1, 0, 14, dtype=np.float32), (14, 1))

@@ -18,15 +18,17 @@ from pathlib import Path
 import pytest
 from chaos.common import hashes
 
-from pipeline.errors import AvpipeError
-from pipeline.executors import RayCluster, allow, open_executor
-from pipeline.extract import extract, extract_part
-from pipeline.layout import Root
-from pipeline.local_processes import LocalProcesses
-from pipeline.manifest import Manifest
-from pipeline.parts import Lost, run_parts
-from pipeline.settings import ExtractSettings, ShardSettings
-from pipeline.shard import shard
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.extract.stage import extract, extract_part
+from avpipe.pipeline.features.settings import ExtractSettings, ShardSettings
+from avpipe.pipeline.manifest.tables import Manifest
+from avpipe.pipeline.shards.write import shard
+from avpipe.pipeline.work.base import announced, extend_deadline
+from avpipe.pipeline.work.local import LocalProcesses
+from avpipe.pipeline.work.open import open_executor
+from avpipe.pipeline.work.ray_cluster import RayCluster
+from avpipe.pipeline.work.run import FailedItem, run_parts
 
 needs_ray = pytest.mark.skipif(not find_spec("ray"), reason="Ray is not installed; pip install 'avpipe[ray]'")
 pytestmark = pytest.mark.heavy
@@ -35,7 +37,7 @@ TESTS = Path(__file__).parent
 
 def behave(part: list[tuple[Path, str]]) -> list[str]:
     """Run in a worker: note what is begun, then do what the item says."""
-    for folder, item in part:
+    for folder, item in announced(part):
         with open(folder / "begun", "a") as file:
             file.write(f"{item}\n")
         if item == "killed":
@@ -46,7 +48,7 @@ def behave(part: list[tuple[Path, str]]) -> list[str]:
         elif item == "hang":
             time.sleep(600)
         elif item == "long":
-            allow(60)
+            extend_deadline(60)
             time.sleep(6)
         elif item == "refuse":
             raise AvpipeError("this cannot be done")
@@ -59,7 +61,7 @@ def outcome_of(folder: Path, parts: list[list[str]], workers) -> tuple[Counter, 
     """(what was done, what was lost and why, how often each item was begun)."""
     done, lost = Counter(), {}
     for result in run_parts(behave, [[(folder, item) for item in part] for part in parts], workers):
-        if isinstance(result, Lost):
+        if isinstance(result, FailedItem):
             lost[result.item[1]] = result.reason
         else:
             done.update(result)
@@ -79,12 +81,12 @@ def check_losses(folder: Path, workers) -> None:
 
 
 def test_a_lost_worker_costs_the_item_in_hand_and_one_more_go(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.parts.SECONDS_PER_ITEM", 4.0)
+    monkeypatch.setattr("avpipe.pipeline.work.run.SECONDS_PER_ITEM", 4.0)
     check_losses(tmp_path, 2)
 
 
 def test_an_item_that_says_so_may_take_longer(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.parts.SECONDS_PER_ITEM", 4.0)
+    monkeypatch.setattr("avpipe.pipeline.work.run.SECONDS_PER_ITEM", 4.0)
     assert outcome_of(tmp_path, [["long"], ["a", "long"]], 2)[:2] == (Counter({"long": 2, "a": 1}), {})
 
 
@@ -138,7 +140,7 @@ def is_running(pid: int) -> bool:
 
 def kill_once(tasks: list) -> list:
     """Run in a worker: the first to come dies in mid-part, with half of a tar written."""
-    from pipeline import samples
+    from avpipe.pipeline.core import samples
 
     flag, whole, calls = tasks[0][0].path / "killed", samples.TarWriter.add, []
 
@@ -158,8 +160,8 @@ def kill_once(tasks: list) -> list:
 
 def make_shards(root: Root, monkeypatch, executor) -> dict[str, str]:
     """Extraction with a worker killed in mid-part, then shards; their hashes."""
-    monkeypatch.setattr("pipeline.cache_part.CLIPS_PER_PART", 4)
-    monkeypatch.setattr("pipeline.extract.extract_part", kill_once)
+    monkeypatch.setattr("avpipe.pipeline.extract.cache_part.CLIPS_PER_PART", 4)
+    monkeypatch.setattr("avpipe.pipeline.extract.stage.extract_part", kill_once)
     outcomes = []
     extract(root, Manifest.open(root.manifest).ids(None), ExtractSettings(), executor(), on_outcome=outcomes.extend)
     assert (root.path / "killed").exists()
@@ -204,7 +206,7 @@ def join_and_check(address: str, folder: str, expected: str) -> None:
     with pytest.raises(AvpipeError, match=r"^this cannot be done$"):
         outcome_of(folder, [["a", "refuse"]], RayCluster(2, address))
     (folder / "begun").unlink()
-    patch.setattr("pipeline.parts.SECONDS_PER_ITEM", 4.0)
+    patch.setattr("avpipe.pipeline.work.run.SECONDS_PER_ITEM", 4.0)
     check_losses(folder, RayCluster(2, address))
 
 
@@ -225,7 +227,7 @@ def test_on_a_cluster_lost_workers_cost_one_item_and_the_bytes_are_the_same(tmp_
 @pytest.mark.timeout(400)
 def test_the_command_starts_ray_by_itself_and_prints_one_object(tmp_path, done_root):
     root = shutil.copytree(done_root.path, tmp_path / "root", ignore=shutil.ignore_patterns("shards"))
-    command = [sys.executable, "-m", "train.cli", "--root", "root", "shard", "--split", "synth_test"]
+    command = [sys.executable, "-m", "avpipe.train.cli", "--root", "root", "shard", "--split", "synth_test"]
     command += ["--executor", "ray", "--workers", "1", "--json"]
     environment = os.environ | {"PYTHONPATH": str(TESTS.parent)}
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
@@ -245,7 +247,7 @@ def test_an_address_that_is_none_is_one_sentence():
 def test_what_cannot_be_opened_is_a_sentence(monkeypatch):
     with pytest.raises(AvpipeError, match="`local` or `ray`, not 'slurm'"):
         open_executor("slurm", 1, None)
-    with pytest.raises(AvpipeError, match="--ray-address is of use with --executor ray only"):
+    with pytest.raises(AvpipeError, match="--ray-address only makes sense with --executor ray"):
         open_executor("local", 1, "10.0.0.1:6379")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(AvpipeError, match=r"pip install 'avpipe\[ray\]'"), RayCluster(1):

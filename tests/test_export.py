@@ -15,17 +15,17 @@ from conftest import copied
 from PIL import Image
 from shared_files import PARITY
 
-from pipeline import samples
-from pipeline.cache import Cache
-from pipeline.errors import AvpipeError
-from pipeline.exchange import export_hdf5
-from pipeline.exchange.export import FORMATS, export
-from pipeline.extract import extract
-from pipeline.layout import Root
-from pipeline.ledger import Ledger, Outcome
-from pipeline.manifest import TABLES, Manifest, write_table
-from pipeline.parts import stage_lock
-from pipeline.settings import ExtractSettings
+from avpipe.pipeline.core import samples
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.ledger import Ledger, Outcome
+from avpipe.pipeline.core.locks import stage_lock
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.exchange import export_hdf5
+from avpipe.pipeline.exchange.export import FORMATS, export
+from avpipe.pipeline.extract.cache import Cache
+from avpipe.pipeline.extract.stage import extract
+from avpipe.pipeline.features.settings import ExtractSettings
+from avpipe.pipeline.manifest.tables import TABLES, Manifest, write_table
 
 SETTINGS = ExtractSettings()
 

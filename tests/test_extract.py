@@ -15,20 +15,21 @@ from test_features import scipy_logspec
 from test_kill import extract_part_with_a_deadly_clip
 from test_media import all_sound, write_clip
 
-from pipeline import extract as stage
-from pipeline.cache import Cache
-from pipeline.errors import AvpipeError
-from pipeline.extract import extract, make_sample, plan_extract
-from pipeline.features import SPECS, pcm_to_float
-from pipeline.layout import Root, file_sha256
-from pipeline.ledger import Ledger, Outcome
-from pipeline.manifest import Manifest
-from pipeline.manifest_build import build_manifest
-from pipeline.media.shown import Geometry
-from pipeline.parts import stage_lock
-from pipeline.samples import index_members
-from pipeline.settings import ExtractSettings
-from pipeline.window import cut_window
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.files import file_sha256
+from avpipe.pipeline.core.ledger import Ledger, Outcome
+from avpipe.pipeline.core.locks import stage_lock
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.core.samples import index_members
+from avpipe.pipeline.extract import stage
+from avpipe.pipeline.extract.cache import Cache
+from avpipe.pipeline.extract.stage import extract, make_sample, plan_extract
+from avpipe.pipeline.features.audio_window import cut_window
+from avpipe.pipeline.features.settings import ExtractSettings
+from avpipe.pipeline.features.specs import SPECS, pcm_to_float
+from avpipe.pipeline.manifest.build import build_manifest
+from avpipe.pipeline.manifest.tables import Manifest
+from avpipe.pipeline.media.shown import Geometry
 
 SETTINGS = ExtractSettings()
 MEMBERS = ["audio.flac", "frame.jpg", "logspec.npy", "meta.json"]
@@ -219,7 +220,7 @@ def test_bad_files_become_rows_with_their_reason_and_the_others_are_done(tmp_pat
     root.clip_file(absent).unlink()
     expected[absent] = "disk"
     seen = []
-    monkeypatch.setattr("pipeline.cache_part.CLIPS_PER_PART", 3)
+    monkeypatch.setattr("avpipe.pipeline.extract.cache_part.CLIPS_PER_PART", 3)
     plan = extract(root, [*sorted(expected), clip_id(99)], SETTINGS, workers=2, on_outcome=seen.extend)
     assert {o.clip_id: o.reason for o in seen} == expected
     assert {name: o.reason for name, o in outcomes(root).items()} == expected
@@ -313,7 +314,7 @@ def test_a_damaged_part_is_named_and_not_passed_on(tmp_path, good, serial):
     with pytest.raises(AvpipeError, match=f"{tar.name}.*{clip_id(0)} is damaged"):
         cached(root)
     tar.unlink()
-    with pytest.raises(AvpipeError, match="is gone"):
+    with pytest.raises(AvpipeError, match="is missing"):
         cached(root)
 
 

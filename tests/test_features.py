@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.features import SPECS, LogSpectrogram, pcm_to_float, sspl_normalise
+from avpipe.pipeline.features.specs import SPECS, LogSpectrogram, pcm_to_float, sspl_normalise
 
 SPEC, TIE, VGGISH, LOGMEL = (SPECS[name] for name in ("logspec", "tie-mel", "vggish", "logmel"))
 

@@ -5,12 +5,12 @@ import torch
 from thin import thin_networks  # noqa: F401
 from train_fixtures import SMALL, logged, stopped_after
 
-from pipeline.errors import AvpipeError
-from train.checkpoint import LAST, load_checkpoint, network_of, recipe_of
-from train.data.open import open_shards
-from train.fit import fit
-from train.recipes import get_recipe
-from train.training import SKIPPED
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.train.data.open import open_shards
+from avpipe.train.models.checkpoint import LAST, load_checkpoint, network_of, recipe_of
+from avpipe.train.models.recipes import get_recipe
+from avpipe.train.run.fit import fit
+from avpipe.train.run.training import SKIPPED
 
 pytest_plugins = ["train_fixtures"]
 pytestmark = pytest.mark.heavy
@@ -44,7 +44,7 @@ def test_going_on_needs_no_imagenet_weights_again(undisturbed, shards, tmp_path,
     state = load_checkpoint(undisturbed.run)
     state["recipe"]["options"]["init"] = "imagenet"
     torch.save(state, tmp_path / LAST)
-    monkeypatch.setattr("train.backbones.load_published", None)
+    monkeypatch.setattr("avpipe.train.networks.resnet.load_published", None)
     recipe = get_recipe("lvs-small", [*CHANGES, "init=imagenet"])
     assert fit(recipe, shards, tmp_path, workers=0).resumed_at == STEPS
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from train.data.frames import IMAGENET_MEAN, IMAGENET_STD, TEST_VIEWS, decode_frame, normalise
+from avpipe.train.data.frames import IMAGENET_MEAN, IMAGENET_STD, TEST_VIEWS, decode_frame, normalise
 
 
 def picture(width, height, seed=0):

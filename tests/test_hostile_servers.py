@@ -18,20 +18,20 @@ from rich.console import Console
 from server import Answer, serve
 from test_download import clip, clips, content, files, holds_exactly, latest, mp4, path_of, reasons, served, source_of
 
-import pipeline.progress
-import pipeline.sources.errand
-import pipeline.sources.youtube
-from pipeline.download import download
-from pipeline.download_plan import plan_download
-from pipeline.errors import AvpipeError
-from pipeline.layout import Root
-from pipeline.ledger import Ledger, Outcome
-from pipeline.progress import ProgressLine
-from pipeline.sources.access import access_parameters, load_cookie_jar, public_template, without_address
-from pipeline.sources.errand import Errand, ErrandError
-from pipeline.sources.pacing import ALIKE_FROM_START, Breaker
-from pipeline.sources.source import UrlSource, open_source
-from pipeline.sources.youtube import classify
+import avpipe.pipeline.core.progress
+import avpipe.pipeline.download.guard
+import avpipe.pipeline.download.youtube
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.ledger import Ledger, Outcome
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.core.progress import ProgressLine
+from avpipe.pipeline.download.access import access_parameters, load_cookie_jar, public_template, without_address
+from avpipe.pipeline.download.guard import FetchGuard, RefusedError
+from avpipe.pipeline.download.pacing import ALIKE_FROM_START, Breaker
+from avpipe.pipeline.download.plan import plan_download
+from avpipe.pipeline.download.source import UrlSource, open_source
+from avpipe.pipeline.download.stage import download
+from avpipe.pipeline.download.youtube import classify
 
 SECRET = "geheim%40123"
 
@@ -43,14 +43,14 @@ def root(tmp_path) -> Root:
 
 @pytest.fixture(autouse=True)
 def short_timeout(monkeypatch):
-    monkeypatch.setattr(pipeline.sources.youtube, "SOCKET_TIMEOUT_S", 0.8)
+    monkeypatch.setattr(avpipe.pipeline.download.youtube, "SOCKET_TIMEOUT_S", 0.8)
 
 
 @pytest.mark.heavy
 def test_a_round_of_hostile_answers(monkeypatch):
-    for module, name in [("errand", "SLOW_S"), ("errand", "MAX_PAGE_BYTES"), ("youtube", "RETRIES"),
+    for module, name in [("guard", "SLOW_S"), ("guard", "MAX_PAGE_BYTES"), ("youtube", "RETRIES"),
                          ("youtube", "MAX_VIDEO_BYTES")]:  # fmt: skip
-        module = getattr(pipeline.sources, module)
+        module = getattr(avpipe.pipeline.download, module)
         monkeypatch.setattr(module, name, getattr(module, name))  # the program sets them lower; this sets them back
     counts = chaos.run(rounds=len(chaos.KINDS), seed=5)
     assert not [key for key, count in counts.items() if key.startswith("!") and count]
@@ -89,12 +89,12 @@ def test_only_the_given_host_is_followed_unless_told_otherwise(root):
     "address", ["127.0.0.1", "10.1.2.3", "169.254.169.254", "::1", "fe80::1%eth0", "100.64.0.1", "0.0.0.0"]
 )
 def test_addresses_of_this_machine_and_network_are_never_led_to(address):
-    errand = Errand("https://mirror.example/a.mp4", anywhere=False, follow=True, stopped=lambda: False)
-    errand.check_address("mirror.example", "93.184.215.14")
-    errand.check_address("cdn.example", "93.184.215.15")
-    with pytest.raises(ErrandError, match="its own network"):
-        errand.check_address("evil.example", address)
-    own = Errand("http://mirror.lan/a.mp4", anywhere=False, follow=True, stopped=lambda: False)
+    guard = FetchGuard("https://mirror.example/a.mp4", anywhere=False, follow=True, stopped=lambda: False)
+    guard.check_address("mirror.example", "93.184.215.14")
+    guard.check_address("cdn.example", "93.184.215.15")
+    with pytest.raises(RefusedError, match="its own network"):
+        guard.check_address("evil.example", address)
+    own = FetchGuard("http://mirror.lan/a.mp4", anywhere=False, follow=True, stopped=lambda: False)
     own.check_address("mirror.lan", address)
     own.check_address("other.lan", address)
 
@@ -182,10 +182,10 @@ def hanging(start: bytes = b""):
 
 DOWNLOAD = """
 import sys
-from pipeline.download import download
-from pipeline.layout import Root
-from pipeline.manifest import clip_of
-from pipeline.sources.source import open_source
+from avpipe.pipeline.download.stage import download
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.manifest.tables import clip_of
+from avpipe.pipeline.download.source import open_source
 from pathlib import Path
 ids = ["zpWuikVorYg_000000", "zpWuikVorYg_000001"]
 download(Root(Path(sys.argv[1])), [clip_of(i) for i in ids], open_source(sys.argv[2]), jobs=2)
@@ -208,8 +208,8 @@ def test_ctrl_c_ends_a_download_from_a_hanging_server_at_once(root, start):
 
 @pytest.mark.parametrize("who", ["server", "proxy"])
 def test_who_goes_on_for_ever_is_given_up(root, monkeypatch, who):
-    monkeypatch.setattr(pipeline.sources.errand, "SLOW_S", 0.5)
-    monkeypatch.setattr(pipeline.sources.youtube, "SOCKET_TIMEOUT_S", 30)
+    monkeypatch.setattr(avpipe.pipeline.download.guard, "SLOW_S", 0.5)
+    monkeypatch.setattr(avpipe.pipeline.download.youtube, "SOCKET_TIMEOUT_S", 30)
     begin, start = time.monotonic(), HALF_AN_ANSWER if who == "server" else b"HTTP/1.1 200 OK\r\nContent-Le"
     with hanging(start) as (port, asked):
         address = f"http://127.0.0.1:{port}"
@@ -306,7 +306,9 @@ def test_secrets_of_addresses_stand_nowhere(root, tmp_path):
 def test_a_servers_words_are_no_markup_and_no_commands(monkeypatch):
     out = io.StringIO()
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(pipeline.progress, "Console", lambda stderr: Console(file=out, force_terminal=True, width=200))
+    monkeypatch.setattr(
+        avpipe.pipeline.core.progress, "Console", lambda stderr: Console(file=out, force_terminal=True, width=200)
+    )
     with ProgressLine("download", 2) as line:
         line.advance(1, {"network": 1}, note="paused: HTTP Error 429: [/red]\x1b]0;title\x07\nnext")
     assert "[/red]?]0;title? next" in out.getvalue() and "\x1b]0;" not in out.getvalue()

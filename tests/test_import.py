@@ -16,20 +16,20 @@ from test_download import mp4
 from test_export import cached, pcm
 from test_media import write_clip
 
-from pipeline.cache import Cache
-from pipeline.errors import AvpipeError
-from pipeline.exchange.export import export
-from pipeline.exchange.import_clips import import_clips
-from pipeline.exchange.import_frames import import_frames
-from pipeline.extract import extract
-from pipeline.features import SPECS
-from pipeline.layout import Root
-from pipeline.ledger import Ledger, Outcome
-from pipeline.manifest import Manifest
-from pipeline.manifest_build import build_manifest
-from pipeline.samples import encode_jpeg
-from pipeline.settings import ExtractSettings
-from pipeline.sources.clip_names import clip_id_of
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.ledger import Ledger, Outcome
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.core.samples import encode_jpeg
+from avpipe.pipeline.download.clip_names import clip_id_of
+from avpipe.pipeline.exchange.export import export
+from avpipe.pipeline.exchange.import_clips import import_clips
+from avpipe.pipeline.exchange.import_frames import import_frames
+from avpipe.pipeline.extract.cache import Cache
+from avpipe.pipeline.extract.stage import extract
+from avpipe.pipeline.features.settings import ExtractSettings
+from avpipe.pipeline.features.specs import SPECS
+from avpipe.pipeline.manifest.build import build_manifest
+from avpipe.pipeline.manifest.tables import Manifest
 
 SETTINGS = ExtractSettings()
 pytestmark = pytest.mark.usefixtures("serial")

@@ -11,12 +11,12 @@ from PIL import ImageEnhance
 from scipy.ndimage import gaussian_filter
 from test_frames import picture
 
-from pipeline.features import SPECS
-from train.data.colour import ORDERS, recolour
-from train.data.frames import normalise
-from train.data.inputs import Inputs, masked
-from train.data.mixing import Mixing
-from train.data.training_samples import TrainingSamples, draw_mask
+from avpipe.pipeline.features.specs import SPECS
+from avpipe.train.data.augment.colour import ORDERS, recolour
+from avpipe.train.data.frames import normalise
+from avpipe.train.data.inputs import Inputs, masked
+from avpipe.train.data.mixing import Mixing
+from avpipe.train.data.training_samples import TrainingSamples, draw_mask
 
 pytest_plugins = ["train_fixtures"]
 UNCHANGED = (-1, 1, 1, 1, 0, 0, 0)

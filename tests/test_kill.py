@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from chaos.common import hashes, start
 
-from pipeline.parts import run_parts
+from avpipe.pipeline.work.run import run_parts
 
 pytestmark = pytest.mark.heavy
 RUN_SLOWLY = "import test_kill; test_kill.run_slowly()"
@@ -29,22 +29,22 @@ RUN_SLOWLY = "import test_kill; test_kill.run_slowly()"
 
 def extract_part_with_a_deadly_clip(tasks: list) -> list:
     """Run in a worker: the decoder crashes on the clip that starts at second 2."""
-    from pipeline import extract
+    from avpipe.pipeline.extract import stage
 
-    whole = extract.make_sample
+    whole = stage.make_sample
 
     def crash(path, settings):
         if path.stem.endswith("_000002"):
             os.kill(os.getpid(), signal.SIGSEGV)
         return whole(path, settings)
 
-    extract.make_sample = crash
-    return extract.extract_part(tasks)
+    stage.make_sample = crash
+    return stage.extract_part(tasks)
 
 
 def slow_extract_part(tasks: list) -> list:
     """Run in a worker."""
-    from pipeline.extract import extract_part
+    from avpipe.pipeline.extract.stage import extract_part
 
     time.sleep(0.05)
     return extract_part(tasks)
@@ -52,7 +52,7 @@ def slow_extract_part(tasks: list) -> list:
 
 def slow_write_shard(jobs: list) -> int:
     """Run in a worker."""
-    from pipeline.shard import write_shard
+    from avpipe.pipeline.shards.write import write_shard
 
     time.sleep(0.1)
     return write_shard(jobs)
@@ -60,16 +60,18 @@ def slow_write_shard(jobs: list) -> int:
 
 def run_slowly() -> None:
     """The command line with small parts and slow workers, so that there is a middle to be stopped in."""
-    import pipeline.cache_part
-    import pipeline.extract
-    import pipeline.settings
-    import pipeline.shard
-    from train.cli import main
+    import avpipe.pipeline.extract.cache_part
+    import avpipe.pipeline.extract.stage
+    import avpipe.pipeline.features.settings
+    import avpipe.pipeline.shards.write
+    from avpipe.train.cli.main import main
 
-    pipeline.cache_part.CLIPS_PER_PART = 2
-    pipeline.extract.extract_part = slow_extract_part
-    pipeline.shard.write_shard = slow_write_shard
-    pipeline.settings.ShardSettings = partial(pipeline.settings.ShardSettings, samples_per_shard=1)
+    avpipe.pipeline.extract.cache_part.CLIPS_PER_PART = 2
+    avpipe.pipeline.extract.stage.extract_part = slow_extract_part
+    avpipe.pipeline.shards.write.write_shard = slow_write_shard
+    avpipe.pipeline.features.settings.ShardSettings = partial(
+        avpipe.pipeline.features.settings.ShardSettings, samples_per_shard=1
+    )
     main()
 
 
@@ -98,13 +100,13 @@ class Sleepy:
         self.flag = flag
 
     def __call__(self, board, pipe) -> None:
-        from pipeline import local_processes
+        from avpipe.pipeline.work import local
 
         if not self.flag.exists():
             self.flag.touch()
             pipe.recv_bytes()
             time.sleep(600)
-        local_processes._serve_parent(board, pipe)
+        local._serve_parent(board, pipe)
 
 
 def eventually(condition, seconds: float = 20) -> bool:
@@ -142,9 +144,9 @@ def test_a_worker_killed_before_it_has_a_part_costs_nothing(moment):
 
 
 def test_workers_that_cannot_start_are_a_sentence(monkeypatch):
-    from pipeline.errors import AvpipeError
+    from avpipe.pipeline.core.errors import AvpipeError
 
-    monkeypatch.setattr("pipeline.local_processes._serve_parent", die_at_once)
+    monkeypatch.setattr("avpipe.pipeline.work.local._serve_parent", die_at_once)
     begin = time.monotonic()
     with pytest.raises(AvpipeError, match=r"5 worker processes in a row ended before they began \(exit code 9\)"):
         list(run_parts(echo, [["a"], ["b"]], workers=1))
@@ -152,8 +154,8 @@ def test_workers_that_cannot_start_are_a_sentence(monkeypatch):
 
 
 def test_a_worker_that_never_begins_is_replaced(monkeypatch, tmp_path):
-    monkeypatch.setattr("pipeline.local_processes.BEGIN_S", 6.0)
-    monkeypatch.setattr("pipeline.local_processes._serve_parent", Sleepy(tmp_path / "slept"))
+    monkeypatch.setattr("avpipe.pipeline.work.local.BEGIN_S", 6.0)
+    monkeypatch.setattr("avpipe.pipeline.work.local._serve_parent", Sleepy(tmp_path / "slept"))
     assert list(run_parts(echo, [["a", "b"]], workers=1)) == [["a", "b"]]
     assert (tmp_path / "slept").exists()
 
@@ -171,7 +173,7 @@ def test_ctrl_c_ends_a_stage_in_one_line_and_it_goes_on(command, fresh_root, ext
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and time.monotonic() - begin < 20
     said = [line for line in errors.splitlines() if not line.startswith(("extract: ", "shard: "))]
-    assert said == ["avpipe: stopped; what is finished is kept, the same command goes on from there"]
+    assert said == ["avpipe: stopped; finished work is kept, rerun the command to resume"]
     process = run()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
@@ -179,10 +181,10 @@ def test_ctrl_c_ends_a_stage_in_one_line_and_it_goes_on(command, fresh_root, ext
 
 def run_to_a_call(root, stage: str, name: str, wanted: int) -> None:
     """Run a stage in this process, which is killed as the function of that name is called for the `wanted`-th time."""
-    import pipeline.extract
-    import pipeline.shard
-    from pipeline.manifest import Manifest
-    from pipeline.settings import ExtractSettings, ShardSettings
+    import avpipe.pipeline.extract.stage
+    import avpipe.pipeline.shards.write
+    from avpipe.pipeline.features.settings import ExtractSettings, ShardSettings
+    from avpipe.pipeline.manifest.tables import Manifest
 
     whole, calls = pkgutil.resolve_name(name), []
 
@@ -194,19 +196,21 @@ def run_to_a_call(root, stage: str, name: str, wanted: int) -> None:
 
     patch = pytest.MonkeyPatch()
     patch.setattr(name, killing)
-    patch.setattr("pipeline.cache_part.CLIPS_PER_PART", 3)
-    for module in (pipeline.extract, pipeline.shard):
+    patch.setattr("avpipe.pipeline.extract.cache_part.CLIPS_PER_PART", 3)
+    for module in (avpipe.pipeline.extract.stage, avpipe.pipeline.shards.write):
         patch.setattr(module, "run_parts", lambda function, parts, workers: map(function, parts))
     if stage == "extract":
-        pipeline.extract.extract(root, Manifest.open(root.manifest).ids(None), ExtractSettings(), workers=1)
+        avpipe.pipeline.extract.stage.extract(
+            root, Manifest.open(root.manifest).ids(None), ExtractSettings(), workers=1
+        )
     else:
         settings = ShardSettings(samples_per_shard=5)
-        pipeline.shard.shard(root, "synth_train", ExtractSettings(), settings, workers=1)
+        avpipe.pipeline.shards.write.shard(root, "synth_train", ExtractSettings(), settings, workers=1)
 
 
 def serve_kills(folder: str) -> None:
     """For each line [stage, function, call] fork a process that is killed there: what takes long is to import."""
-    from pipeline.layout import Root
+    from avpipe.pipeline.core.paths import Root
 
     for line in sys.stdin:
         pid = os.fork()
@@ -240,8 +244,8 @@ def identities(paths) -> dict[str, tuple[int, int]]:
 
 def shard_here(root, seed: int = 0) -> dict[str, str]:
     """Hashes of the shards, made in this process."""
-    from pipeline.settings import ExtractSettings, ShardSettings
-    from pipeline.shard import shard
+    from avpipe.pipeline.features.settings import ExtractSettings, ShardSettings
+    from avpipe.pipeline.shards.write import shard
 
     settings = ShardSettings(samples_per_shard=5, seed=seed)
     return hashes(shard(root, "synth_train", ExtractSettings(), settings, workers=1).folder)
@@ -250,18 +254,22 @@ def shard_here(root, seed: int = 0) -> dict[str, str]:
 def test_an_extraction_killed_at_its_weakest_points_loses_only_what_was_not_finished(fresh_root, done_root, serial):
     import pyarrow.parquet as pq
 
-    from pipeline.cache import Cache
-    from pipeline.extract import extract
-    from pipeline.manifest import Manifest
-    from pipeline.settings import ExtractSettings
+    from avpipe.pipeline.extract.cache import Cache
+    from avpipe.pipeline.extract.stage import extract
+    from avpipe.pipeline.features.settings import ExtractSettings
+    from avpipe.pipeline.manifest.tables import Manifest
 
     cache, finished = Cache(fresh_root.cache / ExtractSettings().name), {}
     with killer(fresh_root) as kill:
         for name, call, parts in (
-            ("pipeline.extract.samples.TarWriter.add", 5, 1),  # in the middle of the second tar
-            ("pipeline.layout.os.fsync", 2, 1),  # the tar has its name, the ledger's file has not
-            ("pipeline.cache_part._write_index", 2, 2),  # the second part of this run is in the ledger and has no index
-            ("pipeline.extract.Ledger.write", 1, 2),  # a tar alone
+            ("avpipe.pipeline.extract.stage.samples.TarWriter.add", 5, 1),  # in the middle of the second tar
+            ("avpipe.pipeline.core.files.os.fsync", 2, 1),  # the tar has its name, the ledger's file has not
+            (
+                "avpipe.pipeline.extract.cache_part._write_index",
+                2,
+                2,
+            ),  # the second part of this run is in the ledger and has no index
+            ("avpipe.pipeline.extract.stage.Ledger.write", 1, 2),  # a tar alone
         ):
             kill("extract", name, call)
             now = identities(cache.indexes())
@@ -284,19 +292,23 @@ def test_a_sharding_killed_at_its_weakest_points_never_shows_half_a_split(extrac
     assert old != new
     with killer(extracted_root) as kill:
         for name, call, there in (
-            ("pipeline.samples.TarWriter.add", 7, old),  # in the middle of the second tar
-            ("pipeline.shard.write_parquet", 2, old),  # the third tar has no fragment of the index
-            ("pipeline.shard.write_index", 1, old),  # all fragments, but no index
-            ("pipeline.shard._swap", 1, old),
-            ("pipeline.shard.Path.unlink", 4, old),  # two of four fragments are away
-            ("pipeline.shard.Path.replace", 2, old),  # the first one is the card's
-            ("pipeline.shard.Path.replace", 3, None),  # the older folder is away, the new one not yet there
+            ("avpipe.pipeline.core.samples.TarWriter.add", 7, old),  # in the middle of the second tar
+            ("avpipe.pipeline.shards.write.write_parquet", 2, old),  # the third tar has no fragment of the index
+            ("avpipe.pipeline.shards.write.write_index", 1, old),  # all fragments, but no index
+            ("avpipe.pipeline.shards.write._swap", 1, old),
+            ("avpipe.pipeline.shards.write.Path.unlink", 4, old),  # two of four fragments are away
+            ("avpipe.pipeline.shards.write.Path.replace", 2, old),  # the first one is the card's
+            (
+                "avpipe.pipeline.shards.write.Path.replace",
+                3,
+                None,
+            ),  # the older folder is away, the new one not yet there
         ):
             kill("shard", name, call)
             assert (hashes(split) if split.exists() else None) == there, name
             fragments = extracted_root.shards.glob(".synth_train-*/*.part.parquet")
             now = identities(path.with_name(path.name.replace(".part.parquet", ".tar")) for path in fragments)
-            assert name.startswith("pipeline.shard.Path") or finished.items() <= now.items(), name
+            assert name.startswith("avpipe.pipeline.shards.write.Path") or finished.items() <= now.items(), name
             finished = now
     assert shard_here(extracted_root) == new
     assert sorted(path.name for path in extracted_root.shards.iterdir()) == [".locks", "synth_train"]
@@ -320,18 +332,18 @@ def test_a_full_disk_is_one_sentence_and_with_room_the_bytes_are_the_same(
 ):
     from conftest import copied
 
-    from pipeline.errors import AvpipeError
-    from pipeline.extract import extract
-    from pipeline.manifest import Manifest
-    from pipeline.settings import ExtractSettings
+    from avpipe.pipeline.core.errors import AvpipeError
+    from avpipe.pipeline.extract.stage import extract
+    from avpipe.pipeline.features.settings import ExtractSettings
+    from avpipe.pipeline.manifest.tables import Manifest
 
     needs = ("manifest", "clips", "ledger/download") if stage == "extract" else ("manifest", "cache")
     root = copied(done_root, tmp_path / "root", *needs)
-    monkeypatch.setattr("pipeline.cache_part.CLIPS_PER_PART", 3)
+    monkeypatch.setattr("avpipe.pipeline.extract.cache_part.CLIPS_PER_PART", 3)
     (root.cache if stage == "extract" else root.shards).symlink_to(small_disk)
     ids = Manifest.open(root.manifest).ids(None)
     run = partial(extract, root, ids, ExtractSettings(), workers=2) if stage == "extract" else partial(shard_here, root)
-    with pytest.raises(AvpipeError, match="no space is left on the disk; make room"):
+    with pytest.raises(AvpipeError, match="no space is left on the disk; free some space"):
         run()
     subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
     run()

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline.errors import AvpipeError
-from pipeline.layout import Root, check_clip_id, check_split_name, file_sha256, published, remove_leftovers
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.files import atomic_write, file_sha256, remove_leftovers
+from avpipe.pipeline.core.ids import check_clip_id, check_split_name
+from avpipe.pipeline.core.paths import Root
 
 HOSTILE = ["", ".", "..", "../../x", "/etc/passwd", "a/b", "a\\b", "a b", "a\nb", "a\0b", "~", "$HOME", "%(id)s"]
 HOSTILE.append("é" * 11)
@@ -24,7 +26,7 @@ def names(folder: Path) -> list[str]:
 def test_a_file_has_its_name_only_after_the_block_and_the_old_one_until_then(tmp_path):
     target = tmp_path / "deep" / "er" / "file.bin"
     for old, new in ((None, b"old"), (b"old", b"new")):
-        with published(target) as temporary:
+        with atomic_write(target) as temporary:
             temporary.write_bytes(new)
             assert (target.read_bytes() if target.exists() else None) == old
             assert temporary.parent == target.parent  # a rename must not cross file systems
@@ -37,7 +39,7 @@ def test_a_failure_leaves_nothing_and_keeps_the_old_file(tmp_path, failure):
     old, new = tmp_path / "old.bin", tmp_path / "new.bin"
     old.write_bytes(b"old")
     for target in (old, new):
-        with pytest.raises(failure), published(target) as temporary:
+        with pytest.raises(failure), atomic_write(target) as temporary:
             temporary.write_bytes(b"half")
             raise failure
     assert names(tmp_path) == ["old.bin"]
@@ -47,13 +49,13 @@ def test_a_failure_leaves_nothing_and_keeps_the_old_file(tmp_path, failure):
 def test_a_failed_rename_leaves_no_temporary_file(tmp_path):
     target = tmp_path / "taken"
     (target / "inside").mkdir(parents=True)
-    with pytest.raises(OSError, match="taken"), published(target) as temporary:
+    with pytest.raises(OSError, match="taken"), atomic_write(target) as temporary:
         temporary.write_bytes(b"new")
     assert names(tmp_path) == ["taken"]
 
 
 def test_leftovers_of_killed_processes_go_and_nothing_else(tmp_path):
-    with published(tmp_path / "part.tar") as temporary:
+    with atomic_write(tmp_path / "part.tar") as temporary:
         temporary.write_bytes(b"x")
         killed = temporary.with_name(temporary.name.replace(str(os.getpid()), "1"))
         killed.write_bytes(b"half")

@@ -2,26 +2,26 @@
 
 import pytest
 
-from pipeline.errors import AvpipeError
-from pipeline.manifest import Manifest
-from train.leaks import leak, leaks_into_tests, warn_or_refuse
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.manifest.tables import Manifest
+from avpipe.train.evaluation.leakage import leakage, leakage_into_tests, warn_or_refuse
 
 A, A_LATER, B = "abcdefghijk_000010", "abcdefghijk_000020", "ABCDEFGHIJK_000010"
 
 
 def test_clips_and_videos_are_counted_apart():
-    assert leak([A, B], [A, A_LATER]) == {"clips": 1, "videos": 1}
-    assert leak([A], [A_LATER]) == {"clips": 0, "videos": 1}
-    assert leak([A], [B]) == {"clips": 0, "videos": 0}
+    assert leakage([A, B], [A, A_LATER]) == {"clips": 1, "videos": 1}
+    assert leakage([A], [A_LATER]) == {"clips": 0, "videos": 1}
+    assert leakage([A], [B]) == {"clips": 0, "videos": 0}
 
 
 def test_test_splits_of_the_manifest_are_looked_through(done_root, tmp_path):
     tests = Manifest.open(done_root.manifest).split_ids("synth_test")
     train = Manifest.open(done_root.manifest).split_ids("synth_train")
-    assert leaks_into_tests(done_root.manifest, train) == {}
-    found = leaks_into_tests(done_root.manifest, [*train, *tests[:2]])
+    assert leakage_into_tests(done_root.manifest, train) == {}
+    found = leakage_into_tests(done_root.manifest, [*train, *tests[:2]])
     assert found == {"synth_test": {"clips": 2, "videos": 2}}
-    assert leaks_into_tests(tmp_path, tests) == {}
+    assert leakage_into_tests(tmp_path, tests) == {}
     assert warn_or_refuse("mine", {}, forbid=True) is None
     said = warn_or_refuse("mine", found, forbid=False)
     assert said.startswith("mine shares clips or videos with synth_test (2 clips, 2 videos)")

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import AvpipeError
-from pipeline.ledger import COMPACT_ABOVE, PERMANENT, REASONS, Ledger, Outcome, count_reasons
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.ledger import COMPACT_ABOVE, PERMANENT, REASONS, Ledger, Outcome, count_reasons
 
 CLIP, OTHER = "zpWuikVorYg_000032", "-aB3_xyzXYZ_000030"
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -174,7 +174,7 @@ def compact_at(monkeypatch, moment: int) -> None:
 
 @pytest.mark.parametrize("moment", range(1, 9))
 def test_a_reader_beside_a_compaction_sees_every_row_once(ledger, monkeypatch, moment):
-    monkeypatch.setattr("pipeline.ledger.COMPACT_ABOVE", 2)
+    monkeypatch.setattr("avpipe.pipeline.core.ledger.COMPACT_ABOVE", 2)
     for number in range(4):
         ledger.write([at(number, f"zpWuikVorYg_{number:06d}")])
     compact_at(monkeypatch, moment)

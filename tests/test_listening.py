@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.features import SPECS
-from train.evaluation.listening import silence, sounds_of_other_classes
+from avpipe.pipeline.features.specs import SPECS
+from avpipe.train.evaluation.audio_ablation import silence, sounds_of_other_classes
 
 LABELS = st.lists(st.one_of(st.none(), st.sampled_from("abcdefg")), max_size=60)
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import AvpipeError
-from pipeline.lists import PARSERS, Row, box_defect, parse_list, text_framing
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.manifest.list_parsers import PARSERS, Row, box_defect, parse_list, text_framing
 
 FLICKR_ONLY = {"flickr_paths", "box_xml"}
 FORMS = sorted(PARSERS.keys() - FLICKR_ONLY)

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from train_fixtures import assert_same_batches
 
-from pipeline.errors import AvpipeError
-from train.data.batch_plan import BatchPlan
-from train.data.loader import AHEAD, stacked
-from train.data.open import open_shards
-from train.data.shards import DamagedError
-from train.data.skipped import Skipped
-from train.data.training_samples import TrainingSamples, batches
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.train.data.batch_plan import BatchPlan
+from avpipe.train.data.loader import AHEAD, stacked
+from avpipe.train.data.open import open_shards
+from avpipe.train.data.shards import DamagedError
+from avpipe.train.data.skipped import Skipped
+from avpipe.train.data.training_samples import TrainingSamples, batches
 
 pytest_plugins = ["train_fixtures"]
 
@@ -186,7 +186,7 @@ def test_no_thread_keeps_the_program_alive(end):
     program = f"""
 import os, signal, sys, time
 import numpy as np
-from train.data.loader import stacked
+from avpipe.train.data.loader import stacked
 stream = stacked(([n] * 16 for n in range(10**9)), lambda n: {{"x": np.full(9, time.sleep(0.001) or n)}}, 4)
 next(stream)
 {end}

@@ -13,16 +13,16 @@ from PIL import Image
 from thin import thin_networks  # noqa: F401
 from train_fixtures import avpipe
 
-from pipeline.errors import AvpipeError
-from pipeline.features import SPECS
-from pipeline.media.play import whole_sound
-from pipeline.samples import feature_member
-from train import localize as lo
-from train.data.frames import normalise, squashed_view
-from train.data.open import open_shards
-from train.methods import METHODS
-from train.models import Model, trained_model
-from train.overlay import Heat
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.samples import feature_member
+from avpipe.pipeline.features.specs import SPECS
+from avpipe.pipeline.media.play import whole_sound
+from avpipe.train.data.frames import normalise, squashed_view
+from avpipe.train.data.open import open_shards
+from avpipe.train.localize import video as lo
+from avpipe.train.localize.painting import Heat
+from avpipe.train.methods import METHODS
+from avpipe.train.models.load import Model, trained_model
 
 pytest_plugins = ["train_fixtures"]
 ZOO = "h264.avi variable_rate.mkv short.mp4 turned_90.mp4 late_video.mp4 fragmented.mp4"
@@ -87,7 +87,7 @@ def test_the_sound_around_the_centre_is_the_features_that_extraction_stores(done
     clip = done_root.clip_file(shards.clip_ids[0])
     sound_i16, start_s = whole_sound(clip, 16_000)
     meta = json.loads(shards.read(0, "meta.json"))
-    feature = lo.heard(sound_i16, min(meta["duration_s"], 10.0) / 2 - start_s, SPECS["logspec"])
+    feature = lo.network_audio(sound_i16, min(meta["duration_s"], 10.0) / 2 - start_s, SPECS["logspec"])
     assert (feature[0] == shards.array(0, feature_member("logspec"))).all()
 
 

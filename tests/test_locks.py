@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.derive import derive, manifest_lock
-from pipeline.errors import AvpipeError
-from pipeline.manifest import Manifest
-from pipeline.manifest_build import build_manifest
-from pipeline.parts import stage_lock
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.locks import stage_lock
+from avpipe.pipeline.manifest.build import build_manifest
+from avpipe.pipeline.manifest.derive import derive, manifest_lock
+from avpipe.pipeline.manifest.tables import Manifest
 
 # A file system that has no locks, in the way of Lustre (38), NFS (37) or FUSE (95).
 SHIM = """
@@ -47,17 +47,17 @@ def no_locks(tmp_path_factory) -> Path:
 def test_without_locks_the_work_is_done_after_one_warning(no_locks, done_root, corpus, tmp_path, number, command):
     root = shutil.copytree(done_root.path, tmp_path / "root")
     environment = os.environ | {"LD_PRELOAD": str(no_locks), "FLOCK_ERRNO": str(number)}
-    line = [sys.executable, "-m", "train.cli", "--root", str(root), *command.format(corpus=corpus).split()]
+    line = [sys.executable, "-m", "avpipe.train.cli", "--root", str(root), *command.format(corpus=corpus).split()]
     done = subprocess.run(line, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("knows no locks") == 1 and "Traceback" not in done.stderr
+    assert done.stderr.count("has no locks") == 1 and "Traceback" not in done.stderr
 
 
 def test_another_error_of_a_lock_is_not_passed_over(tmp_path, monkeypatch):
     def broken(*_):
         raise OSError(5, "x")
 
-    monkeypatch.setattr("pipeline.parts.fcntl.flock", broken)
+    monkeypatch.setattr("avpipe.pipeline.core.locks.fcntl.flock", broken)
     with pytest.raises(OSError, match="Errno 5"), stage_lock(tmp_path, "this"):
         pass
 

@@ -9,18 +9,18 @@ import torch
 from thin import thin_networks  # noqa: F401
 from typer.testing import CliRunner
 
-from pipeline.errors import AvpipeError
-from pipeline.parts import stage_lock
-from train.checkpoint import _save
-from train.cli import app
-from train.data.open import open_shards
-from train.data.shards import Shards
-from train.evaluation import results
-from train.evaluation.results import Request, run_eval
-from train.evaluation.retrieval import run_retrieval
-from train.models import ModelChoice
-from train.overlay import Heat, contact_sheet
-from train.reports import reproduce, reproduce_run
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.locks import stage_lock
+from avpipe.train.cli.main import app
+from avpipe.train.data.open import open_shards
+from avpipe.train.data.shards import Shards
+from avpipe.train.evaluation import run
+from avpipe.train.evaluation.retrieval import run_retrieval
+from avpipe.train.evaluation.run import Request, run_eval
+from avpipe.train.localize.painting import Heat, contact_sheet
+from avpipe.train.models.checkpoint import _save
+from avpipe.train.models.load import ModelChoice
+from avpipe.train.reports.papers import execute, reproduce
 
 pytest_plugins = ["train_fixtures"]
 REQUEST = Request(split="synth_test", baseline="random-init", workers=0)
@@ -33,18 +33,18 @@ def full(*_):
 def test_scores_that_cannot_be_written_are_shown_and_those_of_before_stay(own_root, monkeypatch, capsys):
     folder = Path(run_eval(own_root, REQUEST)["per_clip"]).parent
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(results.ev, "write_per_clip", full)
-    monkeypatch.setattr("train.evaluation.retrieval._write", full)
+    monkeypatch.setattr(run.ev, "write_per_clip", full)
+    monkeypatch.setattr("avpipe.train.evaluation.retrieval._write", full)
     for command, shown in (("eval", "cIoU"), ("retrieve", "A@5")):
         call = ["--root", str(own_root.path), command, "--split", "synth_test", "--baseline", "random-init"]
         done = CliRunner().invoke(app, call)
-        assert shown in done.output and isinstance(done.exception, results.UnsavedError)
+        assert shown in done.output and isinstance(done.exception, run.UnsavedError)
         assert "No space left on device), so the scores above are kept nowhere else" in str(done.exception)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_picture_that_fails_costs_no_score(own_root, monkeypatch, capsys):
-    monkeypatch.setattr("train.reports.sheet.published", full)
+    monkeypatch.setattr("avpipe.train.evaluation.sheet.atomic_write", full)
     result = run_eval(own_root, REQUEST)
     assert Path(result["per_clip"]).exists() and not Path(result["sheet"]).exists()
     assert "sheet.png ([Errno 28] No space left on device); the scores are written" in capsys.readouterr().err
@@ -62,17 +62,17 @@ def test_labels_and_names_are_no_formulas(own_root, monkeypatch, capsys, tmp_pat
 
 def test_two_evaluations_never_share_a_folder(own_root):
     folder = own_root.runs / "baseline-random-init"
-    for held, what, run in (
+    for held, what, command in (
         (folder / "eval/synth_test", "an evaluation", lambda: run_eval(own_root, REQUEST)),
         (
             folder / "retrieval/synth_test",
             "a retrieval",
             lambda: run_retrieval(own_root, "synth_test", ModelChoice(baseline="random-init")),
         ),
-        (own_root.runs, "a reproduction", lambda: reproduce_run.run(reproduce.Bench(own_root), [], None, workers=0)),
+        (own_root.runs, "a reproduction", lambda: execute.run(reproduce.PaperRuns(own_root), [], None, workers=0)),
     ):
         with stage_lock(held, "it"), pytest.raises(AvpipeError, match=f"another process is doing {what}"):
-            run()
+            command()
 
 
 def test_a_checkpoint_on_a_full_disk_is_an_error_of_the_disk():

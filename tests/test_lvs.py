@@ -6,9 +6,9 @@ import urllib.error
 import pytest
 import torch
 
-from pipeline.errors import AvpipeError
-from train.backbones import audio_trunk, image_trunk
-from train.methods.lvs import LVS, LVSConfig, lvs_loss, similarity_maps
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.train.methods.lvs import LVS, LVSConfig, lvs_loss, similarity_maps
+from avpipe.train.networks.resnet import audio_trunk, image_trunk
 
 RANDOM = LVSConfig(init="random")
 

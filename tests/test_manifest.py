@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shared_files import SHARED
 
-from pipeline.catalogue import load_catalogue
-from pipeline.errors import AvpipeError
-from pipeline.exchange.export_lists import export_list, export_lists
-from pipeline.layout import file_sha256
-from pipeline.lists import parse_list
-from pipeline.manifest import Clip, Manifest
-from pipeline.manifest_build import build_manifest
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.files import file_sha256
+from avpipe.pipeline.exchange.export_lists import export_list, export_lists
+from avpipe.pipeline.manifest.build import build_manifest
+from avpipe.pipeline.manifest.catalogue import load_catalogue
+from avpipe.pipeline.manifest.list_parsers import parse_list
+from avpipe.pipeline.manifest.tables import Clip, Manifest
 
 TABLES = ("clips.parquet", "boxes.parquet", "splits.parquet")
 A, B, C, D = "-aB3_xyzXYZ_000030", "_0123456789_000000", "zpWuikVorYg_000032", "zpWuikVorYg_123456"
@@ -187,8 +187,8 @@ def test_categories_that_a_training_list_never_shows_are_the_retrieval_split(tmp
 
 
 def test_a_list_without_a_pinned_hash_is_the_one_that_was_read_first(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.manifest_build._check_counts", lambda *_: None)
-    monkeypatch.setattr("pipeline.manifest_build._check_splits", lambda *_: None)
+    monkeypatch.setattr("avpipe.pipeline.manifest.build._check_counts", lambda *_: None)
+    monkeypatch.setattr("avpipe.pipeline.manifest.build._check_splits", lambda *_: None)
     lists = write_lists(tmp_path / "lists", {"vggsound_csv": SMALL["vggsound_csv"]})
     for _ in range(2):
         build_manifest(lists, tmp_path / "manifest")

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.methods.ez_vsl import EZVSLConfig, ez_vsl_loss
-from train.methods.lvs import LVSConfig, lvs_loss
-from train.methods.margin_nce import ANCHORS, MarginNCEConfig, margin_nce_loss, pair_scores
-from train.similarity import similarity_maps
+from avpipe.train.methods.ez_vsl import EZVSLConfig, ez_vsl_loss
+from avpipe.train.methods.lvs import LVSConfig, lvs_loss
+from avpipe.train.methods.margin_nce import ANCHORS, MarginNCEConfig, margin_nce_loss, pair_scores
+from avpipe.train.networks.similarity import similarity_maps
 
 MARGINS = (0.2, 0.0, -0.1, -0.2, -0.3, -0.4)
 

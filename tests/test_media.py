@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from shared_files import SHARED
 
-from pipeline.media import ClipMedia, MediaError, read_clip
+from avpipe.pipeline.media import ClipMedia, MediaError, read_clip
 
 RATE = 16_000
 REAL = sorted((SHARED / "clips").glob("*.mp4")) if SHARED and (SHARED / "clips").is_dir() else []

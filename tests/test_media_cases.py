@@ -12,10 +12,10 @@ from media_zoo import run_ffmpeg
 from PIL import Image
 from torture import NOISES, RATE, SIZE, alike, number_of, numbered_picture
 
-from pipeline.media import MediaError, read_clip, survey
-from pipeline.media.play import whole_sound
-from pipeline.sources.cut import cut_clip
-from pipeline.sources.probe import check_clip
+from avpipe.pipeline.download.cut import cut_clip
+from avpipe.pipeline.media import MediaError, read_clip, survey
+from avpipe.pipeline.media.play import whole_sound
+from avpipe.pipeline.media.probe import check_clip
 
 pytestmark = pytest.mark.heavy
 SECONDS = 5

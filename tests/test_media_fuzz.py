@@ -12,10 +12,10 @@ from chaos.media import mutant
 from media_zoo import ZOO, make
 from test_media import REAL
 
-from pipeline.extract import extract
-from pipeline.layout import Root
-from pipeline.ledger import REASONS, Ledger, Outcome
-from pipeline.settings import ExtractSettings
+from avpipe.pipeline.core.ledger import REASONS, Ledger, Outcome
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.extract.stage import extract
+from avpipe.pipeline.features.settings import ExtractSettings
 
 COUNT = 60
 WORKERS = 2

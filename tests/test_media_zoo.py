@@ -9,7 +9,7 @@ from media_zoo import X264 as X264_FAST
 from media_zoo import ZOO, heard, make, run_ffmpeg, shown
 from test_media import RATE, X264, all_sound, assert_same_as_decoding_everything, reason_of, sound_before, write_clip
 
-from pipeline.media import MediaError, container, read_clip, survey
+from avpipe.pipeline.media import MediaError, container, read_clip, survey
 
 pytestmark = pytest.mark.heavy
 

@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from train.data.memory import Memory
+from avpipe.train.data.buffer_pool import BufferPool
 
 
 def test_memory_comes_back_when_the_last_view_is_gone():
-    memory = Memory()
+    memory = BufferPool()
     tensor = memory.room((4, 6), np.float32)
     place, view = tensor.data_ptr(), tensor[1, 2:]
     del tensor
@@ -28,7 +28,7 @@ def hasty_threads():
 
 
 def test_no_two_threads_get_the_same_memory(hasty_threads):
-    memory = Memory()
+    memory = BufferPool()
 
     def fill(thread: int) -> bool:
         """Whether all that was written stayed as it was while others wrote to theirs."""

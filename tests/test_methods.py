@@ -5,16 +5,16 @@ import contextlib
 import pytest
 import torch
 
-from pipeline.errors import AvpipeError
-from pipeline.features import SPECS
-from train.methods import METHODS
-from train.methods.lvs import LVSConfig, lvs_loss
-from train.methods.ssl_tie import SSLTIE, SSLTIEConfig
-from train.methods.sspl import SSPL, SSPLConfig
-from train.methods.vgg_h import VGGH, VGGHConfig
-from train.recipes import get_recipe
-from train.similarity import similarity_maps
-from train.warp import Warp, draw_warp
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.features.specs import SPECS
+from avpipe.train.methods import METHODS
+from avpipe.train.methods.lvs import LVSConfig, lvs_loss
+from avpipe.train.methods.ssl_tie import SSLTIE, SSLTIEConfig
+from avpipe.train.methods.sspl import SSPL, SSPLConfig
+from avpipe.train.methods.vgg_h import VGGH, VGGHConfig
+from avpipe.train.models.recipes import get_recipe
+from avpipe.train.networks.similarity import similarity_maps
+from avpipe.train.networks.warp import Warp, draw_warp
 
 pytest_plugins = ["train_fixtures"]
 

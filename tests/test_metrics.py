@@ -13,9 +13,9 @@ from hypothesis.extra import numpy as hnp
 from shared_files import SHARED
 from sklearn.metrics import auc as trapezoid
 
-from train.evaluation import metrics
-from train.evaluation.metrics import Annotation
-from train.evaluation.protocols import PROTOCOLS
+from avpipe.train.evaluation import metrics
+from avpipe.train.evaluation.metrics import Annotation
+from avpipe.train.evaluation.protocols import PROTOCOLS
 
 PIXELS = st.sampled_from([(0, 0), (0, 0), (0.125, 0.25), (0.25, 0.25), (0.5, 0.5), (0.5, 1), (0.75, 1), (1, 1)])
 

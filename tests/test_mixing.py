@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning_fabric import Fabric
 
-from pipeline.features import SPECS, pcm_to_float
-from train.data.mixing import Mixing, read_window, schedule
-from train.data.neighbours import nearest, neighbour_table
-from train.data.training_samples import TrainingSamples
+from avpipe.pipeline.features.specs import SPECS, pcm_to_float
+from avpipe.train.data.mixing import Mixing, read_window, schedule
+from avpipe.train.data.neighbours import nearest, neighbour_table
+from avpipe.train.data.training_samples import TrainingSamples
 
 pytest_plugins = ["train_fixtures"]
 
@@ -60,7 +60,7 @@ def test_the_table_names_for_each_clip_the_one_that_sounds_most_like_it(shards):
 
 
 def test_the_released_curriculum_looks_among_few(shards, monkeypatch):
-    monkeypatch.setattr("train.data.neighbours.RELEASED_CANDIDATES", 3)
+    monkeypatch.setattr("avpipe.train.data.neighbours.RELEASED_CANDIDATES", 3)
     fabric, numbers = Fabric(accelerator="cpu", devices=1), np.arange(16)
     tables = [neighbour_table(fabric, Ear(), shards, numbers, "logspec", "released", seed) for seed in range(4)]
     for table in tables:

@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 from thin import thin_networks  # noqa: F401
 
-from pipeline.errors import AvpipeError
-from pipeline.samples import decode_flac, encode_flac, encode_npy
-from train.data.frames import decode_frame
-from train.data.open import open_shards
-from train.data.shards import DamagedError, Shards
-from train.evaluation.results import Request, run_eval
-from train.evaluation.retrieval import run_retrieval
-from train.models import ModelChoice
-from train.reports.stored import read_scores
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.samples import decode_flac, encode_flac, encode_npy
+from avpipe.train.data.frames import decode_frame
+from avpipe.train.data.open import open_shards
+from avpipe.train.data.shards import DamagedError, Shards
+from avpipe.train.evaluation.retrieval import run_retrieval
+from avpipe.train.evaluation.run import Request, run_eval
+from avpipe.train.models.load import ModelChoice
+from avpipe.train.reports.stored import read_scores
 
 sys.path.insert(0, str(Path(__file__).parent / "chaos"))
 import samples as chaos
@@ -72,7 +72,7 @@ def test_a_picture_is_as_large_as_frames_are(size, right):
 def test_a_sound_that_claims_days_takes_no_memory():
     data = encode_flac(np.arange(5000, dtype=np.int16), 16_000)
     assert len(decode_flac(data)) == 5000
-    with pytest.raises(ValueError, match=r"channels of [\d,]{14} samples, not one of"):
+    with pytest.raises(ValueError, match=r"channels of [\d,]{14} samples, not 1 of"):
         decode_flac(data[:21] + bytes([data[21] | 0x0F]) + b"\xff\xff\xff\xff" + data[26:])
 
 

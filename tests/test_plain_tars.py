@@ -10,13 +10,13 @@ import pytest
 import webdataset
 from train_fixtures import assert_same_batches
 
-from pipeline.catalogue import ids_sha256
-from pipeline.errors import AvpipeError
-from pipeline.samples import encode_npy
-from train.checkpoint import data_record
-from train.data.batch_plan import BatchPlan
-from train.data.open import open_shards
-from train.data.training_samples import TrainingSamples, batches
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.ids import ids_sha256
+from avpipe.pipeline.core.samples import encode_npy
+from avpipe.train.data.batch_plan import BatchPlan
+from avpipe.train.data.open import open_shards
+from avpipe.train.data.training_samples import TrainingSamples, batches
+from avpipe.train.models.checkpoint import data_record
 
 pytest_plugins = ["train_fixtures"]
 A, B, C = "AAAAAAAAAAA_000001", "BBBBBBBBBBB_000002", "3376498"
@@ -111,7 +111,7 @@ def test_an_incomplete_sample_is_left_out_and_said(tmp_path, capsys):
         ([*sample(A).items(), (f"{A}.jpg", b"")], f"frame.jpg of {A} is there twice"),
         ({f"{A}.logspec.npy": SPEC}, "hold no frame.jpg, but logspec.npy"),
         ({f"{A}.txt": b""}, "hold no frame.jpg, but nothing"),
-        ({f"{A}.frame.jpg": LINK}, r"frame\.jpg is no plain file"),
+        ({f"{A}.frame.jpg": LINK}, r"frame\.jpg is not a regular file"),
         (sample(A) | {f"{A}.meta.json": b"{"}, rf"x.tar: {A}.meta.json cannot be used \("),
         (sample(A) | {f"{A}.meta.json": b"[" * 60_000}, "meta.json cannot be used"),
         (sample(A) | {f"{A}.meta.json": b"[1]"}, "meta.json cannot be used"),
@@ -133,11 +133,11 @@ def test_what_a_stranger_may_have_packed_is_one_sentence(tmp_path, members, sent
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda data: data[:300_000], r"000001.tar is cut off or damaged behind its first \d+ members"),
-        (lambda data: data[:-20_480], "is cut off or damaged"),
+        (lambda data: data[:300_000], r"000001.tar is truncated or damaged after its first \d+ members"),
+        (lambda data: data[:-20_480], "is truncated or damaged"),
         (lambda data: data[:512] + bytes([255]) * 100 + data[612:], None),
-        (lambda data: bytes([255]) * 700 + data[700:], "is cut off or damaged behind its first 0 members"),
-        (lambda data: b"", "is cut off or damaged behind its first 0 members"),
+        (lambda data: bytes([255]) * 700 + data[700:], "is truncated or damaged after its first 0 members"),
+        (lambda data: b"", "is truncated or damaged after its first 0 members"),
         (gzip.compress, "is compressed.*uncompress it"),
     ],
 )

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline.errors import AvpipeError
-from train.evaluation import ogl
-from train.evaluation.protocols import PROTOCOLS
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.train.evaluation import ogl
+from avpipe.train.evaluation.protocols import PROTOCOLS
 
 LVS, SSL_TIE, SSPL, EZ_VSL, EZ_VSL_TRAIN, SLAVC, SLAVC_MEDIAN, AVPIPE = PROTOCOLS.values()
 HALF = 25_088

@@ -16,14 +16,21 @@ from shared_files import PARITY
 from train_fixtures import linked
 from typer.testing import CliRunner
 
-from pipeline.errors import AvpipeError
-from pipeline.layout import Root
-from train.checkpoint import load_checkpoint
-from train.cli import app
-from train.evaluation.baselines import object_prior
-from train.evaluation.results import Request, run_eval
-from train.methods import METHODS
-from train.published import FORMATS, flat_state, folder_name, format_of, load_published_checkpoint, read_saved
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.paths import Root
+from avpipe.train.cli.main import app
+from avpipe.train.evaluation.run import Request, run_eval
+from avpipe.train.methods import METHODS
+from avpipe.train.models.author_checkpoints import (
+    FORMATS,
+    flat_state,
+    folder_name,
+    format_of,
+    load_published_checkpoint,
+    read_saved,
+)
+from avpipe.train.models.baselines import object_prior
+from avpipe.train.models.checkpoint import load_checkpoint
 
 TIE_DEAD = {"vision_fc1.weight", "conv3.bias", "norm3.running_var", "imgnet.conv1_flow.weight", "audnet.fc.weight"}
 pytest_plugins = ["train_fixtures"]

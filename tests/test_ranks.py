@@ -9,7 +9,7 @@ import pytest
 import torch
 import train_frozen
 
-from train.checkpoint import load_checkpoint
+from avpipe.train.models.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.heavy
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from pipeline.errors import AvpipeError
-from train.checkpoint import recipe_of
-from train.recipes import RECIPES, get_recipe
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.train.models.checkpoint import recipe_of
+from avpipe.train.models.recipes import RECIPES, get_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)

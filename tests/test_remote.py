@@ -17,12 +17,13 @@ import fsspec
 import pytest
 from conftest import copied
 
-from pipeline import remote
-from pipeline.errors import AvpipeError
-from pipeline.remote import TooLongError, local_copy, send_shards
-from pipeline.settings import ExtractSettings, ShardSettings
-from pipeline.shard import shard
-from pipeline.verify import verify
+from avpipe.pipeline.core.addresses import TooLongError, local_copy
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.features.settings import ExtractSettings, ShardSettings
+from avpipe.pipeline.shards import send
+from avpipe.pipeline.shards.send import send_shards
+from avpipe.pipeline.shards.verify import verify
+from avpipe.pipeline.shards.write import shard
 
 NAMES = ["index.parquet", *(f"synth_train-{number:06d}.tar" for number in range(4))]
 
@@ -73,7 +74,7 @@ def test_each_hash_can_be_checked_by_sha256sum(folder, tmp_path):
 
 @pytest.mark.parametrize("last", range(1, 7))
 def test_a_copy_killed_at_any_file_shows_no_index_and_goes_on_where_it_was(folder, address, monkeypatch, last):
-    whole, calls = remote._send_file, []
+    whole, calls = send._send_file, []
 
     def killed(fs, base, path, *rest):
         calls.append(path.name)
@@ -82,13 +83,13 @@ def test_a_copy_killed_at_any_file_shows_no_index_and_goes_on_where_it_was(folde
             raise KeyboardInterrupt
         whole(fs, base, path, *rest)
 
-    monkeypatch.setattr(remote, "_send_file", killed)
+    monkeypatch.setattr(send, "_send_file", killed)
     with pytest.raises(KeyboardInterrupt):
         send_shards(folder, address)
     found = at(f"{address}/synth_train")
     assert "index.parquet.sha256" not in found
     assert ("index.parquet" in found) == (last == 6)
-    monkeypatch.setattr(remote, "_send_file", whole)
+    monkeypatch.setattr(send, "_send_file", whole)
     assert send_shards(folder, address).files == 7 - last
     assert shards_at(f"{address}/synth_train") == contents(folder)
 
@@ -209,7 +210,7 @@ def test_nothing_is_written_over_the_files_of_a_root(done_root, tmp_path, avpipe
     ):
         code, _, errors = avpipe("--root", root, *command.split())
         assert code == 1 and errors.count("\n") == 1, (command, errors)
-        assert "belongs to the root" in errors or "taken in already" in errors
+        assert "belongs to the root" in errors or "imported already" in errors
     assert sorted(root.rglob("*")) == before
 
 

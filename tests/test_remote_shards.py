@@ -17,14 +17,14 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 from train_fixtures import assert_same_batches
 
-from pipeline.errors import AvpipeError
-from pipeline.remote import send_shards
-from train.cli import main
-from train.data import remote_shards
-from train.data.batch_plan import BatchPlan
-from train.data.open import open_shards
-from train.data.remote_shards import Room
-from train.data.training_samples import TrainingSamples, batches
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.shards.send import send_shards
+from avpipe.train.cli.main import main
+from avpipe.train.data import remote
+from avpipe.train.data.batch_plan import BatchPlan
+from avpipe.train.data.open import open_shards
+from avpipe.train.data.remote import DiskBudget
+from avpipe.train.data.training_samples import TrainingSamples, batches
 
 NAMES = [f"synth_train-{number:06d}.tar" for number in range(4)]
 ALL_GB = 1.0
@@ -53,12 +53,12 @@ def store(monkeypatch):
         return whole(self, path, start, end, **kwargs)
 
     monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
-    monkeypatch.setattr(remote_shards, "PAUSES_S", (0, 0, 0))
+    monkeypatch.setattr(remote, "PAUSES_S", (0, 0, 0))
     return state
 
 
 def opened(address, folder, gigabytes=0.0):
-    return open_shards(address, Room.below(folder, gigabytes))
+    return open_shards(address, DiskBudget.below(folder, gigabytes))
 
 
 def wait_for_prefetch():
@@ -185,20 +185,20 @@ def test_a_prefetch_that_fails_is_said_once_and_reading_goes_on(address, tmp_pat
     if trouble == "network":
         store.fail = fail
     else:
-        monkeypatch.setattr(remote_shards, "free_bytes", lambda folder: 1_000_000_000)
+        monkeypatch.setattr(remote, "free_bytes", lambda folder: 1_000_000_000)
     shards = opened(address, tmp_path, ALL_GB)
     wait_for_prefetch()
     assert len(taken(shards, 2)) == 8 and not kept_in(shards)
     said = [line for line in capsys.readouterr().err.splitlines() if "no more tars are fetched" in line]
-    assert len(said) == 1 and ("no answer" if trouble == "network" else "GB free; make room") in said[0]
+    assert len(said) == 1 and ("no answer" if trouble == "network" else "GB free; free some space") in said[0]
 
 
 def test_what_lies_there_already_is_part_of_the_limit(tmp_path, monkeypatch):
     (tmp_path / "vggss-1").mkdir()
     (tmp_path / "vggss-1/a.tar").write_bytes(bytes(20))
-    monkeypatch.setattr(remote_shards, "free_bytes", lambda folder: 100)
-    assert Room.below(tmp_path, None).left == 40
-    room = Room.below(tmp_path, 50e-9)
+    monkeypatch.setattr(remote, "free_bytes", lambda folder: 100)
+    assert DiskBudget.below(tmp_path, None).left == 40
+    room = DiskBudget.below(tmp_path, 50e-9)
     assert [room.take(size) for size in (20, 20, 10)] == [True, False, True]
 
 
@@ -230,7 +230,7 @@ OUTSIDE = {"name": "../x.tar", "samples": 1, "bytes": 1, "sha256": ""}
         (with_bytes(NAMES[2], b"short"), r"000002.tar has 5 bytes, \d+ by its index"),
         (with_bytes("index.parquet", b"PAR1 x"), "memory://.*/index.parquet is not an index"),
         (with_index(split="../../x"), "not an index of format 1"),
-        (with_index(shards=[OUTSIDE]), "no plain file name"),
+        (with_index(shards=[OUTSIDE]), "not a plain file name"),
         (with_index(shards=[{"name": "x.tar"}]), "not an index of format 1"),
     ],
 )
@@ -247,9 +247,9 @@ def test_a_fetch_that_hangs_keeps_no_program_alive(local):
 import threading, time
 from pathlib import Path
 from fsspec.implementations.memory import MemoryFileSystem
-from pipeline.remote import send_shards
-from train.data.open import open_shards
-from train.data.remote_shards import Room
+from avpipe.pipeline.shards.send import send_shards
+from avpipe.train.data.open import open_shards
+from avpipe.train.data.remote import DiskBudget
 address = send_shards(Path({str(local.folder)!r}), "memory://x").address
 begun, whole = threading.Event(), MemoryFileSystem.cat_file
 def cat_file(self, path, start=None, end=None):
@@ -259,7 +259,7 @@ def cat_file(self, path, start=None, end=None):
     return whole(self, path, start, end)
 MemoryFileSystem.cat_file = cat_file
 import tempfile
-shards = open_shards(address, Room.below(Path(tempfile.mkdtemp()), 1))
+shards = open_shards(address, DiskBudget.below(Path(tempfile.mkdtemp()), 1))
 begun.wait()
 print(len(shards.read(3, "frame.jpg")))
 """
@@ -271,7 +271,7 @@ print(len(shards.read(3, "frame.jpg")))
 @pytest.mark.heavy
 def test_the_command_reads_a_real_s3_server(s3, local, tmp_path, monkeypatch, capsys):
     address, given = send_shards(local.folder, "s3://bucket/shards").address, []
-    monkeypatch.setattr("train.fit.fit", lambda recipe, data, *rest: given.append(data) or sys.exit(7))
+    monkeypatch.setattr("avpipe.train.run.fit.fit", lambda recipe, data, *rest: given.append(data) or sys.exit(7))
     command = ["avpipe", "--root", tmp_path, "train", "--shards", address, "--cache-gb", "0"]
     monkeypatch.setattr(sys, "argv", [*map(str, command)])
     with pytest.raises(SystemExit, match="7"):

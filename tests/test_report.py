@@ -14,18 +14,18 @@ from PIL import Image
 from thin import patch_networks, thin_networks  # noqa: F401
 from train_fixtures import SMALL, avpipe, imagenet_weights, linked
 
-from pipeline.errors import AvpipeError
-from pipeline.layout import Root
-from train.data.open import open_shards
-from train.evaluation.evaluate import Score
-from train.evaluation.results import Request, run_eval
-from train.fit import fit
-from train.logs import VALIDATION
-from train.recipes import get_recipe
-from train.reports import report
-from train.reports.gallery import Shown, choose_clips
-from train.reports.report import write_report
-from train.reports.stored import read_scores
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.paths import Root
+from avpipe.train.data.open import open_shards
+from avpipe.train.evaluation.evaluate import Score
+from avpipe.train.evaluation.run import Request, run_eval
+from avpipe.train.models.recipes import get_recipe
+from avpipe.train.reports.html import report
+from avpipe.train.reports.html.gallery import Shown, choose_clips
+from avpipe.train.reports.html.report import write_report
+from avpipe.train.reports.stored import read_scores
+from avpipe.train.run.fit import fit
+from avpipe.train.run.logs import VALIDATION
 
 pytest_plugins = ["train_fixtures"]
 pytestmark = pytest.mark.heavy

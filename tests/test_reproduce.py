@@ -12,15 +12,15 @@ from thin import thin_networks  # noqa: F401
 from train_fixtures import SMALL, avpipe, imagenet_weights, linked
 from typer.testing import CliRunner
 
-from pipeline.catalogue import load_catalogue
-from pipeline.errors import AvpipeError
-from pipeline.layout import Root
-from train.checkpoint import LAST
-from train.cli import app
-from train.evaluation.protocols import PROTOCOLS
-from train.recipes import get_recipe
-from train.reports import reproduce, reproduce_plan, reproduce_rows, reproduce_run, reproduce_tables
-from train.reports.reproduce_rows import Row, Runnable, distinct, read_rows, select
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.manifest.catalogue import load_catalogue
+from avpipe.train.cli.main import app
+from avpipe.train.evaluation.protocols import PROTOCOLS
+from avpipe.train.models.checkpoint import LAST
+from avpipe.train.models.recipes import get_recipe
+from avpipe.train.reports.papers import execute, paper_rows, reproduce, schedule, tables
+from avpipe.train.reports.papers.paper_rows import Row, Runnable, distinct, read_rows, select
 
 pytest_plugins = ["train_fixtures"]
 ABSENT = {"attention", "avobject", "cavl", "coarse-to-fine", "dmc", "dsol", "hardpos", "icl", "lcbm", "mssl"}
@@ -84,21 +84,21 @@ def test_without_runs_nothing_is_filled_in(tmp_path):
     rows = json.loads(avpipe(Root(tmp_path), "reproduce", "--json"))["rows"]
     assert len(rows) == 215 and all(row["ours"] is row["difference"] is row["leak"] is None for row in rows)
     assert {row["status"] for row in rows if row["runnable"]} == {"not run"}
-    text = reproduce_tables.comparison_table(rows)
+    text = tables.comparison_table(rows)
     assert "215 rows: 0 run, 184 not run, 31 not in avpipe" in text
     assert all(len(line) <= 120 for line in text.splitlines())
     assert not list(tmp_path.iterdir())
 
 
 def test_a_plan_invents_no_speed_and_says_how_to_get_the_data(tmp_path):
-    planned = reproduce_plan.plan(reproduce.Bench(Root(tmp_path)), select("ssl-tie", "ssl-tie"))
+    planned = schedule.plan(reproduce.PaperRuns(Root(tmp_path)), select("ssl-tie", "ssl-tie"))
     whole = next(one for one in planned["trainings"] if one["changes"] == [] and one["split"] == "ssltie_144k")
     assert (whole["samples"], whole["samples_of"], whole["steps"]) == (144_000, "list", 450_000)
     assert whole["hours"] is whole["clips_per_s"] is None and whole["missing"] == "ssltie_144k has no shards"
     how = "--split vggss_ssltie --features tie-mel"
     assert f"avpipe download --split vggss_ssltie && avpipe extract {how} && avpipe shard {how}" in planned["commands"]
     assert any(command.startswith("avpipe import FOLDER") for command in planned["commands"])
-    assert "450,000" in reproduce_tables.plan_table(planned)
+    assert "450,000" in tables.plan_table(planned)
 
 
 def test_wrong_wishes_are_sentences(tmp_path, monkeypatch):
@@ -108,7 +108,7 @@ def test_wrong_wishes_are_sentences(tmp_path, monkeypatch):
         avpipe(Root(tmp_path), "reproduce", "--plan", "--run")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(AvpipeError, match="is one process"):
-        reproduce_run.run(reproduce.Bench(Root(tmp_path)), select("lvs", "lvs"), None, 0)
+        execute.run(reproduce.PaperRuns(Root(tmp_path)), select("lvs", "lvs"), None, 0)
 
 
 def row_of(method, eval_split, metric, value, variant="", **what):
@@ -130,12 +130,12 @@ def small(done_root, tmp_path, monkeypatch):
         row_of("ssl-tie", "vggss", "auc", 0.5, recipe="ssl-tie-small", changes=(), protocol="ssl-tie"),
         row_of("lvs", "vggss", "auc", 0.5, "w/ OGL", object_guided=True),
     ]
-    monkeypatch.setattr(reproduce_rows, "read_rows", lambda: rows)
+    monkeypatch.setattr(paper_rows, "read_rows", lambda: rows)
     return linked(tmp_path, done_root)
 
 
 def compared(root):
-    return reproduce.compare(reproduce.Bench(root), select(None, None))
+    return reproduce.compare(reproduce.PaperRuns(root), select(None, None))
 
 
 @pytest.mark.heavy
@@ -168,7 +168,7 @@ def test_rows_run_and_stand_beside_theirs(small):
     assert set(again["runs"][0]["scored"].values()) == {"done before"}
     assert before == {path: os.stat(path).st_mtime_ns for path in small.runs.rglob("*.json")}
 
-    planned = reproduce_plan.plan(reproduce.Bench(small), select(None, None))
+    planned = schedule.plan(reproduce.PaperRuns(small), select(None, None))
     one, other = planned["trainings"]
     assert (one["samples"], one["samples_of"], one["steps"], one["status"]) == (16, "shards", 4, "trained")
     assert one["hours"] == pytest.approx(16 / one["clips_per_s"] / 3600)
@@ -179,8 +179,8 @@ def test_rows_run_and_stand_beside_theirs(small):
 
 @pytest.mark.heavy
 def test_only_the_very_training_counts(small):
-    bench, selected = reproduce.Bench(small), select(None, "lvs")
-    (first,) = reproduce_run.run(bench, selected, small.path / "missing.pth", 0)
+    bench, selected = reproduce.PaperRuns(small), select(None, "lvs")
+    (first,) = execute.run(bench, selected, small.path / "missing.pth", 0)
     (what,) = distinct(selected)
     last = small.runs / what.run / LAST
     whole = torch.load(last, weights_only=True)
@@ -209,7 +209,7 @@ def test_only_the_very_training_counts(small):
 @pytest.mark.heavy
 def test_a_training_that_fails_stops_no_other(small, monkeypatch):
     rows = [row_of("lvs", "vggss", "auc", 0.5, changes=(*TINY, "batch_size=17"))]
-    monkeypatch.setattr(reproduce_rows, "read_rows", lambda: rows)
+    monkeypatch.setattr(paper_rows, "read_rows", lambda: rows)
     done = CliRunner().invoke(app, ["--root", str(small.path), "reproduce", "--run", "--method", "lvs"])
     assert done.exit_code == 1
     assert "training failed: 16 samples do not fill one batch" in done.stdout

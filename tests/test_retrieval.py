@@ -1,4 +1,4 @@
-"""Retrieval against brute force, with ties, and end to end on the made-up corpus."""
+"""Retrieval against brute force, with ties, and end to end on the synthetic corpus."""
 
 import itertools
 import json
@@ -11,14 +11,14 @@ from sklearn.metrics.pairwise import cosine_similarity
 from thin import thin_networks  # noqa: F401
 from train_fixtures import TINY, avpipe
 
-from pipeline.errors import AvpipeError
-from train.data.open import open_shards
-from train.evaluation import retrieval as rt
-from train.evaluation import retrieval_scores as rs
-from train.evaluation.retrieval_table import table
-from train.fit import fit
-from train.models import ModelChoice
-from train.recipes import get_recipe
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.train.data.open import open_shards
+from avpipe.train.evaluation import retrieval as rt
+from avpipe.train.evaluation import retrieval_scores as rs
+from avpipe.train.evaluation.retrieval_table import table
+from avpipe.train.models.load import ModelChoice
+from avpipe.train.models.recipes import get_recipe
+from avpipe.train.run.fit import fit
 
 pytest_plugins = ["train_fixtures"]
 

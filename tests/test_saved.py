@@ -11,11 +11,11 @@ import pytest
 import torch
 from thin import thin_networks  # noqa: F401
 
-from pipeline.errors import AvpipeError
-from train.checkpoint import LAST, load_checkpoint, network_of
-from train.models import trained_model
-from train.published import flat_state
-from train.saved import SEAL_BYTES, read_saved
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.train.core.safe_load import SEAL_BYTES, read_saved
+from avpipe.train.models.author_checkpoints import flat_state
+from avpipe.train.models.checkpoint import LAST, load_checkpoint, network_of
+from avpipe.train.models.load import trained_model
 
 sys.path.insert(0, str(Path(__file__).parent / "chaos"))
 import checkpoint as chaos
@@ -59,7 +59,7 @@ def bomb(path, whole):
     ("make", "said"),
     [
         (bomb, r"is compressed: [\d,]+ bytes claim to be [\d,]{10,}, which torch never does; not loaded"),
-        (lambda path, whole: os.mkfifo(path), "is no regular file"),
+        (lambda path, whole: os.mkfifo(path), "is not a regular file"),
         (lambda path, whole: None, "does not exist"),
         (lambda path, whole: path.write_text("hello"), "damaged or no file of torch's"),
         (lambda path, whole: torch.save({"weights": torch.zeros(1)}, path), "not a checkpoint of this avpipe"),

@@ -16,14 +16,14 @@ import webdataset
 from chaos.common import hashes
 from conftest import copied
 
-from pipeline.errors import AvpipeError
-from pipeline.extract import extract
-from pipeline.index import read_metadata
-from pipeline.layout import Root
-from pipeline.manifest import Manifest
-from pipeline.parts import stage_lock
-from pipeline.settings import ExtractSettings, ShardSettings
-from pipeline.shard import ShardSummary, order_key, shard
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.locks import stage_lock
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.extract.stage import extract
+from avpipe.pipeline.features.settings import ExtractSettings, ShardSettings
+from avpipe.pipeline.manifest.tables import Manifest
+from avpipe.pipeline.shards.index import read_metadata
+from avpipe.pipeline.shards.write import ShardSummary, order_key, shard
 
 SETTINGS = ExtractSettings()
 MEMBERS = ["audio.flac", "frame.jpg", "logspec.npy", "meta.json"]
@@ -47,7 +47,7 @@ def test_two_workers_give_the_bytes_of_one(extracted_root, done_root):
 
 @pytest.mark.heavy
 def test_a_cache_made_in_instalments_by_more_workers_gives_the_same_bytes(fresh_root, done_root, monkeypatch, request):
-    monkeypatch.setattr("pipeline.cache_part.CLIPS_PER_PART", 3)
+    monkeypatch.setattr("avpipe.pipeline.extract.cache_part.CLIPS_PER_PART", 3)
     ids = Manifest.open(fresh_root.manifest).ids(None)
     extract(fresh_root, ids[:4:-1], SETTINGS, workers=2)
     request.getfixturevalue("serial")

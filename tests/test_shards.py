@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import AvpipeError
-from train.data.open import open_shards
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.train.data.open import open_shards
 
 pytest_plugins = ["train_fixtures"]
 
@@ -86,7 +86,7 @@ def outside(table):
     ("change", "sentence"),
     [
         (lambda table: table.drop_columns(["boxes"]), "has no columns 'boxes'"),
-        (outside, "no plain file name"),
+        (outside, "not a plain file name"),
         (described('{"format": 1}'), "not an index of format 1"),
         (described("[]"), "not an index of format 1"),
     ]

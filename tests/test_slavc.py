@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from train.evaluation import slavc
+from avpipe.train.evaluation import slavc
 
 CLIPS = st.lists(
     st.tuples(

@@ -8,14 +8,14 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from pipeline import cli_status
-from pipeline.errors import AvpipeError
-from pipeline.layout import Root
-from pipeline.ledger import Ledger, Outcome
-from pipeline.manifest import Manifest
-from pipeline.settings import ExtractSettings
-from pipeline.status import StageStatus, status, status_table
-from train.cli import app
+from avpipe.pipeline.cli import inspect
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.ledger import Ledger, Outcome
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.features.settings import ExtractSettings
+from avpipe.pipeline.inspect.status import StageStatus, status, status_table
+from avpipe.pipeline.manifest.tables import Manifest
+from avpipe.train.cli.main import app
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -96,7 +96,7 @@ def test_the_table_fits_100_columns_and_says_what_a_retry_may_win(root):
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 100
     assert all(word in text for word in ("123,456", "45,678", "30,042", "1,234", "24 h 20 min", "(every clip)"))
-    assert "download: 45,678 failed, a retry may win 5,678" in text
+    assert "download: 45,678 failed, a retry may recover 5,678" in text
     assert "removed          40,000  lost for good" in text and "worth a retry" in text
 
 
@@ -115,7 +115,7 @@ def test_watching_ends_quietly(done_root, monkeypatch):
         if error := next(sleep):
             raise error
 
-    monkeypatch.setattr(cli_status, "time", SimpleNamespace(sleep=interrupted))
+    monkeypatch.setattr(inspect, "time", SimpleNamespace(sleep=interrupted))
     command = ["--root", str(done_root.path), "status", "--watch"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0 and "synth_test" in result.output

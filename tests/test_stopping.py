@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from thin import thin_networks  # noqa: F401
 
-from pipeline.errors import AvpipeError
-from pipeline.parts import stage_lock
-from train.checkpoint import LAST, load_checkpoint
-from train.data.memory import Memory
-from train.data.open import open_shards
-from train.fit import fit
-from train.ranks import locked_by_first
-from train.recipes import get_recipe
-from train.signals import StoppedError
-from train.validation import Validation
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.locks import stage_lock
+from avpipe.train.core.distributed import locked_by_first
+from avpipe.train.data.buffer_pool import BufferPool
+from avpipe.train.data.open import open_shards
+from avpipe.train.models.checkpoint import LAST, load_checkpoint
+from avpipe.train.models.recipes import get_recipe
+from avpipe.train.run.fit import fit
+from avpipe.train.run.preemption import StoppedError
+from avpipe.train.run.validation import Validation
 
 sys.path.insert(0, str(Path(__file__).parent / "chaos"))
 import train_kill
@@ -85,7 +85,8 @@ def test_ctrl_c_in_a_validation_saves_at_once_and_nothing_is_different(shards, t
 
 
 def test_a_second_ctrl_c_ends_at_once():
-    code = "import time; from train.signals import StopSignals as S\nwith S(alone=True):\n print(1, flush=True)\n"
+    code = "import time; from avpipe.train.run.preemption import StopSignals as S\n"
+    code += "with S(alone=True):\n print(1, flush=True)\n"
     code += " while True: time.sleep(0.1)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()
@@ -97,7 +98,7 @@ def test_a_second_ctrl_c_ends_at_once():
 
 
 def test_no_python_code_runs_when_memory_comes_back():
-    memory, called = Memory(), []
+    memory, called = BufferPool(), []
     tensor = memory.room((4,), np.float32)
     sys.setprofile(lambda frame, event, _: called.append(event))
     del tensor

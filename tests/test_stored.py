@@ -7,11 +7,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import AvpipeError
-from pipeline.layout import Root
-from train.logs import LOG
-from train.reports.report import write_report
-from train.reports.stored import read_log, read_metrics, read_scores
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.paths import Root
+from avpipe.train.reports.html.report import write_report
+from avpipe.train.reports.stored import read_log, read_metrics, read_scores
+from avpipe.train.run.logs import LOG
 
 sys.path.insert(0, str(Path(__file__).parent / "chaos"))
 import report as chaos
@@ -33,7 +33,7 @@ def test_a_pipe_never_hangs_a_report(run, name):
     path = next(run.rglob(name))
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(AvpipeError, match=f"{name} is no regular file"):
+    with pytest.raises(AvpipeError, match=f"{name} is not a regular file"):
         write_report(Root(run.parents[1]), ["run"], run / "report.html", clips=0)
 
 

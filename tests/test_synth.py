@@ -1,4 +1,4 @@
-"""The made-up corpus: real files, lists that fit them, the same bytes each time, boxes and timbres with a meaning."""
+"""The synthetic corpus: real files, lists that fit them, the same bytes each time, boxes and timbres with a meaning."""
 
 import csv
 import hashlib
@@ -9,9 +9,9 @@ import av
 import numpy as np
 import pytest
 
-from pipeline.errors import AvpipeError
-from pipeline.synth import encode, make_corpus, plan_corpus
-from pipeline.synth_scene import CENTRE_S, KINDS, SAMPLE_RATE, compose
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.synth.corpus import encode, make_corpus, plan_corpus
+from avpipe.pipeline.synth.scene import CENTRE_S, KINDS, SAMPLE_RATE, compose
 
 pytestmark = pytest.mark.heavy
 CLIPS, CLASSES, SEED = 8, 4, 3

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import AvpipeError
-from pipeline.tables import column_sha256, read_facts, read_parquet, write_parquet
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.parquet import column_sha256, read_facts, read_parquet, write_parquet
 
 SCHEMA = pa.schema([pa.field("clip_id", pa.string(), nullable=False), pa.field("size", pa.int64())])
 TABLE = pa.table({"clip_id": ["a", "bé", ""], "size": [1, None, 2**40]}, SCHEMA)
@@ -63,7 +63,7 @@ def test_errors_of_the_system_stay_what_they_are(tmp_path):
     with pytest.raises(FileNotFoundError):
         read(tmp_path / "x.parquet")
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(AvpipeError, match="no regular file"):
+    with pytest.raises(AvpipeError, match="not a regular file"):
         read(tmp_path / "fifo")
 
 

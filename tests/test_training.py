@@ -12,15 +12,15 @@ import torch
 from thin import thin_networks  # noqa: F401
 from train_fixtures import TINY, logged, stopped_after
 
-from pipeline.errors import AvpipeError
-from pipeline.layout import youtube_id
-from train.checkpoint import BEST, LAST, load_checkpoint
-from train.data.open import open_shards
-from train.data.split import training_part
-from train.fit import fit
-from train.logs import VALIDATION
-from train.recipes import get_recipe
-from train.signals import StopSignals
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.ids import youtube_id
+from avpipe.train.data.open import open_shards
+from avpipe.train.data.split import training_part
+from avpipe.train.models.checkpoint import BEST, LAST, load_checkpoint
+from avpipe.train.models.recipes import get_recipe
+from avpipe.train.run.fit import fit
+from avpipe.train.run.logs import VALIDATION
+from avpipe.train.run.preemption import StopSignals
 
 pytest_plugins = ["train_fixtures"]
 pytestmark = pytest.mark.heavy
@@ -83,7 +83,7 @@ def test_videos_are_held_back_whole_and_for_any_order(shards):
 def test_the_best_epoch_is_kept_and_patience_ends_training(shards, tmp_path, monkeypatch):
     changes = ["epochs=9", "validation=0.25", "patience=2"]
     values = iter([3.0, 2.0, 2.5, 2.0])
-    monkeypatch.setattr("train.validation.Validation.measure", lambda self: next(values))
+    monkeypatch.setattr("avpipe.train.run.validation.Validation.measure", lambda self: next(values))
     trained = train(shards, tmp_path / "run", *changes)
     best, last = load_checkpoint(trained.run / BEST), load_checkpoint(trained.run / LAST)
     assert trained.stopped_early and trained.steps == last["step"] == 4 * 3
@@ -123,7 +123,9 @@ class Mean(torch.nn.Module):
 
 
 def test_parts_of_a_batch_add_up_to_its_gradient(shards, tmp_path, monkeypatch):
-    monkeypatch.setattr("train.training.METHODS", {"lvs": SimpleNamespace(network=Mean, views=1, labelled=False)})
+    monkeypatch.setattr(
+        "avpipe.train.run.training.METHODS", {"lvs": SimpleNamespace(network=Mean, views=1, labelled=False)}
+    )
     weights = []
     for accumulate in (1, 2):
         run = train(shards, tmp_path / str(accumulate), f"accumulate={accumulate}", "epochs=1").run

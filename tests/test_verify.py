@@ -10,10 +10,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import verify as stage
-from pipeline.errors import AvpipeError
-from pipeline.verify import Report, verify
-from pipeline.verify_shard import check_shard
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.shards import verify as stage
+from avpipe.pipeline.shards.verify import Report, verify
+from avpipe.pipeline.shards.verify_shard import check_shard
 
 TAR = "synth_train-000001.tar"
 
@@ -132,7 +132,7 @@ def test_an_index_that_names_a_file_elsewhere_is_refused(folder, serial):
             {"change_rows": lambda rows, name=name: rows[1].update(shard=name)},
         ):
             rewrite_index(folder, **changes)
-            with pytest.raises(AvpipeError, match="no plain file name"):
+            with pytest.raises(AvpipeError, match="not a plain file name"):
                 verify(folder, workers=1)
             (folder / "index.parquet").write_bytes(original)
 

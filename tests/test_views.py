@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from test_frames import picture
 
-from pipeline.errors import AvpipeError
-from train.data import pixels
-from train.data.views import TRAINING_VIEWS, appearance_view, crop_view, stored_view
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.train.data.augment import pixels
+from avpipe.train.data.augment.views import TRAINING_VIEWS, appearance_view, crop_view, stored_view
 
 
 @pytest.mark.parametrize(("view_of", "px"), [(crop_view, 246), (stored_view, 256)])
@@ -77,7 +77,7 @@ def test_appearance_views_hold_the_shares_that_are_drawn(monkeypatch):
         boxes.append((*box, mirrored))
         return np.zeros((px, px, 3), np.uint8)
 
-    monkeypatch.setattr("train.data.views.pixels", SimpleNamespace(resized_box=noted))
+    monkeypatch.setattr("avpipe.train.data.augment.views.pixels", SimpleNamespace(resized_box=noted))
     frame = np.zeros((90, 160, 3), np.uint8)
     for seed in range(2000):
         appearance_view(frame, 8, random.Random(seed))

@@ -13,14 +13,23 @@ from yt_dlp.globals import supported_js_runtimes
 from yt_dlp.networking.exceptions import HTTPError
 from yt_dlp.utils import GeoRestrictedError
 
-from pipeline.errors import AvpipeError
-from pipeline.ledger import PERMANENT, REASONS
-from pipeline.media import MediaError
-from pipeline.sources.access import PARAMETERS, access_parameters, load_cookie_jar
-from pipeline.sources.js_runtime import find_runtime
-from pipeline.sources.pacing import KINDS, YOUTUBE_PACE
-from pipeline.sources.source import UrlSource, open_source
-from pipeline.sources.youtube import FORMAT, MESSAGES, YOUTUBE, Downloader, classify, is_youtube, options, retry_after_s
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.ledger import PERMANENT, REASONS
+from avpipe.pipeline.download.access import PARAMETERS, access_parameters, load_cookie_jar
+from avpipe.pipeline.download.js_runtime import find_runtime
+from avpipe.pipeline.download.pacing import KINDS, YOUTUBE_PACE
+from avpipe.pipeline.download.source import UrlSource, open_source
+from avpipe.pipeline.download.youtube import (
+    FORMAT,
+    MESSAGES,
+    YOUTUBE,
+    Downloader,
+    classify,
+    is_youtube,
+    options,
+    retry_after_s,
+)
+from avpipe.pipeline.media import MediaError
 
 BLOCKS = {reason for reason, kind in KINDS.items() if kind == "blocks"}
 VIDEO = "[youtube] zpWuikVorYg: "
@@ -261,7 +270,7 @@ def test_retry_after_is_a_number_or_a_date():
 
 
 def test_a_download_that_never_ends_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.sources.youtube.MAX_VIDEO_BYTES", 100_000)
+    monkeypatch.setattr("avpipe.pipeline.download.youtube.MAX_VIDEO_BYTES", 100_000)
     with (
         serve({"/x.mp4": Answer(body=bytes(1_000_000))}) as server,
         pytest.raises(MediaError, match="more than 100,000"),

@@ -39,9 +39,9 @@ class Vggish(nn.Module):
 
 def patch_networks(patch: pytest.MonkeyPatch) -> None:
     """From here on every method is built thin."""
-    patch.setattr("train.backbones._trunk", trunk)
-    patch.setattr("train.methods.sspl.vgg16_trunk", vgg_trunk)
-    patch.setattr("train.methods.sspl.VGGish", Vggish)
+    patch.setattr("avpipe.train.networks.resnet._trunk", trunk)
+    patch.setattr("avpipe.train.methods.sspl.vgg16_trunk", vgg_trunk)
+    patch.setattr("avpipe.train.methods.sspl.VGGish", Vggish)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -53,7 +53,7 @@ def thin_networks() -> Iterator[None]:
 
 
 if __name__ == "__main__":  # the command `avpipe`, with thin networks
-    from train.cli import main
+    from avpipe.train.cli.main import main
 
     patch_networks(pytest.MonkeyPatch())
     sys.exit(main())

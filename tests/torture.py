@@ -19,7 +19,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from pipeline.media import MediaError, read_clip
+from avpipe.pipeline.media import MediaError, read_clip
 
 BITS, FPS, RATE, SIZE = 10, 25, 16_000, (160, 96)
 NOISE_S = 12

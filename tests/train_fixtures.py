@@ -14,19 +14,19 @@ import torch
 from thin import patch_networks
 from typer.testing import CliRunner
 
-from pipeline.errors import AvpipeError
-from pipeline.extract import extract
-from pipeline.layout import Root
-from pipeline.manifest import Manifest
-from pipeline.settings import ExtractSettings, ShardSettings
-from pipeline.shard import shard
-from train.backbones import image_trunk
-from train.cli import app
-from train.data.open import open_shards
-from train.data.shards import Shards
-from train.fit import fit
-from train.logs import LOG
-from train.recipes import get_recipe
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.extract.stage import extract
+from avpipe.pipeline.features.settings import ExtractSettings, ShardSettings
+from avpipe.pipeline.manifest.tables import Manifest
+from avpipe.pipeline.shards.write import shard
+from avpipe.train.cli.main import app
+from avpipe.train.data.open import open_shards
+from avpipe.train.data.shards import Shards
+from avpipe.train.models.recipes import get_recipe
+from avpipe.train.networks.resnet import image_trunk
+from avpipe.train.run.fit import fit
+from avpipe.train.run.logs import LOG
 
 # What uses one of these trains, or uses a training.
 TRAININGS = {"small_run", "two_runs", "undisturbed"}
@@ -124,7 +124,7 @@ def stopped_after(step: int) -> Iterator[None]:
     steps = iter(range(1, 10_000))
     refusal = pytest.raises(AvpipeError, match=f"stopped by SIGTERM after step {step}")
     with pytest.MonkeyPatch.context() as patch, refusal:
-        patch.setattr("train.fit.any_rank", lambda fabric, flag: next(steps) == step)
+        patch.setattr("avpipe.train.run.fit.any_rank", lambda fabric, flag: next(steps) == step)
         yield
 
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 from thin import patch_networks
 
-from train import fit as trainer
-from train.data.open import open_shards
-from train.methods import METHODS
-from train.recipes import get_recipe
+from avpipe.train.data.open import open_shards
+from avpipe.train.methods import METHODS
+from avpipe.train.models.recipes import get_recipe
+from avpipe.train.run import fit as trainer
 
 CHANGES = ["image_px=32", "batch_size=4", "epochs=2", "precision=64-true", "mixing=none", "validation=0", "patience=0"]
 # EZ-VSL gathers as MarginNCE does, whose network it is.

@@ -1,4 +1,4 @@
-"""`make demo`: the whole main job on a made-up corpus, each step a command that a user could type.
+"""`make demo`: the whole main job on a synthetic corpus, each step a command that a user could type.
 
 The clips are served on 127.0.0.1 and fetched by yt-dlp. Run again, finished steps are found finished.
 """
@@ -42,7 +42,7 @@ def avpipe(*arguments: str) -> None:
     """Show and run one avpipe command; ends the demo with its exit code if it fails."""
     print(f"\n$ avpipe {shlex.join(arguments)}", flush=True)
     begin = time.monotonic()
-    code = subprocess.run([sys.executable, "-m", "train.cli", *arguments]).returncode
+    code = subprocess.run([sys.executable, "-m", "avpipe.train.cli", *arguments]).returncode
     if code:
         sys.exit(code)
     print(f"  ({time.monotonic() - begin:.0f} s)", flush=True)
@@ -50,7 +50,7 @@ def avpipe(*arguments: str) -> None:
 
 def main() -> None:
     """Run all steps into a folder and say where the picture is."""
-    parser = argparse.ArgumentParser(description="The whole main job on a made-up corpus.")
+    parser = argparse.ArgumentParser(description="The whole main job on a synthetic corpus.")
     parser.add_argument("folder", type=Path, nargs="?", default=Path("demo"))
     parser.add_argument("--clips", default="500", help="number of clips, a fifth of them held out")
     parser.add_argument("--set", dest="changes", action="append", default=[], help="changes to the recipe, key=value")

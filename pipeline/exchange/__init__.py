@@ -1,1 +1,1 @@
-"""What other code reads and writes: its layouts in and out."""
+"""Layouts that other code reads and writes, in and out."""

@@ -1,6 +1,6 @@
-"""A split of the cache in the layouts that other code reads, one writer a format behind one function.
+"""Exports a split of the cache in layouts that other code reads: one function, and a writer per format.
 
-Clips that are listed but not in the cache are left out, counted, and named in `missing.csv` beside what was exported.
+Clips that are listed but not in the cache are left out, counted, and listed in `missing.csv` next to the export.
 """
 
 from collections.abc import Callable
@@ -8,37 +8,38 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from pipeline.errors import AvpipeError
-from pipeline.exchange.export_split import ExportSplit, published_folder
-from pipeline.layout import Root, check_split_name
-from pipeline.settings import ExtractSettings
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.ids import check_split_name
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.exchange.export_split import ExportSplit, atomic_dir
+from avpipe.pipeline.features.settings import ExtractSettings
 
-# Format: the module and the function that writes it. Imported when called: h5py alone takes 0.2 s.
+# Format: module and function of its writer, imported on demand: h5py takes 0.2 s.
 WRITERS = {
-    "folders": ("pipeline.exchange.export_folders", "write_folders"),
-    "ssl-tie-train": ("pipeline.exchange.export_folders", "write_ssl_tie_train"),
-    "ssl-tie-test": ("pipeline.exchange.export_folders", "write_ssl_tie_test"),
-    "hdf5": ("pipeline.exchange.export_hdf5", "write_hdf5"),
-    "coco": ("pipeline.exchange.export_coco", "write_coco"),
+    "folders": ("avpipe.pipeline.exchange.export_folders", "write_folders"),
+    "ssl-tie-train": ("avpipe.pipeline.exchange.export_folders", "write_ssl_tie_train"),
+    "ssl-tie-test": ("avpipe.pipeline.exchange.export_folders", "write_ssl_tie_test"),
+    "hdf5": ("avpipe.pipeline.exchange.export_hdf5", "write_hdf5"),
+    "coco": ("avpipe.pipeline.exchange.export_coco", "write_coco"),
 }
 FORMATS = tuple(WRITERS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportSummary:
-    """What a split has become."""
+    """The result of an export."""
 
     split: str
     format: str
     out: Path
     listed: int
-    """Clips that the split's list names."""
+    """Number of clips in the split's list."""
     exported: int
-    """Clips that are in the cache and were written."""
+    """Number of clips in the cache, which were written."""
     missing: int
-    """Clips that are not, each a line of missing.csv."""
+    """Number of clips not in the cache, each a line of missing.csv."""
     counts: dict[str, int]
-    """What else the format counts, e.g. annotations."""
+    """Other counts of the format, e.g. annotations."""
 
 
 def export(
@@ -50,9 +51,9 @@ def export(
     on_plan: Callable[[int], None] = lambda samples: None,
     on_sample: Callable[[], None] = lambda: None,
 ) -> ExportSummary:
-    """Write the cached clips of `split` into the new folder `out`, which appears when all of it is there.
+    """Write the cached clips of `split` to the new folder `out`, which appears once it is complete.
 
-    `on_plan` hears once how many samples there are, `on_sample` is called after each. Raises AvpipeError for an unknown
+    `on_plan` is called with the number of samples, `on_sample` after each. Raises AvpipeError for an unknown
     split or format, when nothing of the split is extracted, and when `out` exists and is not empty.
     """
     check_split_name(split)
@@ -62,7 +63,7 @@ def export(
     on_plan(len(source.exported))
     module, function = WRITERS[format]
     write = getattr(import_module(module), function)
-    with published_folder(out) as folder:
+    with atomic_dir(out) as folder:
         counts = write(source, folder, on_sample)
         missing = source.write_missing(folder)
     return ExportSummary(

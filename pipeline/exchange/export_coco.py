@@ -1,4 +1,4 @@
-"""A split's boxes as COCO detection JSON, with the frames they lie on."""
+"""Writes a split's boxes as COCO detection JSON, with the frames."""
 
 import io
 import json
@@ -7,18 +7,18 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline import samples
-from pipeline.exchange.export_split import ExportSplit
-from pipeline.manifest import CORNERS, Manifest
+from avpipe.pipeline.core import samples
+from avpipe.pipeline.exchange.export_split import ExportSplit
+from avpipe.pipeline.manifest.tables import CORNERS, Manifest
 
-# COCO wants a category for every box; a clip that no list labels gets this one.
+# COCO requires a category for every box; clips without a label get this one.
 UNLABELLED = "unlabelled"
 
 
 def write_coco(source: ExportSplit, folder: Path, on_sample: Callable[[], None]) -> dict[str, int]:
-    """`frames/<id>.jpg` and `<split>.json`.
+    """Write `frames/<id>.jpg` and `<split>.json`.
 
-    An image is an exported frame, its width and height are that file's; ids count from 1 in the order of the list. A
+    An image is an exported frame with its width and height; ids count from 1 in list order. A
     box is [x, y, width, height] in pixels from the upper left corner, clipped to the frame, with its area, `iscrowd` 0
     and the number of its annotator. Categories are the labels in alphabetical order. Boxes with a defect are left out
     and counted. Clips without boxes are images without annotations.
@@ -53,7 +53,7 @@ def write_coco(source: ExportSplit, folder: Path, on_sample: Callable[[], None])
 
 
 def _pixels(box: dict, width: int, height: int) -> dict:
-    """A box in fractions of the frame as COCO's bbox and area, in pixels (float, to a thousandth), clipped."""
+    """Convert a box in fractions of the frame to COCO's bbox and area in pixels (to a thousandth), clipped."""
     xmin, ymin, xmax, ymax = (min(max(box[name], 0.0), 1.0) for name in CORNERS)
     left, top = round(xmin * width, 3), round(ymin * height, 3)
     across, down = round(xmax * width - left, 3), round(ymax * height - top, 3)

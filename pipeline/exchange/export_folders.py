@@ -1,4 +1,4 @@
-"""Frames and sounds as plain files: the layouts that LVS, EZ-VSL and SLAVC, and SSL-TIE read."""
+"""Writes frames and sounds as plain files, in the layouts of LVS, EZ-VSL and SLAVC, and of SSL-TIE."""
 
 import hashlib
 import io
@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import soundfile as sf
 
-from pipeline import samples
-from pipeline.exchange.export_split import ExportSplit
-from pipeline.manifest import TABLES, Manifest, write_table
-from pipeline.tables import write_parquet
+from avpipe.pipeline.core import samples
+from avpipe.pipeline.core.parquet import write_parquet
+from avpipe.pipeline.exchange.export_split import ExportSplit
+from avpipe.pipeline.manifest.tables import TABLES, Manifest, write_table
 
 INDEX = "index.parquet"
 INDEX_SCHEMA = pa.schema(
@@ -20,18 +20,18 @@ INDEX_SCHEMA = pa.schema(
         ("clip_id", pa.string()),
         ("sha256", pa.string()),  # of the cached sample, all members
         ("source_sha256", pa.string()),  # of the file that the sample was made from
-        ("files_sha256", pa.string()),  # of the exported frame and sound: tells an import whether they are unchanged
+        ("files_sha256", pa.string()),  # of the exported frame and sound, so that an import notices changes
     ]
 )
 
 
 def files_sha256(image: bytes, audio: bytes) -> str:
-    """SHA-256 over the bytes of an image file and, behind them, an audio file."""
+    """Return the SHA-256 of the bytes of an image file followed by an audio file."""
     return hashlib.sha256(image + audio).hexdigest()
 
 
 def write_folders(source: ExportSplit, folder: Path, on_sample: Callable[[], None]) -> dict[str, int]:
-    """`frames/<id>.jpg`, `audio/<id>.wav` (LVS, EZ-VSL, SLAVC), and what an import needs to make the same cache again.
+    """Write `frames/<id>.jpg`, `audio/<id>.wav` (LVS, EZ-VSL, SLAVC), and what an import needs to restore the cache.
 
     That is `meta/<id>.json`, `manifest/` with the three tables cut to this split, and `index.parquet`. Frames and meta
     are the cache's bytes; the sound is its 16-bit samples, 16 kHz mono.
@@ -54,9 +54,9 @@ def write_folders(source: ExportSplit, folder: Path, on_sample: Callable[[], Non
 
 
 def write_ssl_tie_train(source: ExportSplit, folder: Path, on_sample: Callable[[], None]) -> dict[str, int]:
-    """`total_video_frames/<id>/125.jpg` and `total_video_3s_audio/<id>.wav`.
+    """Write `total_video_frames/<id>/125.jpg` and `total_video_3s_audio/<id>.wav`.
 
-    125 is the fifth second at 25 frames a second, the middle of a clip; here it is the cache's centre frame.
+    125 is the frame at five seconds at 25 frames per second; here it is the cache's centre frame.
     """
     frames, audio = folder / "total_video_frames", folder / "total_video_3s_audio"
     frames.mkdir()
@@ -70,7 +70,7 @@ def write_ssl_tie_train(source: ExportSplit, folder: Path, on_sample: Callable[[
 
 
 def write_ssl_tie_test(source: ExportSplit, folder: Path, on_sample: Callable[[], None]) -> dict[str, int]:
-    """`frame/<id>.jpg` and `audio/<id>.wav`."""
+    """Write `frame/<id>.jpg` and `audio/<id>.wav`."""
     for name in ("frame", "audio"):
         (folder / name).mkdir()
     for row, sample in source.samples():
@@ -81,13 +81,13 @@ def write_ssl_tie_test(source: ExportSplit, folder: Path, on_sample: Callable[[]
 
 
 def _write_wav(path: Path, flac: bytes, source: ExportSplit) -> None:
-    wav = io.BytesIO()  # soundfile does not tell a full disk from a whole file
+    wav = io.BytesIO()  # soundfile does not report a full disk
     sf.write(wav, samples.decode_flac(flac), source.settings.sample_rate_hz, format="WAV", subtype="PCM_16")
     path.write_bytes(wav.getvalue())
 
 
 def _write_manifest(source: ExportSplit, folder: Path) -> None:
-    """The three tables, cut to this split and the clips that it needs, and the facts about it in their metadata."""
+    """Write the three tables, cut to this split and the clips that it needs, with its facts in their metadata."""
     facts = Manifest.open(source.root.manifest).facts()
     facts["splits"] = {source.split: facts["splits"][source.split]}
     of_split = pc.field("split") == source.split

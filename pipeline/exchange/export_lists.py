@@ -1,21 +1,21 @@
-"""Lists written back out of the manifest, byte for byte as they were published."""
+"""Writes lists from the manifest, byte for byte as published."""
 
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pyarrow.compute as pc
 
-from pipeline.catalogue import OfficialList, load_catalogue
-from pipeline.errors import AvpipeError
-from pipeline.layout import published
-from pipeline.lists import FLICKR_GRID
-from pipeline.manifest import CORNERS, Manifest
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.files import atomic_write
+from avpipe.pipeline.manifest.catalogue import OfficialList, load_catalogue
+from avpipe.pipeline.manifest.list_parsers import FLICKR_GRID
+from avpipe.pipeline.manifest.tables import CORNERS, Manifest
 
 FORMATS = ("txt", "csv")
 
 
 def list_text(manifest: Manifest, split: str) -> str:
-    """The list that a split was made of; plain ids, one a line, for a split without a published list of its own."""
+    """Return the list that a split was made of; plain ids, one per line, for a split without a published list."""
     name = manifest.split_facts(split).get("list")
     lists, definitions = load_catalogue()
     if name is None or definitions[split].unseen_by:
@@ -32,26 +32,25 @@ def list_text(manifest: Manifest, split: str) -> str:
 
 
 def ids_text(manifest: Manifest, split: str) -> str:
-    """Clip ids of a split's rows in their order, one a line."""
+    """Return the clip ids of a split's rows in order, one per line."""
     return "".join(f"{clip_id}\n" for clip_id in manifest.rows(split)["clip_id"].to_pylist())
 
 
 def export_list(manifest: Manifest, split: str, form: str, target: Path) -> Path:
-    """Write `target`/<split>.<txt or csv>: the published list where it has that ending, else plain ids."""
+    """Write `target`/<split>.<txt or csv>: the published list if it has that extension, else plain ids."""
     entry = load_catalogue()[0].get(manifest.split_facts(split).get("list", ""))
     as_published = entry is not None and Path(entry.file).suffix == f".{form}"
     text = list_text(manifest, split) if as_published else ids_text(manifest, split)
     path = target / f"{split}.{form}"
-    with published(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, "utf-8", newline="")
     return path
 
 
 def export_lists(manifest: Manifest, folder: Path) -> list[Path]:
-    """Write every published list that the manifest holds, under its name in the catalogue: `manifest build --lists`
-    makes the same tables of it.
+    """Write every published list of the manifest under its name in the catalogue.
 
-    Raises AvpipeError where there is none.
+    `manifest build --lists` makes the same tables from them. Raises AvpipeError if there is none.
     """
     lists, definitions = load_catalogue()
     built = manifest.facts()["splits"]
@@ -60,15 +59,15 @@ def export_lists(manifest: Manifest, folder: Path) -> list[Path]:
         entry = lists[definition.list]
         if name in built and built[name]["list"] == definition.list and _whole(definition, entry):
             path = folder / entry.file
-            with published(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.write_text(list_text(manifest, name), "utf-8", newline="")
             written.append(path)
     if annotations := _flickr_annotations(manifest):
         target = folder / lists["flickr_boxes"].file
         if others := {path.stem for path in target.glob("*")} - annotations.keys():
-            raise AvpipeError(f"{target} holds others, too: {min(others)}.xml; remove them or name another folder")
+            raise AvpipeError(f"{target} also holds others: {min(others)}.xml; remove them or name another folder")
         for clip_id, root in annotations.items():
-            with published(target / f"{clip_id}.xml") as temporary:
+            with atomic_write(target / f"{clip_id}.xml") as temporary:
                 ElementTree.ElementTree(root).write(temporary)
         written.append(target)
     if not written:
@@ -81,7 +80,7 @@ def _whole(definition, entry: OfficialList) -> bool:
 
 
 def _flickr_annotations(manifest: Manifest) -> dict[str, ElementTree.Element]:
-    """One tree a clip: a node for each annotator, in it `bbox` nodes with a name and four pixels of a 256 grid."""
+    """Return a tree per clip: a node per annotator with `bbox` nodes of a name and four coordinates on a 256 grid."""
     table = manifest.table("boxes")
     roots: dict[str, ElementTree.Element] = {}
     for row in table.filter(pc.utf8_is_digit(table["clip_id"])).to_pylist():

@@ -1,4 +1,4 @@
-"""What an export reads and how it appears: a split's cached samples in the order of its list, a folder by rename."""
+"""What an export reads, a split's cached samples in list order, and the folder that it writes atomically."""
 
 import csv
 import os
@@ -11,23 +11,23 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline import samples
-from pipeline.cache import Cache
-from pipeline.errors import AvpipeError, named
-from pipeline.layout import Root
-from pipeline.ledger import Ledger
-from pipeline.manifest import Manifest
-from pipeline.parts import stage_lock
-from pipeline.settings import ExtractSettings
+from avpipe.pipeline.core import samples
+from avpipe.pipeline.core.errors import AvpipeError, named
+from avpipe.pipeline.core.ledger import Ledger
+from avpipe.pipeline.core.locks import stage_lock
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.extract.cache import Cache
+from avpipe.pipeline.features.settings import ExtractSettings
+from avpipe.pipeline.manifest.tables import Manifest
 
-# Rows read at a time: bounds the memory, and the number of cache parts that are open at once.
+# Rows read at a time; bounds the memory and the number of open cache parts.
 ROWS_AT_A_TIME = 256
 MISSING = "missing.csv"
 
 
 @dataclass(frozen=True)
 class ExportSplit:
-    """One split of a root, as the writers of all formats see it."""
+    """One split of a root, the input of all writers."""
 
     root: Root
     split: str
@@ -40,12 +40,12 @@ class ExportSplit:
 
     @cached_property
     def listed(self) -> list[str]:
-        """Ids of all clips that the split needs, in the order of its list."""
+        """Ids of all clips that the split needs, in list order."""
         return Manifest.open(self.root.manifest).split_ids(self.split)
 
     @cached_property
     def rows(self) -> pa.Table:
-        """Cache rows of the clips that are extracted, in the list's order. Raises AvpipeError if there are none."""
+        """Cache rows of the extracted clips, in list order. Raises AvpipeError if there are none."""
         table = Cache(self.root.cache / self.settings.name).table
         place = {clip_id: row for row, clip_id in enumerate(table["clip_id"].to_pylist())}
         order = [place[clip_id] for clip_id in self.listed if clip_id in place]
@@ -55,11 +55,11 @@ class ExportSplit:
 
     @cached_property
     def exported(self) -> list[str]:
-        """Ids of the clips that are in the cache, in the order of the list."""
+        """Ids of the clips in the cache, in list order."""
         return self.rows["clip_id"].to_pylist()
 
     def samples(self) -> Iterator[tuple[dict, dict[str, bytes]]]:
-        """(cache row, {member: bytes}) of every clip in `exported`, in that order; 256 samples are held at most."""
+        """Yield (cache row, {member: bytes}) of every clip in `exported`; at most 256 samples are in memory."""
         cache = Cache(self.root.cache / self.settings.name)
         members = samples.index_members(self.rows.schema)
         for start in range(0, len(self.rows), ROWS_AT_A_TIME):
@@ -67,7 +67,7 @@ class ExportSplit:
             yield from zip(some, cache.read(some, members), strict=True)
 
     def write_missing(self, folder: Path) -> int:
-        """Write `missing.csv`: every listed clip that is not exported, the stage that failed it and why.
+        """Write `missing.csv`: every listed clip that is not exported, with the stage that failed and the reason.
 
         Stage and reason are empty for a clip that was never tried. Returns the number of clips.
         """
@@ -86,16 +86,16 @@ class ExportSplit:
 
 
 @contextmanager
-def published_folder(out: Path) -> Iterator[Path]:
-    """Yield a folder beside `out`; on success it takes that name in one step, else it vanishes.
+def atomic_dir(out: Path) -> Iterator[Path]:
+    """Yield a folder next to `out`; on success it is renamed to `out`, otherwise it is deleted.
 
-    Raises AvpipeError if `out` is there and is not an empty folder, or while another process writes it.
+    Raises AvpipeError if `out` exists and is not an empty folder, or while another process writes it.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir())):
-        raise AvpipeError(f"{out} is there already and is not an empty folder; remove it or name another")
+        raise AvpipeError(f"{out} already exists and is not an empty folder; remove it or name another")
     work = out.with_name(f".{out.name}.partial")
     with stage_lock(work, f"an export to {out}"):
-        for path in work.iterdir():  # what a killed export left
+        for path in work.iterdir():  # left by a killed export
             if path.is_dir():
                 shutil.rmtree(path)
             elif path.name != ".lock":
@@ -104,7 +104,7 @@ def published_folder(out: Path) -> Iterator[Path]:
             with named(work, shown=out):
                 yield work
                 (work / ".lock").unlink()
-                os.sync()  # a name must never point at bytes that a power cut can still take; one call for many files
+                os.sync()  # a final name must never point at bytes that a power cut can lose; one call for all files
                 work.replace(out)
         finally:
             shutil.rmtree(work, ignore_errors=True)

@@ -1,35 +1,35 @@
-"""Clips that somebody else has fetched: a folder or archives of videos become `clips/` and its ledger."""
+"""Imports existing videos: a folder or archives become `clips/` and its ledger."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.download import Plan, download
-from pipeline.errors import AvpipeError
-from pipeline.layout import Root
-from pipeline.ledger import Outcome
-from pipeline.manifest import Manifest, clip_of
-from pipeline.sources.archives import ArchiveSource
-from pipeline.sources.source import open_local
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.ledger import Outcome
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.download.archive_source import ArchiveSource
+from avpipe.pipeline.download.source import open_local
+from avpipe.pipeline.download.stage import Plan, download
+from avpipe.pipeline.manifest.tables import Manifest, clip_of
 
 NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipImport:
-    """What an import of clips has to do, and what it passes by."""
+    """What an import of clips has to do and what it skips."""
 
     seen: int
-    """Files or members: to_do, finished, not_listed and skipped together."""
+    """Number of files or members: to_do, finished, not_listed and skipped together."""
     to_do: int
     finished: int
-    """Clips that are there already."""
+    """Clips already in the folder."""
     not_listed: list[str]
-    """Ids in the source that the manifest does not have; empty where there is no manifest."""
+    """Ids in the source that are not in the manifest; empty without a manifest."""
     skipped: list[str]
     """Files or members that cannot be clips, each with the reason."""
     damage: list[str]
-    """A sentence for each archive that is damaged or cut off."""
+    """A message for each archive that is damaged or truncated."""
 
     def __len__(self) -> int:
         return self.to_do
@@ -41,9 +41,9 @@ def import_clips(
     on_outcome: Callable[[list[Outcome]], None] = lambda outcomes: None,
     on_plan: Callable[[Plan], None] = lambda plan: None,
 ) -> ClipImport:
-    """Put the clips of `path` into `<root>/clips` as a download does; what is there is not copied again.
+    """Put the clips of `path` into `<root>/clips` as a download would; existing ones are not copied again.
 
-    Where the root has a manifest, only its clips are taken. Raises AvpipeError when there is nothing to take.
+    If the root has a manifest, only its clips are imported. Raises AvpipeError if there is nothing to import.
     """
     source = open_local(path)
     listed = set(Manifest.open(root.manifest).ids(None)) if (root.manifest / "splits.parquet").exists() else None

@@ -1,4 +1,4 @@
-"""Frames and sounds that somebody else has cut, in the layouts of the papers' code, become parts of the cache."""
+"""Imports existing frames and sounds, in the layouts of the papers' code, as parts of the cache."""
 
 import re
 from collections.abc import Callable
@@ -7,22 +7,25 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.cache import Cache
-from pipeline.cache_part import Made, part_tasks, settle, write_part
-from pipeline.errors import AvpipeError
-from pipeline.exchange.export_folders import INDEX
-from pipeline.exchange.import_manifest import adopt_manifest
-from pipeline.exchange.import_sample import FramePair, import_sample
-from pipeline.executors import Executor
-from pipeline.layout import CLIP_ID, Root, remove_leftovers
-from pipeline.ledger import Ledger, Outcome
-from pipeline.manifest import Manifest
-from pipeline.media import MediaError
-from pipeline.parts import run_parts, stage_lock
-from pipeline.settings import ExtractSettings
-from pipeline.tables import read_parquet
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.files import remove_leftovers
+from avpipe.pipeline.core.ids import CLIP_ID
+from avpipe.pipeline.core.ledger import Ledger, Outcome
+from avpipe.pipeline.core.locks import stage_lock
+from avpipe.pipeline.core.parquet import read_parquet
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.exchange.export_folders import INDEX
+from avpipe.pipeline.exchange.import_manifest import adopt_manifest
+from avpipe.pipeline.exchange.import_sample import FramePair, import_sample
+from avpipe.pipeline.extract.cache import Cache
+from avpipe.pipeline.extract.cache_part import Made, part_tasks, record_failure, write_part
+from avpipe.pipeline.features.settings import ExtractSettings
+from avpipe.pipeline.manifest.tables import Manifest
+from avpipe.pipeline.media import MediaError
+from avpipe.pipeline.work.base import Executor, announced
+from avpipe.pipeline.work.run import run_parts
 
-# Folders of frames and of sounds. SSL-TIE's training layout has a folder of frames a clip; 125.jpg is the middle one.
+# Folders of frames and of sounds. SSL-TIE's training layout has a folder of frames per clip; 125.jpg is the middle one.
 SSL_TIE_TRAIN = ("total_video_frames", "total_video_3s_audio")
 LAYOUTS = (("frames", "audio"), ("frame", "audio"), SSL_TIE_TRAIN)
 MIDDLE_FRAME = "125.jpg"
@@ -42,28 +45,28 @@ class FrameJob:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameImport:
-    """What an import of frames has to do, and what it passes by."""
+    """What an import of frames has to do and what it skips."""
 
     jobs: list[FrameJob]
     finished: int
-    """Clips that are in the cache already, made from these files or from the clip that the files were made from."""
+    """Clips already in the cache, made from these files or from the clip that the files were made from."""
     frames_alone: int
     """Frames without a sound."""
     sounds_alone: int
     """Sounds without a frame."""
     not_listed: list[str]
-    """Ids of pairs that the manifest does not have; empty where there is no manifest."""
+    """Ids of pairs that are not in the manifest; empty without a manifest."""
     skipped: list[str]
-    """Files whose names are no clip ids."""
+    """Files whose names are not clip ids."""
     manifest_adopted: bool
-    """Whether the folder's manifest has become the root's."""
+    """Whether the folder's manifest was adopted by the root."""
 
     def __len__(self) -> int:
         return len(self.jobs)
 
 
 def find_layout(folder: Path) -> tuple[str, str] | None:
-    """Names of the folders of frames and of sounds, or None if `folder` is of no layout that `import_frames` reads."""
+    """Return the names of the folders of frames and of sounds, or None if `folder` has no known layout."""
     there = (names for names in LAYOUTS if all((folder / name).is_dir() for name in names))
     return next(there, None)
 
@@ -78,9 +81,9 @@ def import_frames(
 ) -> FrameImport:
     """Put the frames and sounds of `folder` into the cache of `settings`; a bad pair becomes a row with its reason.
 
-    The folder's manifest tables, if it has them, become the root's where the root has none; only clips of the root's
-    manifest are taken. An outcome that is done and has a detail is one whose meta.json was ignored. Raises AvpipeError
-    for a folder of another layout, without any pair, or with tables or an index of another form.
+    A root without a manifest adopts the folder's tables, if there are any; only clips of the manifest are imported. A
+    successful outcome with a detail is one whose meta.json was ignored. Raises AvpipeError for an unknown layout, a
+    folder without any pair, or invalid tables or index.
     """
     cache = root.cache / settings.name
     ledger = Ledger(root.ledger, f"extract-{settings.name}")
@@ -91,14 +94,14 @@ def import_frames(
         plan = _plan(root, folder, Cache(cache).sources(), ledger.latest())
         on_plan(plan)
         for result in run_parts(import_part, part_tasks(root, settings, plan.jobs), workers):
-            on_outcome(settle(result, ledger))
+            on_outcome(record_failure(result, ledger))
     return plan
 
 
 def import_part(tasks: list[tuple[Root, ExtractSettings, int, FrameJob]]) -> list[Outcome]:
-    """Run in a worker: a part of the cache out of frames and sounds."""
+    """Make one part of the cache from frames and sounds; runs in a worker."""
     root, settings, number, _ = tasks[0]
-    return write_part(root, settings, number, (task[-1] for task in tasks), _make)
+    return write_part(root, settings, number, (task[-1] for task in announced(tasks)), _make)
 
 
 def _make(job: FrameJob, settings: ExtractSettings) -> Made:
@@ -140,12 +143,12 @@ def _plan(root: Root, folder: Path, cached: dict[str, str], tried: dict[str, Out
 def _is_made_of(source_sha256: str, pair: FramePair) -> bool:
     try:
         return pair.source_of(*pair.read()) == source_sha256
-    except (OSError, MediaError):  # the worker meets it again and says so
+    except (OSError, MediaError):  # the worker will fail the same way and report it
         return False
 
 
 def _scan(folder: Path) -> tuple[dict[str, Path], dict[str, Path], list[str]]:
-    """Frames and sounds by clip id, sorted, and what is passed by."""
+    """Return frames and sounds by clip id, sorted, and what is skipped."""
     layout = find_layout(folder)
     if layout is None:
         names = ", or ".join(f"{frames}/ and {audio}/" for frames, audio in LAYOUTS)
@@ -164,7 +167,7 @@ def _stems(folder: Path, suffixes: tuple[str, ...]) -> list[tuple[str, Path]]:
 
 
 def _by_id(found: list[tuple[str, Path]], skipped: list[str]) -> dict[str, Path]:
-    """Plain files under their clip ids; of two files of one id the first by name."""
+    """Return regular files by clip id; of two files with one id the first by name."""
     paths: dict[str, Path] = {}
     for clip_id, path in sorted(found):
         if not CLIP_ID.fullmatch(clip_id):
@@ -177,13 +180,13 @@ def _by_id(found: list[tuple[str, Path]], skipped: list[str]) -> dict[str, Path]
 
 
 def _read_index(path: Path) -> dict[str, dict[str, str]]:
-    """The hashes that an exported folder brings, by clip id; {} where there are none."""
+    """Return the hashes of an exported folder by clip id; {} if it has none."""
     if not path.exists():
         return {}
-    mend = "remove it, and the files' own hashes are taken"
+    fix = "remove it, and the files' own hashes are taken"
     columns = [pa.field(name, pa.string(), nullable=False) for name in ("clip_id", "source_sha256", "files_sha256")]
-    rows = read_parquet(path, pa.schema(columns), "the index of an export", mend).to_pylist()
+    rows = read_parquet(path, pa.schema(columns), "the index of an export", fix).to_pylist()
     index = {row.pop("clip_id"): row for row in rows}
     if not all(SHA256.fullmatch(text) for row in index.values() for text in row.values()):
-        raise AvpipeError(f"{path} has hashes that are none; {mend}")
+        raise AvpipeError(f"{path} has hashes that are none; {fix}")
     return index

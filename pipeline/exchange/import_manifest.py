@@ -1,29 +1,30 @@
-"""Manifest tables that come with somebody's files: checked, then taken over by a root that has none."""
+"""Manifest tables that come with a folder of files: checked, then adopted by a root that has none."""
 
 from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.errors import AvpipeError
-from pipeline.layout import check_clip_id, check_split_name, published, youtube_id
-from pipeline.manifest import FORMAT, TABLES, Manifest
-from pipeline.tables import read_parquet
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.files import atomic_write
+from avpipe.pipeline.core.ids import check_clip_id, check_split_name, youtube_id
+from avpipe.pipeline.core.parquet import read_parquet
+from avpipe.pipeline.manifest.tables import FORMAT, TABLES, Manifest
 
 ROLES = {"train", "test"}
 
 
 def adopt_manifest(source: Path, target: Path) -> bool:
-    """Copy the tables in `source` to `target`, if it has none and `source` has all three; returns whether it did.
+    """Copy the tables in `source` to `target`, if it has none and `source` has all three; return whether it did.
 
-    Raises AvpipeError when they are not of avpipe's form: ids and names in them become paths.
+    Raises AvpipeError for invalid tables: ids and names in them become paths.
     """
     paths = {name: source / f"{name}.parquet" for name in TABLES}
     if (target / "splits.parquet").exists() or not all(path.is_file() for path in paths.values()):
         return False
     _check(source, paths)
     target.mkdir(parents=True, exist_ok=True)
-    for name, path in paths.items():  # splits come last: with them the manifest counts
-        with published(target / f"{name}.parquet") as temporary:
+    for name, path in paths.items():  # splits come last: they complete the manifest
+        with atomic_write(target / f"{name}.parquet") as temporary:
             temporary.write_bytes(path.read_bytes())
     return True
 

@@ -1,4 +1,4 @@
-"""A sample out of a picture and a sound file that somebody else has cut: what `extract` makes of a clip."""
+"""Makes a sample from an existing picture and sound file, as `extract` does from a clip."""
 
 import io
 import json
@@ -12,23 +12,23 @@ import av
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from pipeline import samples
-from pipeline.exchange.export_folders import files_sha256
-from pipeline.media import MediaError
-from pipeline.media.container import END_TOLERANCE_S
-from pipeline.settings import ExtractSettings
-from pipeline.window import cut_window, feature_members, kept_sound
+from avpipe.pipeline.core import samples
+from avpipe.pipeline.exchange.export_folders import files_sha256
+from avpipe.pipeline.features.audio_window import cut_window, feature_members, kept_sound
+from avpipe.pipeline.features.settings import ExtractSettings
+from avpipe.pipeline.media import MediaError
+from avpipe.pipeline.media.container import END_TOLERANCE_S
 
-# No frame or sound of a clip comes near; what does is not worth the memory.
+# Far above any frame or sound of a clip.
 MAX_FILE_BYTES = 1 << 28
 MAX_AUDIO_S = 600.0
-# What may be tried on a stranger's file: the common formats, none of which refers to other files or addresses.
+# Formats to try on an untrusted file; none of them refers to other files or addresses.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 AUDIO_FORMATS = "wav,w64,flac,mp3,ogg,aac,mov"
-# Of these FFmpeg reads the sound's length from a header, as of an MP3 with such a frame; of others it guesses.
+# For these FFmpeg reads the duration from a header; for others it guesses.
 LENGTH_FORMATS = ("flac", "mov,mp4,m4a,3gp,3g2,mj2", "w64")
 XING = re.compile(rb"Xing|Info")
-# Of a WAV whose writer could not go back to its start.
+# Size field of a WAV whose writer could not seek back.
 UNKNOWN_LENGTHS = (0, 0x7FFFFFFF, 0xFFFFFFFF)
 SIXTEEN_BITS = 65_535
 NUMBER = (int, float)
@@ -54,29 +54,29 @@ class FramePair:
     image: Path
     audio: Path
     meta: Path
-    """Facts as `avpipe export` wrote them; it may be absent."""
+    """Facts written by `avpipe export`; may be absent."""
     files_sha256: str | None = None
-    """Hash of image and audio at their export, if they come with an index."""
+    """Hash of image and audio at export, if there is an index."""
     source_sha256: str | None = None
-    """Hash of the clip that they were made from, in the same case."""
+    """Hash of the clip that they were made from, if there is an index."""
 
     def read(self) -> tuple[bytes, bytes]:
-        """Content of image and audio. Raises MediaError for files that are too large."""
+        """Return the contents of image and audio. Raises MediaError for files that are too large."""
         for path in (self.image, self.audio):
             if path.stat().st_size > MAX_FILE_BYTES:
                 raise MediaError("corrupt", f"{path} has more than {MAX_FILE_BYTES:,} bytes")
         return self.image.read_bytes(), self.audio.read_bytes()
 
     def source_of(self, image: bytes, audio: bytes) -> str:
-        """The clip's hash while the files are as they were exported, else the files' own."""
+        """Return the clip's hash if the files are unchanged since their export, else the files' own."""
         actual = files_sha256(image, audio)
         return self.source_sha256 if self.source_sha256 and actual == self.files_sha256 else actual
 
 
 def import_sample(pair: FramePair, image: bytes, audio: bytes, settings: ExtractSettings):
-    """({member: bytes}, note) of a pair; the note is empty, or says why its meta.json was not used.
+    """Return ({member: bytes}, note) of a pair; the note is empty, or says why its meta.json was ignored.
 
-    The window lies around the middle of the sound, or of its first `clip_s`. Raises MediaError for unusable files.
+    The window is around the middle of the sound, or of its first `clip_s`. Raises MediaError for unusable files.
     """
     jpeg, width, height = frame_jpeg(image, settings)
     audio_i16 = decode_audio(audio, settings.sample_rate_hz)
@@ -100,10 +100,10 @@ def import_sample(pair: FramePair, image: bytes, audio: bytes, settings: Extract
 
 
 def frame_jpeg(data: bytes, settings: ExtractSettings) -> tuple[bytes, int, int]:
-    """(JPEG with the wanted short side, width and height of the given image, pixels).
+    """Return (JPEG with the wanted short side, width and height of the given image in pixels).
 
-    An upright RGB JPEG of that size is returned as it is; anything else is decoded, turned upright as its EXIF says,
-    scaled (bicubic, aspect kept) and encoded. Of an animation it is the first picture.
+    An upright RGB JPEG of that size is returned unchanged; anything else is decoded, rotated by its EXIF tag, scaled
+    (bicubic, aspect kept) and encoded. An animation gives its first picture.
     """
     side = settings.frame_short_side
     with warnings.catch_warnings():
@@ -115,28 +115,28 @@ def frame_jpeg(data: bytes, settings: ExtractSettings) -> tuple[bytes, int, int]
             if (given.format, given.mode, min(given.size), upright) == ("JPEG", "RGB", side, True):
                 return data, *given.size
             image = _rgb(given)
-        except Exception as error:  # Pillow meets damage with many kinds of error
+        except Exception as error:  # Pillow raises many kinds of errors for damage
             raise MediaError("corrupt", f"the image is not decodable: {error}") from error
     width, height = image.size
     scale = side / min(width, height)
     size = tuple(max(side, round(length * scale)) for length in (width, height))
     if size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
-        raise MediaError("corrupt", f"an image of {width}x{height} pixels is no frame")
+        raise MediaError("corrupt", f"an image of {width}x{height} pixels cannot be a frame")
     rgb = image.resize(size, Image.Resampling.BICUBIC)
     return samples.encode_jpeg(np.asarray(rgb), settings.jpeg_quality), width, height
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """A picture as viewers show it: upright, and its levels in eight bits."""
+    """Return a picture as viewers show it: upright, with 8-bit levels."""
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits a pixel; Pillow's own conversion would make all from 255 on white
+    if image.mode.startswith("I"):  # 16 bits per pixel; Pillow's own conversion would turn everything above 255 white
         levels = np.asarray(image).astype(np.float64).clip(0, SIXTEEN_BITS) * (255 / SIXTEEN_BITS)
         image = Image.fromarray(levels.round().astype(np.uint8))
     return image.convert("RGB")
 
 
 def decode_audio(data: bytes, sample_rate_hz: int) -> np.ndarray:
-    """(N,) int16 mono of a sound file, N >= 1. Raises MediaError: no_audio or corrupt."""
+    """Return (N,) int16 mono of a sound file, N >= 1. Raises MediaError: no_audio or corrupt."""
     if (promised := _wav_bytes(data)) is not None and promised > len(data):
         raise MediaError("corrupt", f"the sound is cut off: {len(data):,} of {promised:,} bytes are there")
     blocks, count = [], 0
@@ -153,7 +153,7 @@ def decode_audio(data: bytes, sample_rate_hz: int) -> np.ndarray:
                     blocks.append(block.to_ndarray().reshape(-1))
                     count += len(blocks[-1])
                 if count > MAX_AUDIO_S * sample_rate_hz:
-                    raise MediaError("corrupt", f"the sound is longer than {MAX_AUDIO_S:.0f} s: no clip")
+                    raise MediaError("corrupt", f"the sound is longer than {MAX_AUDIO_S:.0f} s: not a clip")
     except (av.error.FFmpegError, ValueError) as error:  # ValueError: the format changes midway
         raise MediaError("corrupt", f"the sound is not decodable: {error}") from error
     if not count:
@@ -166,7 +166,7 @@ def decode_audio(data: bytes, sample_rate_hz: int) -> np.ndarray:
 
 
 def _wav_bytes(data: bytes) -> int | None:
-    """Bytes that a WAV must have by the length of its samples; None where it is none, or was written into a pipe."""
+    """Return the size that a WAV's header implies; None if it is not a WAV, or was written to a pipe."""
     if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
         return None
     place = 12
@@ -179,7 +179,7 @@ def _wav_bytes(data: bytes) -> int | None:
 
 
 def _promised_s(container: av.container.InputContainer, data: bytes) -> float:
-    """Seconds of sound that a file's header promises; 0 where it has no such header, and they are a guess."""
+    """Return the duration in a file's header, in seconds; 0 if there is none and FFmpeg would guess."""
     stream = container.streams.audio[0]
     has_length = container.format.name in LENGTH_FORMATS or (
         container.format.name == "mp3" and XING.search(data, 0, 8192)
@@ -188,7 +188,7 @@ def _promised_s(container: av.container.InputContainer, data: bytes) -> float:
 
 
 def _read_meta(path: Path, computed: dict) -> tuple[dict | None, str]:
-    """(facts, "") of a meta.json that fits the sound, else (None, why it is ignored); the reason is "" without one."""
+    """Return (facts, "") of a meta.json that fits the sound, else (None, why it is ignored; "" if absent)."""
     if not path.is_file():
         return None, ""
     if path.stat().st_size > samples.MAX_META_BYTES:

@@ -1,6 +1,6 @@
-"""PyAV only: the exact centre frame and the sound around it out of untrusted files, as players show and play them."""
+"""Decodes untrusted files with PyAV: the exact centre frame and the sound around it, as a player plays them."""
 
-from pipeline.media.clip import ClipMedia, read_clip
-from pipeline.media.errors import MediaError
+from avpipe.pipeline.media.clip import ClipMedia, read_clip
+from avpipe.pipeline.media.errors import MediaError
 
 __all__ = ["ClipMedia", "MediaError", "read_clip"]

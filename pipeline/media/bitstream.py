@@ -1,7 +1,7 @@
-"""What a coded picture says of itself in its first bytes: whether decoding may begin with it, and H.264's numbering.
+"""Reads the first bytes of coded pictures: whether decoding can start there, and H.264's frame numbers.
 
-A container's key-frame flags are set by whoever wrote it: intra refresh, open groups of pictures and plain mistakes are
-all flagged as key frames. So decoding begins only where the bit stream itself says that nothing before is referred to.
+The key-frame flags of a container cannot be trusted: intra refresh, open GOPs and plain mistakes are all flagged as key
+frames. So decoding starts only where the bit stream itself says that nothing before is referenced.
 """
 
 import re
@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 
 import av
 
-# More than the headers of any slice, and than what parameter sets hold before the fields read here.
+# More than the header of any slice, and than the start of parameter sets up to the fields read here.
 HEADER_BYTES = 64
 H264_SLICE, H264_IDR, H264_SPS = 1, 5, 7
-HEVC_IRAP = range(16, 22)  # BLA, IDR and CRA: pictures shown after one refer to none decoded before it (H.265, 3.76)
+HEVC_IRAP = range(16, 22)  # BLA, IDR and CRA: pictures shown after one reference none decoded before it (H.265, 3.76)
 HEVC_SLICES = range(32)
 START_CODED = {"mpeg1video", "mpeg2video", "mpeg4"}
 LOST = re.compile(rb"\0\0\0+[^\0\1]")
@@ -21,13 +21,13 @@ AV1_FRAME_HEADER, AV1_FRAME, AV1_SEQUENCE = 3, 6, 1
 
 
 class Bits:
-    """Reads unsigned numbers from bytes, the most significant bit first; behind the end there are zeros."""
+    """Reads unsigned numbers from bytes, most significant bit first; reads zeros past the end."""
 
     def __init__(self, data: bytes):
         self._value, self._left = int.from_bytes(data), 8 * len(data)
 
     def take(self, count: int) -> int:
-        """The next `count` bits."""
+        """Return the next `count` bits."""
         if count > self._left:
             self._value = self._left = 0
             return 0
@@ -37,15 +37,15 @@ class Bits:
         return taken
 
     def golomb(self) -> int:
-        """The next number in H.264's Exp-Golomb code ue(v) (section 9.1): as many zeros as bits follow a one."""
+        """Return the next Exp-Golomb code ue(v) of H.264 (section 9.1)."""
         return max(self.take(2 * (self._left - self._value.bit_length()) + 1) - 1, 0)
 
 
 def zeros_test(context: av.VideoCodecContext) -> Callable[[av.Packet], bool]:
-    """A test whether a packet holds zeros that its codec never writes: a block that a disk or a line has lost.
+    """Return a test for runs of zeros that the codec never writes: a block lost by a disk or a connection.
 
-    Decoders take them for data. Three zero bytes in a row stand before start codes and at the end alone, see H.264,
-    7.4.1, H.265, 7.4.2, and for the codecs before them ISO/IEC 13818-2, 6.2.1.
+    Decoders take them for data. Three zero bytes in a row only occur before start codes and at the end: H.264, 7.4.1;
+    H.265, 7.4.2; for older codecs ISO/IEC 13818-2, 6.2.1.
     """
     name, extradata = context.codec.canonical_name, context.extradata
     if name in ("h264", "hevc"):
@@ -58,26 +58,26 @@ def zeros_test(context: av.VideoCodecContext) -> Callable[[av.Packet], bool]:
 
 def _holds_lost(data: memoryview) -> bool:
     raw = bytes(data)
-    return b"\0\0\0" in raw and LOST.search(raw) is not None  # the expression alone takes ten times as long
+    return b"\0\0\0" in raw and LOST.search(raw) is not None  # ten times as fast as only the expression
 
 
 class NalUnits:
-    """Splits the packets of H.264 and HEVC into their units, with start codes or behind their lengths."""
+    """Splits H.264 and HEVC packets into NAL units, by start codes or by length prefixes."""
 
     def __init__(self, extradata: bytes | None, length_at: int):
-        """`length_at` is where avcC or hvcC keeps the size of the lengths."""
+        """`length_at` is the byte of avcC or hvcC with the size of the length prefixes."""
         configured = bool(extradata) and extradata[0] == 1 and len(extradata) > length_at
         self._length_size = (extradata[length_at] & 3) + 1 if configured else 0
 
     def heads(self, packet: av.Packet) -> Iterator[bytes]:
-        """The first bytes of each unit, without the bytes that keep start codes from appearing in it."""
+        """Yield the first bytes of each unit, without emulation prevention bytes."""
         data = memoryview(packet)
         places = self._by_length(data) if self._length_size else _by_start_code(bytes(data))
         for place in places:
             yield bytes(data[place : place + HEADER_BYTES]).replace(b"\0\0\3", b"\0\0")
 
     def bodies(self, packet: av.Packet) -> Iterator[memoryview]:
-        """The bytes of each unit; with start codes of all of them together."""
+        """Yield the bytes of each unit; with start codes, of all units together."""
         data = memoryview(packet)
         if not self._length_size:
             yield data
@@ -101,9 +101,9 @@ def _by_start_code(data: bytes) -> Iterator[int]:
 
 
 def restart_test(context: av.VideoCodecContext) -> Callable[[av.Packet], bool] | None:
-    """A test whether decoding may begin with a packet; None for codecs of which this is not known.
+    """Return a test for packets where decoding can start; None for codecs without one.
 
-    From such a packet on every picture shown at its time or later comes out as if all had been decoded.
+    From such a packet on, every picture shown at its time or later is the same as when everything is decoded.
     """
     name = context.codec.canonical_name
     if context.codec.intra_only:
@@ -118,7 +118,7 @@ def restart_test(context: av.VideoCodecContext) -> Callable[[av.Packet], bool] |
 
 
 def _first_type(heads: Iterator[bytes], mask: int, shift: int, wanted) -> int | None:
-    """Type of the first unit that is one of a picture."""
+    """Type of the first unit that belongs to a picture."""
     types = ((head[0] & mask) >> shift for head in heads if head)
     return next((kind for kind in types if kind in wanted), None)
 
@@ -167,7 +167,7 @@ def _mpeg4(packet: av.Packet) -> bool:
 
 
 def _mpeg12(packet: av.Packet) -> bool:
-    """An I picture behind a sequence header, without which a decoder cannot begin: ISO/IEC 13818-2, 6.2."""
+    """An I picture after a sequence header, which a decoder needs to start: ISO/IEC 13818-2, 6.2."""
     data = bytes(packet)
     place = data.find(b"\0\0\1\0")
     return 0 <= data.find(b"\0\0\1\xb3") < place < len(data) - 5 and data[place + 5] >> 3 & 7 == 1
@@ -184,9 +184,9 @@ SIMPLE_TESTS = {
 
 
 class FrameNumbers:
-    """H.264's frame_num (7.4.3): grows by one with every picture that others refer to, so a lost one leaves a gap.
+    """Follows H.264's frame_num (7.4.3), which grows by one with every reference picture, so a lost one leaves a gap.
 
-    A decoder fills the gap with a copy of the picture before and says nothing.
+    A decoder silently fills the gap with a copy of the previous picture.
     """
 
     def __init__(self, context: av.VideoCodecContext):
@@ -199,7 +199,7 @@ class FrameNumbers:
             self._learn(extradata[8 : 8 + HEADER_BYTES].replace(b"\0\0\3", b"\0\0"))
 
     def lost_before(self, packet: av.Packet) -> bool:
-        """Whether pictures are missing between this packet and the one asked about before it."""
+        """Whether pictures are missing between this packet and the previous one."""
         for head in self._units.heads(packet):
             kind = head[0] & 0x1F if head else 0
             if kind == H264_SPS:
@@ -219,12 +219,12 @@ class FrameNumbers:
             lost = False
         else:
             lost = number not in (last, (last + 1) % (1 << self._bits))
-        if head[0] & 0x60:  # others refer to it
+        if head[0] & 0x60:  # a reference picture
             self._last = number
         return lost
 
     def _learn(self, sps: bytes) -> None:
-        """Read log2_max_frame_num from a sequence parameter set (7.3.2.1); unknown for the rare ones with matrices."""
+        """Read log2_max_frame_num from a sequence parameter set (7.3.2.1); None if it has scaling matrices."""
         profile, bits = sps[1] if len(sps) > 1 else 0, Bits(sps[4:])
         bits.golomb()
         known = True

@@ -1,4 +1,4 @@
-"""What a sample is made of: the frame at a clip's centre and the sound around it."""
+"""Reads what a sample is made of: the frame at a clip's centre and the sound around it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,26 +6,26 @@ from pathlib import Path
 import av
 import numpy as np
 
-from pipeline.media.container import decodable
-from pipeline.media.errors import MediaError
-from pipeline.media.picture import frame_at
-from pipeline.media.shown import Geometry
-from pipeline.media.sound import sound_around
-from pipeline.media.survey import open_clip
+from avpipe.pipeline.media.container import decodable
+from avpipe.pipeline.media.errors import MediaError
+from avpipe.pipeline.media.picture import frame_at
+from avpipe.pipeline.media.shown import Geometry
+from avpipe.pipeline.media.sound import sound_around
+from avpipe.pipeline.media.survey import open_clip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipMedia:
-    """What one pass over a clip gives. Times are seconds from the start of the container."""
+    """The result of one pass over a clip. Times are seconds from the start of the container."""
 
     frame: av.VideoFrame
-    """The centre frame as decoded: not yet cropped or turned upright, pixels not yet square."""
+    """The centre frame as decoded: before cropping, rotation and correction of the pixel aspect."""
     geometry: Geometry
-    """How it is shown."""
+    """How the frame is displayed."""
     frame_time_s: float
     """Presentation time of the frame."""
     duration_s: float
-    """Seconds until picture and sound have both ended."""
+    """Seconds until both picture and sound have ended."""
     audio_i16: np.ndarray
     """(N,) mono samples, int16."""
     audio_start_s: float
@@ -33,10 +33,10 @@ class ClipMedia:
 
 
 def read_clip(path: Path, clip_s: float, audio_s: float, sample_rate_hz: int) -> ClipMedia:
-    """Decode the centre frame of a clip and its sound from before the window around the centre to past it.
+    """Decode the centre frame of a clip, and its sound from before the window around the centre to after it.
 
     The centre is half of the file's duration or of `clip_s` (may be infinite), whichever is shorter. The sound reaches
-    `audio_s` / 2 behind the centre and is `audio_s` long; where the clip ends before that it is all there is. Raises
+    `audio_s` / 2 past the centre and is `audio_s` long, or as long as the clip has any. Raises
     MediaError with the ledger's reason, and FileNotFoundError.
     """
     with decodable(), open_clip(path) as clip:

@@ -1,6 +1,6 @@
-"""The part of the coded picture that players show, where the container names one: MP4's `clap`, Matroska's PixelCrop.
+"""Reads the crop that a container declares: MP4's `clap`, Matroska's PixelCrop.
 
-PyAV does not pass it on, so it is read from the file. A crop in the bit stream itself is the decoder's.
+PyAV does not expose it. A crop in the bit stream itself is applied by the decoder.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import av
 
-# Headers that describe streams; of ten seconds of video they take some 10 kB.
+# Size limit of stream headers; for ten seconds of video they take about 10 kB.
 MAX_HEADER_BYTES = 2**24
 SAMPLE_ENTRY_BYTES = 78
 SEGMENT, TRACKS, TRACK, VIDEO = b"\x18\x53\x80\x67", b"\x16\x54\xae\x6b", b"\xae", b"\xe0"
@@ -20,7 +20,7 @@ LEFT, TOP, RIGHT, BOTTOM = b"\x54\xcc", b"\x54\xbb", b"\x54\xdd", b"\x54\xaa"
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """Pixels at each side of the coded picture that are not shown."""
+    """Number of hidden pixels at each side of the coded picture."""
 
     left: int = 0
     top: int = 0
@@ -35,7 +35,7 @@ NO_CROP = Crop()
 
 
 def container_crop(path: Path, format_name: str, video: av.VideoStream) -> Crop:
-    """What the container cuts off the pictures of a stream; nothing where it says nothing or nonsense."""
+    """Return the container's crop of a stream; an empty one if it has none or an invalid one."""
     crop = NO_CROP
     try:
         with open(path, "rb") as file:
@@ -43,7 +43,7 @@ def container_crop(path: Path, format_name: str, video: av.VideoStream) -> Crop:
                 crop = _clean_aperture(file, video)
             elif format_name.startswith("matroska"):
                 crop = _pixel_crop(file, video)
-    except (ValueError, IndexError, ZeroDivisionError):  # an untrusted header; FFmpeg has read what it needs of it
+    except (ValueError, IndexError, ZeroDivisionError):  # an invalid header; FFmpeg has read what it needs of it
         pass
     sides = (crop.left, crop.top, crop.right, crop.bottom)
     inside = crop.left + crop.right < video.width and crop.top + crop.bottom < video.height
@@ -51,7 +51,7 @@ def container_crop(path: Path, format_name: str, video: av.VideoStream) -> Crop:
 
 
 def _clean_aperture(file: BinaryIO, video: av.VideoStream) -> Crop:
-    """ISO/IEC 14496-12, 12.1.4: width, height and offset of the centre, each a numerator and a denominator."""
+    """ISO/IEC 14496-12, 12.1.4: width, height and offset of the centre, each as numerator and denominator."""
     for track in _find(_moov(file), b"trak"):
         header = next(_find(track, b"tkhd"), b"")
         if int.from_bytes(header[20:24] if header[:1] == b"\1" else header[12:16]) != video.id:
@@ -95,14 +95,14 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _find(data: bytes, name: bytes, *rest: bytes) -> Iterator[bytes]:
-    """Contents of all boxes of this name, or of those on this path of names."""
+    """Yield the contents of all boxes with this name, or at this path of names."""
     for kind, content in _boxes(data):
         if kind == name:
             yield from _find(content, *rest) if rest else [content]
 
 
 def _pixel_crop(file: BinaryIO, video: av.VideoStream) -> Crop:
-    """RFC 9559, 5.1.4.1.28: PixelCropLeft and its sisters."""
+    """RFC 9559, 5.1.4.1.28: PixelCropLeft etc."""
     head = file.read(MAX_HEADER_BYTES)
     place = head.find(SEGMENT)
     if place < 0:
@@ -111,7 +111,7 @@ def _pixel_crop(file: BinaryIO, video: av.VideoStream) -> Crop:
     place += 9 - head[place].bit_length()
     tracks = next((content for name, content in _elements(head[place:]) if name == TRACKS), b"")
     entries = [dict(_elements(content)) for name, content in _elements(tracks) if name == TRACK]
-    # FFmpeg numbers the streams in the order of the tracks.
+    # FFmpeg numbers the streams in track order.
     if video.index >= len(entries) or VIDEO not in entries[video.index]:
         return NO_CROP
     facts = dict(_elements(entries[video.index][VIDEO]))
@@ -119,7 +119,7 @@ def _pixel_crop(file: BinaryIO, video: av.VideoStream) -> Crop:
 
 
 def _elements(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(id, content) of the elements of RFC 8794 in a row, up to one of unknown length."""
+    """Yield (id, content) of consecutive RFC 8794 elements, up to one of unknown length."""
     place = 0
     while place < len(data):
         width = 9 - data[place].bit_length()

@@ -1,13 +1,13 @@
-"""What is said of a clip that cannot be used."""
+"""The error for an unusable clip."""
 
 
 class MediaError(Exception):
-    """A clip that cannot be used: `reason` is one of the ledger's, the text says what was found."""
+    """An unusable clip: `reason` is one of the ledger's, `detail` says what was found."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
 
-    def __reduce__(self):  # the default would call the constructor with the text alone
+    def __reduce__(self):  # the default would call the constructor with only the message
         return type(self), (self.reason, self.detail)

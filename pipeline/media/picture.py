@@ -1,8 +1,8 @@
-"""The last picture shown at or before a time, decoded from where the bit stream lets decoding begin.
+"""Decodes the last picture shown at or before a time, starting where the bit stream allows it.
 
-Pixels are those of decoding everything. Packets before the last one with which decoding may begin are left out, and of
-H.264 the pictures that no other refers to are skipped. What the decoder reports as damaged on the way to the picture is
-refused: a picture made of damaged ones looks whole.
+The pixels equal those of decoding everything. Packets before the last possible starting point are skipped, and in
+H.264 non-reference pictures as well. Damage that the decoder reports on the way to the picture is an error: a picture
+predicted from damaged ones looks intact.
 """
 
 import bisect
@@ -14,30 +14,30 @@ from fractions import Fraction
 
 import av
 
-from pipeline.media.bitstream import FrameNumbers, restart_test, zeros_test
-from pipeline.media.container import COMPLAINT_CHARACTERS, complaints, prepare_decoder
-from pipeline.media.errors import MediaError
-from pipeline.media.survey import Clip
+from avpipe.pipeline.media.bitstream import FrameNumbers, restart_test, zeros_test
+from avpipe.pipeline.media.container import COMPLAINT_CHARACTERS, complaints, prepare_decoder
+from avpipe.pipeline.media.errors import MediaError
+from avpipe.pipeline.media.survey import Clip
 
-# Codecs in which packets hold pictures that are never shown.
+# Codecs with pictures that are never shown.
 HIDDEN_PICTURES = {"vp8", "vp9", "av1"}
-# These do not number their pictures, so that a lost one shows in the stamps alone; all but their first steps are equal.
+# Codecs without picture numbers: a lost picture only shows in the timestamps, whose steps are equal except the first.
 STEADY, HOLE_STEPS = {"mpeg1video", "mpeg2video", "mpeg4"}, 1.5
-# FFmpeg's own decoders of these read on behind the end of damaged data.
+# FFmpeg's own decoders of these read past the end of damaged data.
 CHECKING_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-# Packets from where decoding begins to the picture; those of a 10 s clip are 4 MB at most.
+# Limit for the packets from the starting point to the picture; a 10 s clip has at most 4 MB.
 MAX_WAY_BYTES = 2**29
 
 
 def frame_at(clip: Clip, time_s: float) -> tuple[av.VideoFrame, float]:
-    """(the last picture shown at or before `time_s`, when it is shown; s on the clip's time line).
+    """Return (the last picture shown at or before `time_s`, its time), in seconds on the clip's timeline.
 
-    Raises MediaError, corrupt, where it or a picture that it is made of is damaged or missing.
+    Raises MediaError (corrupt) if it, or a picture that it depends on, is damaged or missing.
     """
     if not clip.stamped:
         return _by_order(clip, time_s)
-    # The last tick that is not after the time. Durations are whole microseconds; as a float 4.8 s is a little less, and
-    # a start that was rounded to microseconds may be half of one too early.
+    # The last tick that is not after the time. Durations are in microseconds: 4.8 s as a float is slightly less, and a
+    # start rounded to microseconds may be half of one too early.
     wanted = clip.start + Fraction(time_s).limit_denominator(2_000_000) + Fraction(1, 2_000_000)
     frame = _by_stamp(clip, math.floor(wanted / clip.video.time_base))
     return frame, float(frame.pts * clip.video.time_base - clip.start)
@@ -48,7 +48,7 @@ def _by_stamp(clip: Clip, wanted_pts: int) -> av.VideoFrame:
     with _decoding(clip) as decoder:
         frame = _last_until(decoder.frames(way[: way.index(target) + 1], only=target), wanted_pts)
     if frame is None or frame.pts != target.pts:
-        # Packets that are not a picture each: fields, or pictures that are never shown.
+        # Packets that are not one picture each: fields, or pictures that are never shown.
         with _decoding(clip) as decoder:
             frame = _last_until(decoder.frames(way), wanted_pts)
     hidden = clip.video.codec_context.codec.canonical_name in HIDDEN_PICTURES
@@ -58,9 +58,9 @@ def _by_stamp(clip: Clip, wanted_pts: int) -> av.VideoFrame:
 
 
 def _way_to(clip: Clip, wanted_pts: int) -> tuple[list[av.Packet], av.Packet]:
-    """(packets from where decoding may begin to the last one shown by then, the one with the picture wanted).
+    """Return (packets from the starting point to the last one shown by then, the packet of the wanted picture).
 
-    Stamps need not grow: pieces of an edit list begin with packets that are decoded and not shown.
+    Timestamps need not increase: segments of an edit list begin with packets that are decoded but not shown.
     """
     restarts = restart_test(clip.video.codec_context) or (lambda packet: False)
     way, begins, target, needed, size = [], [0], None, 0, 0
@@ -94,7 +94,7 @@ def _last_until(frames: Iterator[av.VideoFrame], wanted_pts: int) -> av.VideoFra
 
 
 def _by_order(clip: Clip, time_s: float) -> tuple[av.VideoFrame, float]:
-    """The same for files without presentation times, as AVI: pictures are shown in the order that the decoder gives."""
+    """The same for files without presentation times, such as AVI: pictures are shown in decoder output order."""
     number = max(bisect.bisect_right(clip.order_s, time_s + 1e-6) - 1, 0)
     first = number if clip.video.codec_context.codec.intra_only else 0
     with _decoding(clip) as decoder:
@@ -111,13 +111,13 @@ def _decoding(clip: Clip) -> Iterator["_Decoder"]:
 
 
 def _checking_decoder(stream: av.VideoStream) -> av.VideoCodecContext:
-    """The stream's decoder, or where there is one another that gives the same pixels and notices damage."""
+    """Return the stream's decoder, or another one, if available, that gives the same pixels and notices damage."""
     name = CHECKING_DECODERS.get(stream.codec_context.codec.canonical_name)
     return av.CodecContext.create(name, "r") if name in av.codecs_available else stream.codec_context
 
 
 class _Decoder:
-    """Decodes packets in a row and refuses what is damaged."""
+    """Decodes consecutive packets and raises MediaError for damage."""
 
     def __init__(self, stream: av.VideoStream, stamped: bool, complaints: list):
         self._context, self._complaints = _checking_decoder(stream), complaints
@@ -130,10 +130,10 @@ class _Decoder:
         self._numbers = FrameNumbers(stream.codec_context) if self._h264 else None
 
     def frames(self, packets: Iterable[av.Packet], only: av.Packet | None = None) -> Iterator[av.VideoFrame]:
-        """All frames, in the order in which they are shown; with `only` not those that no other needs.
+        """Yield all frames in display order; with `only`, without non-reference frames.
 
-        Only H.264 says of every frame whether any other needs it. HEVC says it for its temporal layer alone, VP9 keeps
-        probabilities of frames that it does not keep, and libdav1d looks at the wish only when it is opened.
+        Only H.264 marks every non-reference frame. HEVC marks them only within a temporal layer, VP9 keeps the
+        probabilities of frames that it drops, and libdav1d reads the option only when it is opened.
         """
         first = last = None
         for packet in packets:
@@ -142,7 +142,7 @@ class _Decoder:
             if self._has_zeros(packet):
                 raise MediaError("corrupt", "a frame before the centre is damaged: a part of it is zeros")
             first, last = first or packet, packet
-            # Where a piece of an edit list begins: at what the container calls a key frame.
+            # The start of an edit-list segment: what the container calls a key frame.
             if packet.is_discard and packet.is_keyframe and self._restarts and not self._restarts(packet):
                 raise MediaError("corrupt", "a piece of the edit list begins where decoding cannot")
             self._context.skip_frame = "NONREF" if self._h264 and only is not None and packet is not only else "DEFAULT"
@@ -150,7 +150,7 @@ class _Decoder:
         yield from self._checked(None, leading=False)
 
     def _has_hole(self, last: av.Packet | None, packet: av.Packet) -> bool:
-        """Whether time is missing between two packets of a codec whose pictures come at one rate."""
+        """Whether time is missing between two packets of a codec with a constant frame rate."""
         if not self._steady or last is None or None in (last.dts, packet.dts):
             return False
         step = packet.dts - last.dts
@@ -158,7 +158,7 @@ class _Decoder:
         return step > HOLE_STEPS * self._step
 
     def _checked(self, packet: av.Packet | None, leading: bool) -> list[av.VideoFrame]:
-        """Of pictures shown before the one that decoding began with, what is missing does no harm."""
+        """Yield intact frames; missing pictures shown before the starting point are harmless."""
         try:
             frames = self._context.decode(packet)
         except av.error.FFmpegError as error:

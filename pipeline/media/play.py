@@ -1,4 +1,4 @@
-"""A whole file as it is played: every picture, and every piece of sound, with its time."""
+"""Plays an entire file: every picture and every piece of sound, with its time."""
 
 import itertools
 import math
@@ -8,17 +8,17 @@ from pathlib import Path
 import av
 import numpy as np
 
-from pipeline.media.container import complaints, prepare_decoder
-from pipeline.media.errors import MediaError
-from pipeline.media.sound import Sound
-from pipeline.media.survey import Clip, open_clip
+from avpipe.pipeline.media.container import complaints, prepare_decoder
+from avpipe.pipeline.media.errors import MediaError
+from avpipe.pipeline.media.sound import Sound
+from avpipe.pipeline.media.survey import Clip, open_clip
 
 
 def play(clip: Clip, sound: bool) -> Iterator[tuple[av.VideoFrame | av.AudioFrame, float]]:
-    """Each frame of the picture, and of the `sound` if asked for, with its time in seconds.
+    """Yield each video frame, and each audio frame if `sound`, with its time in seconds.
 
-    Frames of the picture come in growing order of time, from 0 on; damage is shown as a player shows it. Raises
-    MediaError where the picture is not whole.
+    Video frames come in increasing time order from 0; damage is shown as a player would. Raises MediaError if the
+    picture is incomplete.
     """
     clip.check_until(clip.duration_s, clip.duration_s)
     for stream in (clip.video, clip.audio):
@@ -47,7 +47,7 @@ def play(clip: Clip, sound: bool) -> Iterator[tuple[av.VideoFrame | av.AudioFram
 
 
 def _decode(clip: Clip, packet: av.Packet | None, is_sound: bool, sound: bool) -> list:
-    """Frames of one packet, or all that is left at the end; a packet that cannot be decoded is passed by."""
+    """Yield the frames of one packet, or the rest at the end; undecodable packets are skipped."""
     streams = [clip.audio if is_sound else clip.video] if packet else [clip.video, *([clip.audio] if sound else [])]
     try:
         return [frame for stream in streams for frame in stream.codec_context.decode(packet)]
@@ -56,9 +56,9 @@ def _decode(clip: Clip, packet: av.Packet | None, is_sound: bool, sound: bool) -
 
 
 def whole_sound(path: Path, sample_rate_hz: int) -> tuple[np.ndarray, float]:
-    """((N,) int16 mono, time of the first, s) of a whole file, with silence in its gaps.
+    """Return ((N,) int16 mono, time of the first sample in s) of an entire file, with silence in its gaps.
 
-    Raises MediaError where it is not whole.
+    Raises MediaError if it is incomplete.
     """
     with open_clip(path) as clip:
         clip.check_until(clip.duration_s, clip.duration_s)

@@ -1,4 +1,4 @@
-"""A decoded picture as players show it: cropped, upright, its pixels square."""
+"""Decoded pictures as players show them: cropped, upright, with square pixels."""
 
 import struct
 from dataclasses import dataclass
@@ -8,42 +8,42 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation
 
-from pipeline.media.crop import NO_CROP, Crop, container_crop
-from pipeline.media.errors import MediaError
-from pipeline.media.survey import Clip
+from avpipe.pipeline.media.crop import NO_CROP, Crop, container_crop
+from avpipe.pipeline.media.errors import MediaError
+from avpipe.pipeline.media.survey import Clip
 
-# Long side over short side as shown: with 256 pixels on the short side, 4,096 on the long one.
+# Maximal ratio of the displayed sides: 256 by 4,096 pixels.
 MAX_ASPECT = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Geometry:
-    """How a stream's pictures are shown, as its container says."""
+    """How a stream's pictures are displayed, according to its container."""
 
     pixel_aspect: Fraction = Fraction(1)
-    """Width over height of a pixel."""
+    """Width of a pixel over its height."""
     crop: Crop = NO_CROP
 
     @classmethod
     def of(cls, clip: Clip) -> "Geometry":
-        """That of a clip's picture."""
+        """Return the geometry of a clip's picture."""
         crop = container_crop(clip.path, clip.container.format.name, clip.video)
         return cls(pixel_aspect=clip.video.sample_aspect_ratio or Fraction(1), crop=crop)
 
     def displayed_size(self, frame: av.VideoFrame) -> tuple[int, int]:
-        """(width, height) in pixels of the frame as players show it: pixels square, upright. At least 1 x 1."""
+        """Return (width, height) in pixels of the frame as displayed: square pixels, upright. At least 1 x 1."""
         shown_width, height = self._size(frame)
         width = max(1, round(shown_width * self.pixel_aspect))
         return (height, width) if _turn(frame)[0] else (width, height)
 
     def check(self, frame: av.VideoFrame) -> None:
-        """Raise MediaError for a picture so long that no clip has it."""
+        """Raise MediaError for a picture of an absurd aspect ratio."""
         width, height = self.displayed_size(frame)
         if max(width, height) > MAX_ASPECT * min(width, height):
-            raise MediaError("corrupt", f"a picture of {width}x{height} pixels is no clip's")
+            raise MediaError("corrupt", f"a picture of {width}x{height} pixels is too large for a clip")
 
     def rgb(self, frame: av.VideoFrame, short_side: int) -> np.ndarray:
-        """The frame as players show it, uint8 (H, W, 3) RGB, the shorter side of `short_side` pixels (bicubic)."""
+        """Return the frame as displayed, uint8 (H, W, 3) RGB, the short side `short_side` pixels (bicubic)."""
         width, height = self._size(frame)
         shown = width * self.pixel_aspect, height
         scale = short_side / min(shown)
@@ -58,10 +58,10 @@ class Geometry:
     def _size(self, frame: av.VideoFrame) -> tuple[int, int]:
         width = frame.width - self.crop.left - self.crop.right
         height = frame.height - self.crop.top - self.crop.bottom
-        return (width, height) if width > 0 < height else (frame.width, frame.height)  # pictures may shrink midway
+        return (width, height) if width > 0 < height else (frame.width, frame.height)  # may change midway
 
     def _cropped(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """In RGB: where colours are shared by pixels, odd crops would shift them."""
+        """Crop in RGB: odd crops would shift subsampled chroma."""
         width, height = self._size(frame)
         if (width, height) == (frame.width, frame.height):
             return frame
@@ -71,10 +71,10 @@ class Geometry:
 
 
 def _turn(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """(transpose, then mirror left-right, then turn upside down) that the frame's display matrix asks for.
+    """Return (transpose, then flip horizontally, then flip vertically) for the frame's display matrix.
 
-    The matrix maps (x, y) to (a x + c y, b x + d y), 16.16 fixed point, see libavutil/display.h. Angles between the
-    quarter turns become the nearest of them: no camera writes others.
+    The matrix maps (x, y) to (a x + c y, b x + d y), 16.16 fixed point, see libavutil/display.h. Other angles are
+    rounded to quarter turns: cameras write no others.
     """
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:

@@ -1,5 +1,6 @@
-"""Mono 16-bit samples of a sound stream at their times, sample-exact: those of decoding and resampling each unbroken
-stretch of it as a whole. Where packets are missing there is silence.
+"""Mono 16-bit samples of an audio stream at their times, exactly as decoding and resampling each unbroken stretch.
+
+Missing packets become silence.
 """
 
 import itertools
@@ -11,18 +12,18 @@ from dataclasses import dataclass, field
 import av
 import numpy as np
 
-from pipeline.media.container import COMPLAINT_CHARACTERS, END_TOLERANCE_S, complaints, prepare_decoder
-from pipeline.media.errors import MediaError
-from pipeline.media.survey import Clip
+from avpipe.pipeline.media.container import COMPLAINT_CHARACTERS, END_TOLERANCE_S, complaints, prepare_decoder
+from avpipe.pipeline.media.errors import MediaError
+from avpipe.pipeline.media.survey import Clip
 
-# Samples a block: blocks as short as the decoder's frames (1,024 samples, 371 at 16 kHz) cost a third more time.
+# Samples per block: blocks as short as decoder frames (1,024 samples, 371 at 16 kHz) take a third longer.
 BLOCK_SAMPLES = 4096
-# Seconds resampled before the first sample that is kept: the resampler's filter reaches over less than 10 ms.
+# Seconds resampled before the first sample kept; the resampler's filter is shorter than 10 ms.
 LEAD_S = 0.1
-# A frame that comes later than the one before it ends, by nearly a whole frame: one is missing. Rounded stamps are off
-# by a millisecond, and those of some recorders by a few; frames of PCM may be long.
+# A frame that starts nearly a full frame after the end of the previous one: one is missing. Rounded timestamps are off
+# by a millisecond, those of some recorders by a few; PCM frames may be long.
 GAP_FRAMES, LEAST_GAP_S, MOST_GAP_S = 0.9, 0.01, 0.05
-# Layouts of channels without places; for so many FFmpeg takes the usual ones.
+# Channel layouts without positions; up to this many channels FFmpeg assumes the usual ones.
 UNPLACED = re.compile(r"(\d+) channels")
 MOST_DEFAULT_CHANNELS = 8
 MOST_PLANES = 8
@@ -31,44 +32,45 @@ SLICEABLE = {"s16", "s16p", "s32", "s32p", "flt", "fltp", "u8", "u8p"}
 
 @dataclass(kw_only=True, slots=True)
 class Stretch:
-    """Samples without a gap."""
+    """A stretch of samples without a gap."""
 
     start_s: float
-    """Time of the first one, s of the file's own clock."""
+    """Time of the first sample, s on the file's own clock."""
     kind: tuple[int, str, str]
-    """Rate, sample format and layout."""
+    """Sample rate, format and channel layout."""
     mixable: bool
     """Whether FFmpeg can mix its channels."""
     sliceable: bool
-    """Whether a piece of a frame can be taken out of it."""
+    """Whether frames can be sliced."""
     blocks: list[np.ndarray] = field(default_factory=list)
     skipped: int = 0
-    """Samples at its beginning that were not resampled, at the new rate."""
+    """Samples skipped at the beginning without resampling, at the new rate."""
     source_count: int = 0
-    """Samples at the stream's own rate."""
+    """Number of samples at the stream's own rate."""
 
     @property
     def end_s(self) -> float:
-        """Time behind the last sample."""
+        """Time of the end of the last sample."""
         return self.start_s + self.source_count / self.kind[0]
 
     def made_s(self, rate: int) -> float:
-        """Time behind the last sample that has come out of the resampler."""
+        """Time of the end of the last sample that the resampler has output."""
         return self.start_s + (self.skipped + sum(map(len, self.blocks))) / rate
 
 
 class Sound:
-    """Collects the samples around a time. It decodes from the start of the stream: noise substitution in AAC draws from
-    one generator for the whole of it.
+    """Collects the samples around a time, decoding from the start of the stream.
 
-    What comes before `from_s` is decoded but not resampled. The resampler then starts at a common multiple of both
-    rates, where its phase is that of resampling the whole stretch, and with it every sample.
+    AAC's noise substitution draws from one generator for the entire stream.
+
+    Samples before `from_s` are decoded but not resampled. The resampler then starts at a common multiple of both
+    rates, where its phase, and so every sample, is that of resampling the entire stretch.
     """
 
     def __init__(self, stream: av.AudioStream, sample_rate_hz: int, from_s: float, until_s: float, heard: list):
-        """`from_s` and `until_s` are seconds of the file's own clock; infinite for all there is.
+        """`from_s` and `until_s` are seconds on the file's own clock; infinite for no limit.
 
-        `heard` is the list of `complaints`, within which packets are fed.
+        `heard` is the list of FFmpeg's errors that `complaints` collects while packets are fed.
         """
         self._heard = heard
         self._context, self._rate = stream.codec_context, sample_rate_hz
@@ -78,12 +80,12 @@ class Sound:
         self._resampler: av.AudioResampler | None = None
         self._to_skip = 0  # samples at the stream's own rate
         self.finished = False
-        """Whether the sound reaches past `until_s`."""
+        """Whether the sound has passed `until_s`."""
 
     def feed(self, packet: av.Packet | None) -> None:
-        """Decode one packet, or with None what is left at the end.
+        """Decode one packet, or, with None, flush the decoder.
 
-        Raises MediaError for damage: in AAC what comes behind it has other noise, wherever it is.
+        Raises MediaError for any damage: in AAC it changes the noise of everything after it.
         """
         if self.finished:
             return
@@ -94,7 +96,7 @@ class Sound:
         else:
             words = self._heard[0][2].strip() if self._heard else ""
         self._heard.clear()
-        if words and self._stretches:  # a stream may begin in the middle of a frame
+        if words and self._stretches:  # a stream may start in the middle of a frame
             raise MediaError("corrupt", f"the sound is damaged: {words[:COMPLAINT_CHARACTERS]}")
         for frame in frames:
             self._add(frame)
@@ -102,11 +104,11 @@ class Sound:
 
     @property
     def begins_s(self) -> float:
-        """Time of the first sample decoded, s of the file's own clock; infinite before there is one."""
+        """Time of the first decoded sample, s on the file's own clock; infinite if there is none yet."""
         return self._stretches[0].start_s if self._stretches else math.inf
 
     def samples(self) -> tuple[np.ndarray, float]:
-        """((N,) int16, time of the first, s of the file's own clock) with silence in the gaps."""
+        """Return ((N,) int16, time of the first sample, s on the file's own clock) with silence in the gaps."""
         if not self.finished:
             self._close()
         stretches = [stretch for stretch in self._stretches if stretch.blocks]
@@ -121,7 +123,7 @@ class Sound:
         return whole, first_s
 
     def _starts(self, stretch: Stretch) -> float:
-        """Time of the first sample that is kept; what the resampler needs before the window is no part of it."""
+        """Time of the first sample kept, without what the resampler needs before the window."""
         lead = round(LEAD_S * self._rate) if stretch.skipped else 0
         if lead:
             stretch.blocks = [np.concatenate(stretch.blocks)[lead:]]
@@ -144,7 +146,7 @@ class Sound:
             stretch.blocks += _blocks(self._resampler.resample(rest if stretch.mixable else mono(rest)))
 
     def _skip_lead(self, stretch: Stretch) -> None:
-        """Decide how much not to resample, in common multiples of the rates."""
+        """Decide how much to skip without resampling, in common multiples of the rates."""
         source_rate = stretch.kind[0]
         unneeded_s = self._from_s - LEAD_S - stretch.start_s
         self._to_skip = 0
@@ -154,7 +156,7 @@ class Sound:
         stretch.skipped = self._to_skip * self._rate // source_rate
 
     def _without_lead(self, frame: av.AudioFrame) -> Iterator[av.AudioFrame]:
-        """What is to be resampled of a frame: all of it, its end, or nothing."""
+        """Return the part of a frame to resample: all of it, its end, or None."""
         if not self._to_skip:
             yield frame
             return
@@ -172,22 +174,22 @@ class Sound:
 
 
 def longest_step_s(frame: av.AudioFrame) -> float:
-    """Seconds by which a frame may be off the end of the one before it where nothing is missing."""
+    """Return the gap in seconds between a frame and the end of the previous one that still counts as none."""
     return min(max(GAP_FRAMES * frame.samples / frame.sample_rate, LEAST_GAP_S), MOST_GAP_S)
 
 
 def sound_around(clip: Clip, centre_s: float, length_s: float, rate: int) -> tuple[np.ndarray, float]:
-    """((N,) int16 mono, time of the first on the clip's time line, s): what a window around `centre_s` is cut out of.
+    """Return ((N,) int16 mono, time of the first sample in s on the clip's timeline) around `centre_s`.
 
-    It holds the `length_s` seconds around the centre, moved inside what there is; less where the clip is shorter. Where
-    only the sound begins late or ends early, silence stands for it, as when the clip is played. Raises MediaError.
+    It contains the `length_s` seconds around the centre, shifted to lie within the clip; less if the clip is shorter.
+    If only the sound starts late or ends early, the rest is silence, as when the clip is played. Raises MediaError.
     """
     start_s, until_s = float(clip.start), centre_s + length_s / 2
     end_s = float(clip.sound.end - clip.start)
     early = not clip.broken and clip.duration_s - end_s > END_TOLERANCE_S
     from_s = until_s - length_s
     if not early and until_s > end_s:
-        from_s = end_s - length_s - END_TOLERANCE_S  # the window will be moved
+        from_s = end_s - length_s - END_TOLERANCE_S  # the window will be shifted
     with complaints() as heard:
         sound = Sound(clip.audio, rate, start_s + from_s, start_s + max(until_s, length_s), heard)
         for packet in itertools.chain(clip.sounds(), (None,)):
@@ -205,21 +207,22 @@ def sound_around(clip: Clip, centre_s: float, length_s: float, rate: int) -> tup
 def _with_silence(
     samples_i16: np.ndarray, first_s: float, from_s: float, until_s: float, rate: int
 ) -> tuple[np.ndarray, float]:
-    """(the samples and silence before and behind them, time of the first): all that is played in that time."""
+    """Return (samples padded with silence on both sides, time of the first): all that is played in that time."""
     before = round((first_s - from_s) * rate) if first_s - from_s > MOST_GAP_S else 0
     behind = max(round((until_s - first_s) * rate) - len(samples_i16), 0)
     return np.pad(samples_i16, (before, behind)), first_s - before / rate
 
 
 def is_mixable(layout: str) -> bool:
-    """Whether FFmpeg knows where the channels of a layout of this name are."""
+    """Whether FFmpeg knows the channel positions of a layout."""
     unplaced = UNPLACED.match(layout)
     return not layout.startswith("ambisonic") and (unplaced is None or int(unplaced[1]) <= MOST_DEFAULT_CHANNELS)
 
 
 def mono(frame: av.AudioFrame) -> av.AudioFrame:
-    """The frame itself where FFmpeg can mix its channels; else one channel: of ambisonics the one that hears all
-    around (W, the first), of channels without a place their mean.
+    """Return the frame itself if FFmpeg can mix its channels, else one channel.
+
+    Of ambisonics it is the omnidirectional one (W, the first), of channels without positions their mean.
     """
     name = frame.layout.name
     if is_mixable(name):
@@ -235,7 +238,7 @@ def mono(frame: av.AudioFrame) -> av.AudioFrame:
 
 
 def _is_sliceable(frame: av.AudioFrame) -> bool:
-    """PyAV knows no arrays of some formats, and reads behind the last of eight or more planes."""
+    """PyAV cannot convert some formats to arrays, and reads past the end with eight or more planes."""
     return frame.format.name in SLICEABLE and not (frame.format.is_planar and frame.layout.nb_channels >= MOST_PLANES)
 
 

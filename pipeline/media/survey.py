@@ -1,8 +1,8 @@
-"""Reads all packets of a file, decodes none, and lays them on one time line.
+"""Reads all packets of a file without decoding, and puts them on one timeline.
 
-Times are presentation times in seconds from the container's start, as in every player: 0 is where the first picture or
-sound is shown. What an edit list hides does not count, nor does a stream's first time stamp; a transport stream whose
-clock jumps goes on where it was, as in ffmpeg.
+Times are presentation times in seconds from the container's start, as in every player: 0 is the first picture or sound
+shown. What an edit list hides does not count, nor does a stream's first timestamp; a transport stream whose clock jumps
+continues where it was, as in ffmpeg.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from pathlib import Path
 import av
 from av.format import Flags as FormatFlags
 
-from pipeline.media.container import (
+from avpipe.pipeline.media.container import (
     AVI,
     COMPLAINT_CHARACTERS,
     END_TOLERANCE_S,
@@ -27,46 +27,46 @@ from pipeline.media.container import (
     open_media,
     shown_streams,
 )
-from pipeline.media.errors import MediaError
-from pipeline.media.timeline import Clock, Extent, Stamps, shown_in_order
-from pipeline.media.truncation import cut_off
+from avpipe.pipeline.media.errors import MediaError
+from avpipe.pipeline.media.timeline import Clock, Extent, Stamps, shown_in_order
+from avpipe.pipeline.media.truncation import cut_off
 
-# What is read to find the streams of a file whose streams begin late; 5 s and 5 MB otherwise.
+# Probe size for files whose streams begin late; otherwise 5 s and 5 MB.
 LONG_PROBE = {"probesize": str(2**26), "analyzeduration": str(120 * 10**6)}
-# Packets of a file that are kept in memory; those of a 10 s clip are 4 MB at most. Of longer files they are read again.
+# Limit of packets kept in memory; a 10 s clip has at most 4 MB. Longer files are read again.
 HELD_BYTES = 2**26
-# Of a file that breaks off, pictures decoded later may be shown earlier than the last one that is there, by so much.
+# In a truncated file, missing pictures may belong this much before the last one present (reordering).
 REORDER_S = 0.5
-# These state the length of every stream; others state one for the file, which FFmpeg then copies to its streams.
+# Formats that declare the duration of every stream; for others FFmpeg copies that of the file to the streams.
 STREAM_LENGTHS = (MP4, AVI)
 
 
 @dataclass(kw_only=True)
 class Clip:
-    """An open file with the packets of the picture and the sound that a player shows."""
+    """An open file with the packets of the video and audio streams that a player shows."""
 
     path: Path
     container: av.container.InputContainer
     video: av.VideoStream
     audio: av.AudioStream
     start: Fraction
-    """Time stamp of the first picture or sound shown, seconds of the file's own clock."""
+    """Timestamp of the first picture or sound shown, seconds on the file's own clock."""
     picture: Extent
     sound: Extent
     duration_s: float = 0.0
-    """Seconds from the start to where picture and sound have both ended."""
+    """Seconds from the start until both picture and sound have ended."""
     broken: bool = False
-    """Whether the file breaks off before what it declares."""
+    """Whether the file ends before its declared end."""
     order_s: list[float] = field(default_factory=list)
-    """When the pictures are shown, one after the other, of a file without presentation times; else empty."""
+    """Display times of the pictures of a file without presentation times; else empty."""
     damage: tuple[Fraction, str] | None = None
-    """Up to where, on the file's own clock, it was read before FFmpeg found it damaged, and what it said."""
+    """Time, on the file's own clock, at which FFmpeg first reported damage, and its message."""
     late_streams: bool = False
-    """Whether streams that appear in the course of the file are passed by."""
+    """Whether streams that appear later in the file are skipped."""
     _held: list[av.Packet] | None = None
 
     def packets(self) -> Iterator[av.Packet]:
-        """The packets of both streams with data, in the file's order, with stamps of one clock."""
+        """Yield the non-empty packets of both streams in file order, with timestamps of one clock."""
         if self._held is not None:
             yield from self._held
             return
@@ -74,19 +74,19 @@ class Clip:
             yield from _demux(again, self)
 
     def pictures(self) -> Iterator[av.Packet]:
-        """The packets of the picture."""
+        """Yield the video packets."""
         return (packet for packet in self.packets() if packet.stream_index == self.video.index)
 
     def sounds(self) -> Iterator[av.Packet]:
-        """The packets of the sound."""
+        """Yield the audio packets."""
         return (packet for packet in self.packets() if packet.stream_index == self.audio.index)
 
     def is_cut(self, packet: av.Packet) -> bool:
-        """Whether the container says that a packet is not whole; MPEG-TS says so of each that follows a splice, too."""
+        """Whether the container flags a packet as incomplete; MPEG-TS also flags those after a splice."""
         return packet.is_corrupt and self.container.format.name != TS
 
     def note_damage(self, words: str) -> None:
-        """Remember where reading has come to."""
+        """Record the reported damage with the current position."""
         ends = [self.start if extent.end is None else extent.end for extent in (self.picture, self.sound)]
         self.damage = min(ends), words.strip()[:COMPLAINT_CHARACTERS]
 
@@ -99,15 +99,15 @@ class Clip:
 
     @property
     def stamped(self) -> bool:
-        """Whether every packet of the picture says when it is shown."""
+        """Whether every video packet has a presentation time."""
         return not self.order_s
 
     def _missing_picture(self, centre_s: float) -> str | None:
-        """In words, if the picture ends before the centre for no good reason; else None."""
+        """Describe a picture that ends before the centre for no good reason; else None."""
         return self._missing("video", self.video, self.picture, centre_s, REORDER_S)
 
     def _missing_sound(self, until_s: float) -> str | None:
-        """In words, if the sound ends before `until_s` for no good reason; else None."""
+        """Describe a sound that ends before `until_s` for no good reason; else None."""
         return self._missing("audio", self.audio, self.sound, until_s, 0.0)
 
     def _missing(self, name: str, stream, extent: Extent, wanted_s: float, reorder_s: float) -> str | None:
@@ -134,7 +134,7 @@ def open_clip(path: Path) -> Iterator[Clip]:
 def _survey_all(path: Path) -> Clip:
     try:
         return _survey(path, None)
-    except IndexError:  # a stream that was not there when the file was opened; it may be the one wanted
+    except IndexError:  # a stream that appeared after opening; it may be the wanted one
         pass
     except MediaError as error:
         if error.reason not in ("no_video", "no_audio"):
@@ -151,7 +151,7 @@ def _survey(path: Path, probe: dict | None) -> Clip:
         extents = {"picture": Extent(video), "sound": Extent(audio)}
         streams = {"container": container, "video": video, "audio": audio}
         clip = Clip(path=path, **streams, **extents, start=start, late_streams=bool(probe))
-        # In its headers, or in what was read to find its streams; those of a file that is cut off are whole.
+        # In the headers or the probed data; in a truncated file those are intact.
         if heard and not (container.format.name in INDEXED and cut_off(path)):
             clip.note_damage(heard[0][2])
         held, held_bytes, stamps = [], 0, Stamps(guessed=container.format.name == AVI)
@@ -176,8 +176,8 @@ def _survey(path: Path, probe: dict | None) -> Clip:
 
 
 def _settle_duration(clip: Clip) -> None:
-    """Duration out of what the file declares and what its packets say; they differ where a file breaks off, where
-    another stream is longer, and where it was written by a recorder that could not know.
+    """Set the duration from the declared one and from the packets. They differ if the file is truncated, if another
+    stream is longer, or if a live recorder could not know it.
     """
     if clip.picture.end is None:
         raise MediaError("no_video", "the video stream holds no frames")
@@ -198,7 +198,7 @@ def _settle_duration(clip: Clip) -> None:
 
 
 def _check_chunks(clip: Clip) -> None:
-    """An AVI's chunks have no times: what is lost moves all that comes behind it."""
+    """Check that an AVI has all its chunks: they have no times, so a lost one shifts everything after it."""
     declared_s = _declared_end_s(clip.container, clip.video, clip.start)
     measured_s = float(clip.picture.end - clip.start)
     half_tick_s = float(clip.video.time_base) / 2
@@ -207,7 +207,7 @@ def _check_chunks(clip: Clip) -> None:
 
 
 def _declared_s(clip: Clip) -> float | None:
-    """Seconds that the file declares, if any."""
+    """Return the declared duration in seconds, if any."""
     declared = clip.container.duration
     if not declared or declared <= 0:
         return None
@@ -227,7 +227,7 @@ def _declared_end_s(container, stream, start: Fraction) -> float | None:
 
 
 def _demux(container: av.container.InputContainer, clip: Clip) -> Iterator[av.Packet]:
-    """Packets with data, of one clock; a file that cannot be read on ends here and is `broken`."""
+    """Yield non-empty packets with timestamps of one clock; an unreadable rest makes the clip `broken`."""
     streams = [container.streams[stream.index] for stream in (clip.video, clip.audio)]
     clock = Clock() if container.format.flags & FormatFlags.ts_discont.value else None
     try:
@@ -241,7 +241,7 @@ def _demux(container: av.container.InputContainer, clip: Clip) -> Iterator[av.Pa
 
 
 def _of_known_streams(container, streams: list, skip: bool) -> Iterator[av.Packet]:
-    """Packets of these streams; one of a stream that was not there at the start is passed by or raises IndexError."""
+    """Yield packets of these streams; packets of streams that appear later are skipped or raise IndexError."""
     while True:
         try:
             yield from container.demux(streams)

@@ -1,15 +1,15 @@
-"""The times of packets: how far streams reach, one clock for stamps that jump, and pictures without times."""
+"""Times of packets: the extent of streams, one clock for timestamps that jump, and pictures without times."""
 
 from fractions import Fraction
 
 import av
 
-# ffmpeg's own limits (fftools, ts_discontinuity_detect): a step back by more, or one ahead by more, is a new clock.
+# ffmpeg's own limits (fftools, ts_discontinuity_detect): a larger step back or ahead starts a new clock.
 CLOCK_BACK_S, CLOCK_AHEAD_S = 0.1, 10
 
 
 class Extent:
-    """From when to when a stream is shown, seconds of the file's own clock; None before its first packet."""
+    """Start and end of a stream as shown, seconds on the file's own clock; None before its first packet."""
 
     def __init__(self, stream: av.stream.Stream):
         self._base = stream.time_base
@@ -17,7 +17,7 @@ class Extent:
         self._end = 0
 
     def add(self, packet: av.Packet) -> None:
-        """Take in the time of one packet. In ticks: fractions would take a tenth of an extraction's time."""
+        """Add one packet. Times are in ticks: fractions would take a tenth of an extraction's time."""
         stamp = packet.dts if packet.pts is None else packet.pts
         if stamp is None or packet.is_discard:
             return
@@ -31,39 +31,39 @@ class Extent:
 
     @property
     def start(self) -> Fraction | None:
-        """When the first packet is shown."""
+        """Time at which the first packet is shown."""
         return None if self._start is None else self._start * self._base
 
     @property
     def end(self) -> Fraction | None:
-        """When the last one has been shown."""
+        """Time at which the last packet ends."""
         return None if self._start is None else self._end * self._base
 
 
 class Stamps:
-    """Decoding times of a stream's packets, and whether all have presentation times, from the first that has one on."""
+    """Decoding times of a stream's packets, and whether all from the first one that has any have presentation times."""
 
     def __init__(self, guessed: bool):
         self.decoded: list[int | None] = []
         self._guessed, self._seen, self._lacking = guessed, False, False
 
     def add(self, packet: av.Packet) -> None:
-        """Take in the stamps of one packet."""
+        """Add the timestamps of one packet."""
         self.decoded.append(packet.dts)
         self._lacking = self._lacking or (self._seen and packet.pts is None)
         self._seen = self._seen or packet.pts is not None
 
     @property
     def complete(self) -> bool:
-        """Whether presentation times are to be had, and not guesses."""
+        """Whether real presentation times are available, not guessed ones."""
         return self._seen and not self._lacking and not self._guessed
 
 
 def shown_in_order(video: av.VideoStream, start: Fraction, stamps: list[int | None]) -> list[float]:
-    """When pictures are shown that come without presentation times: one a tick, in the decoder's order.
+    """Return display times of pictures without presentation times: one per tick, in decoder output order.
 
-    A tick without a picture shows the one before again, but not behind the first picture, nor anywhere in a stream with
-    reordered pictures: there an encoder that looks ahead had nothing to write yet.
+    A tick without a picture repeats the previous one, except after the first picture and in streams with reordered
+    pictures, where an encoder with lookahead had nothing to write yet.
     """
     step = max(1, round(1 / (video.time_base * (video.average_rate or 25))))
     stamps = [None if video.codec_context.has_b_frames and k else stamp for k, stamp in enumerate(stamps)]
@@ -76,14 +76,14 @@ def shown_in_order(video: av.VideoStream, start: Fraction, stamps: list[int | No
 
 
 class Clock:
-    """Joins the clocks of a stream whose stamps jump, as ffmpeg does for formats that may."""
+    """Joins the clocks of a stream whose timestamps jump, as ffmpeg does for formats that may."""
 
     def __init__(self):
         self._shift = Fraction(0)
         self._next: dict[int, Fraction] = {}
 
     def correct(self, packet: av.Packet) -> None:
-        """Move the stamps of a packet onto the first clock."""
+        """Shift the timestamps of a packet to the first clock."""
         stamp = packet.dts if packet.dts is not None else packet.pts
         if stamp is None:
             return

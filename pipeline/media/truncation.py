@@ -1,4 +1,4 @@
-"""Whether a file ends in the middle of what its own structure promises, told from the sizes of its outermost parts."""
+"""Detects truncated files from the sizes of their outermost elements."""
 
 import struct
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 EBML, SEGMENT = 0x1A45DFA3, 0x18538067
 TS_PACKET, TS_SYNC = 188, 0x47
-# Transport packets looked at; with them 4 or 16 bytes may come before or after each.
+# Number of transport packets inspected; 4 or 16 bytes may come before or after each.
 TS_LOOKED_AT = 5
 ASF_HEADER, ASF_DATA = (
     bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"),
@@ -16,7 +16,7 @@ FLV_TAG_BYTES, FLV_SIZE_BYTES = 11, 4
 
 
 def cut_off(path: Path) -> bool:
-    """Whether an mp4, Matroska, AVI, ASF, FLV or MPEG-TS file breaks off; other formats do not tell.
+    """Whether an mp4, Matroska, AVI, ASF, FLV or MPEG-TS file is truncated; other formats do not tell.
 
     Raises OSError.
     """
@@ -37,21 +37,21 @@ def cut_off(path: Path) -> bool:
 
 
 def _boxes_cut(file: BinaryIO, size: int) -> bool:
-    """ISO/IEC 14496-12: whether the last box is whole, and the one that describes the streams is there."""
+    """ISO/IEC 14496-12: whether the last box is incomplete, or the one that describes the streams is missing."""
     offset, kinds = 0, set()
     while offset < size:
         file.seek(offset)
         head = file.read(16)
         kinds.add(head[4:8])
         length = int.from_bytes(head[:4])
-        if length == 1:  # the true length follows, in eight bytes
+        if length == 1:  # the actual length follows, in eight bytes
             length = int.from_bytes(head[8:])
         offset = size if length == 0 else offset + max(length, 8)  # 0: to the end of the file
     return offset > size or b"moov" not in kinds
 
 
 def _elements_cut(file: BinaryIO, size: int) -> bool:
-    """RFC 8794: whether the segment is as long as it says; live recordings do not say."""
+    """RFC 8794: whether the segment is shorter than declared; live recordings declare nothing."""
     offset = 0
     while offset < size:
         file.seek(offset)
@@ -68,7 +68,7 @@ def _elements_cut(file: BinaryIO, size: int) -> bool:
 
 
 def _vint(file: BinaryIO, keep_marker: bool) -> tuple[int | None, bool]:
-    """(an element's id or length, whether all of its bits are set: unknown); None where there is none."""
+    """Return (id or length of an element, whether it is the unknown length); None at the end."""
     first = file.read(1)
     width = 9 - first[0].bit_length() if first else 9
     rest = file.read(width - 1)
@@ -86,13 +86,13 @@ def _objects_cut(file: BinaryIO, size: int) -> bool:
         head = file.read(24)
         length = int.from_bytes(head[16:24], "little")
         if len(head) < 24 or length < 24:
-            return head[:16] != ASF_DATA  # of a live recording the data has no length
+            return head[:16] != ASF_DATA  # the data of a live recording has no length
         offset += length
     return offset > size
 
 
 def _tags_cut(file: BinaryIO, size: int) -> bool:
-    """Whether the last tag is whole: each is followed by its size."""
+    """Whether the last tag is incomplete: each is followed by its size."""
     if size < FLV_SIZE_BYTES:
         return True
     file.seek(size - FLV_SIZE_BYTES)

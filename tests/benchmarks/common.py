@@ -1,4 +1,4 @@
-"""What several benchmarks need: made-up samples, shards of them, and the CPU time and memory of processes."""
+"""What several benchmarks need: synthetic samples, shards of them, and the CPU time and memory of processes."""
 
 import json
 import os
@@ -12,10 +12,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.features import SPECS
-from pipeline.index import EXTRA, INDEX, METADATA_KEY
-from pipeline.samples import FRAME, META, TarWriter, encode_jpeg, encode_json, encode_npy, feature_member, index_schema
-from pipeline.settings import ExtractSettings
+from avpipe.pipeline.core.samples import (
+    FRAME,
+    META,
+    TarWriter,
+    encode_jpeg,
+    encode_json,
+    encode_npy,
+    feature_member,
+    index_schema,
+)
+from avpipe.pipeline.features.settings import ExtractSettings
+from avpipe.pipeline.features.specs import SPECS
+from avpipe.pipeline.shards.index import EXTRA, INDEX, METADATA_KEY
 
 # Different samples, which come again and again; and how many stand in a shard.
 KINDS, PER_SHARD = 64, 512

@@ -17,14 +17,14 @@ from common import cpu_seconds
 from rich.console import Console
 from rich.table import Table
 
-from train.evaluation import evaluate as ev
-from train.evaluation.clips_to_score import ScoredClips
-from train.evaluation.protocols import PROTOCOLS
+from avpipe.train.evaluation import evaluate as ev
+from avpipe.train.evaluation.eval_set import EvalSet
+from avpipe.train.evaluation.protocols import PROTOCOLS
 
 CHECKED = 100
 
 
-def make_clips(count: int) -> ScoredClips:
+def make_clips(count: int) -> EvalSet:
     """Clips with one box, every seventh with two; 220 classes."""
     draw = np.random.default_rng(0)
     boxes = []
@@ -34,10 +34,10 @@ def make_clips(count: int) -> ScoredClips:
         named = [(0, *corner, *end) for corner, end in zip(corners.tolist(), ends.tolist(), strict=True)]
         boxes.append([dict(zip(("annotator", *ev.CORNERS), box, strict=True)) for box in named])
     ids, labels = [f"clip_{n:06d}" for n in range(count)], [f"class {n % 220}" for n in range(count)]
-    return ScoredClips(split="made-up", listed=count, listed_sha256="", clip_ids=ids, labels=labels, boxes=boxes)
+    return EvalSet(split="synthetic", listed=count, listed_sha256="", clip_ids=ids, labels=labels, boxes=boxes)
 
 
-def make_maps(clips: ScoredClips, size: int) -> np.ndarray:
+def make_maps(clips: EvalSet, size: int) -> np.ndarray:
     """Maps (N, size, size): cosines around 0 that are higher towards the first box."""
     draw = np.random.default_rng(1)
     x = (np.arange(size) + 0.5) / size
@@ -47,7 +47,7 @@ def make_maps(clips: ScoredClips, size: int) -> np.ndarray:
     return (0.3 - distance + 0.2 * draw.standard_normal(distance.shape)).astype(np.float32)
 
 
-def plain_loop(clips: ScoredClips, maps: np.ndarray, scores: list[ev.Score]) -> tuple[bool, float]:
+def plain_loop(clips: EvalSet, maps: np.ndarray, scores: list[ev.Score]) -> tuple[bool, float]:
     """Whether the first clips get the same scores from each protocol by itself, and the milliseconds of one."""
     begin, same = time.perf_counter(), True
     for score in scores:

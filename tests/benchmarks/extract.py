@@ -32,16 +32,15 @@ from rich.console import Console
 from rich.table import Table
 from scipy.signal import spectrogram
 
-from pipeline import cache_part
-from pipeline import extract as stage
-from pipeline.features import pcm_to_float
-from pipeline.layout import Root
-from pipeline.ledger import Ledger, Outcome
-from pipeline.media import read_clip
-from pipeline.media.shown import Geometry
-from pipeline.samples import encode_jpeg
-from pipeline.settings import ExtractSettings
-from pipeline.sources.cut import ffmpeg_program
+from avpipe.pipeline.core.ledger import Ledger, Outcome
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.core.samples import encode_jpeg
+from avpipe.pipeline.download.cut import ffmpeg_program
+from avpipe.pipeline.extract import cache_part, stage
+from avpipe.pipeline.features.settings import ExtractSettings
+from avpipe.pipeline.features.specs import pcm_to_float
+from avpipe.pipeline.media import read_clip
+from avpipe.pipeline.media.shown import Geometry
 
 RATE, SETTINGS = 16_000, ExtractSettings()
 # Clips that one worker gets at a time where workers are compared: small, so that both end at about the same time.

@@ -31,8 +31,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.features import SPECS
-from pipeline.samples import FRAME, feature_member
+from avpipe.pipeline.core.samples import FRAME, feature_member
+from avpipe.pipeline.features.specs import SPECS
 
 BATCH, PX, FEATURE, CORES, WORKERS = 128, 224, "logspec", 2, 2
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -64,10 +64,10 @@ def avpipe(data: Path, count: int, view: str, as_float: bool) -> Iterator[int]:
     """This loader; yields the size of each batch, as all ways do."""
     import torch
 
-    from train.data.batch_plan import BatchPlan
-    from train.data.inputs import Inputs
-    from train.data.open import open_shards
-    from train.data.training_samples import TrainingSamples, batches
+    from avpipe.train.data.batch_plan import BatchPlan
+    from avpipe.train.data.inputs import Inputs
+    from avpipe.train.data.open import open_shards
+    from avpipe.train.data.training_samples import TrainingSamples, batches
 
     shards = open_shards(data / "shards")
     samples = TrainingSamples(shards=shards, feature=FEATURE, image_px=PX, seed=0, view=view)

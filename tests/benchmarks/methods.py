@@ -1,4 +1,4 @@
-"""Every method trained from scratch by its small recipe on a made-up corpus, scored, and asked whether it listens.
+"""Every method trained from scratch by its small recipe on a synthetic corpus, scored, and asked whether it listens.
 
     python tests/benchmarks/methods.py FOLDER [--clips 500] [--json FILE] [--set key=value …]
 
@@ -22,13 +22,13 @@ FEATURES = "logspec,tie-mel,vggish"
 def avpipe(*arguments: str) -> None:
     """Show and run a command."""
     print(f"$ avpipe {' '.join(arguments)}", flush=True)
-    subprocess.run([sys.executable, "-m", "train.cli", *arguments], check=True)
+    subprocess.run([sys.executable, "-m", "avpipe.train.cli", *arguments], check=True)
 
 
 def answer(*arguments: str) -> dict:
     """Show and run a command; what it prints as JSON."""
     print(f"$ avpipe {' '.join(arguments)}", flush=True)
-    command = [sys.executable, "-m", "train.cli", *arguments, "--json"]
+    command = [sys.executable, "-m", "avpipe.train.cli", *arguments, "--json"]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 

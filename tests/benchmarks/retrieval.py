@@ -2,7 +2,7 @@
 
     python tests/benchmarks/retrieval.py [--clips 20304] [--channels 512] [--threads 2] [--json FILE]
 
-Three kinds of made-up embeddings: a cloud around each of 35 categories, many copies of few vectors, so that every
+Three kinds of synthetic embeddings: a cloud around each of 35 categories, many copies of few vectors, so that every
 ranking is decided by ties, and vectors that are all but equal, as a network gives before training.
 """
 
@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from train.evaluation.retrieval_scores import PLACES, chance, exact_units, measures, nearest
+from avpipe.train.evaluation.retrieval_scores import PLACES, chance, exact_units, measures, nearest
 
 CATEGORIES = 35
 CHECKED = 50

@@ -20,17 +20,17 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.index import EXTRA, INDEX, METADATA_KEY
-from pipeline.samples import index_schema
-from pipeline.settings import ExtractSettings, ShardSettings
+from avpipe.pipeline.core.samples import index_schema
+from avpipe.pipeline.features.settings import ExtractSettings, ShardSettings
+from avpipe.pipeline.shards.index import EXTRA, INDEX, METADATA_KEY
 
 SIZES = {"audio.flac": 63_000, "frame.jpg": 22_000, "logspec.npy": 103_000, "meta.json": 400}
 CLASSES, PART = 309, 100_000
 MEASURE = """
 import json, re, sys, time
 import numpy as np
-from train.data.batch_plan import BatchPlan
-from train.data.open import open_shards
+from avpipe.train.data.batch_plan import BatchPlan
+from avpipe.train.data.open import open_shards
 memory = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1000
 before, begin, cpu = memory(), time.monotonic(), time.process_time()
 shards = open_shards(sys.argv[1])

@@ -30,13 +30,14 @@ from common import cpu_seconds, make_samples
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.cache import Cache
-from pipeline.cache_part import CLIPS_PER_PART, Made, write_part
-from pipeline.layout import Root, file_sha256
-from pipeline.parts import chunks
-from pipeline.samples import AUDIO, META, encode_flac, encode_json, index_members, sample_sha256
-from pipeline.settings import ExtractSettings, ShardSettings
-from pipeline.shard import ShardJob, order_key, write_shard
+from avpipe.pipeline.core.files import file_sha256
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.core.samples import AUDIO, META, encode_flac, encode_json, index_members, sample_sha256
+from avpipe.pipeline.extract.cache import Cache
+from avpipe.pipeline.extract.cache_part import CLIPS_PER_PART, Made, write_part
+from avpipe.pipeline.features.settings import ExtractSettings, ShardSettings
+from avpipe.pipeline.shards.write import ShardJob, order_key, write_shard
+from avpipe.pipeline.work.base import chunks
 
 SETTINGS, SHARDING = ExtractSettings(), ShardSettings()
 BASE, OURS = "tarfile", "avpipe"

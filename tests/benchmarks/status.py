@@ -16,18 +16,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.layout import Root
-from pipeline.ledger import SCHEMA
-from pipeline.manifest import write_table
+from avpipe.pipeline.core.ledger import SCHEMA
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.manifest.tables import write_table
 
 QUESTIONS = {
-    "status": "from pipeline.status import status; status(root)",
-    "what is left": "from pipeline.ledger import Ledger; Ledger(root.ledger, 'download').latest_values('reason')",
+    "status": "from avpipe.pipeline.inspect.status import status; status(root)",
+    "what is left": "from avpipe.pipeline.core.ledger import Ledger as L; L(root.ledger, 'download').latest_values('reason')",  # noqa: E501
 }
 MEASURE = """
 import re, sys, time
 from pathlib import Path
-from pipeline.layout import Root
+from avpipe.pipeline.core.paths import Root
 root = Root(Path(sys.argv[1]))
 cpu, wall = time.process_time(), time.monotonic()
 {question}

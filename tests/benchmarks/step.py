@@ -3,7 +3,7 @@
     python tests/benchmarks/step.py [--methods lvs,sspl] [--px 224] [--batch 128] [--steps 200] [--json FILE]
 
 "resident" takes the steps of `avpipe train` over and over on one batch in the device's memory; "loading" the same steps
-on batches that the training loader reads from made-up shards, by one thread less than there are cores; "plain" is the
+on batches that the training loader reads from synthetic shards, by one thread less than there are cores; "plain" is the
 loop that everybody writes: float32, contiguous tensors, the optimiser as torch makes it, one batch on the device. The
 share is "loading" against "resident": what is left of the step's speed once data must come.
 
@@ -32,15 +32,15 @@ from common import make_samples, private_kb, write_shards
 from rich.console import Console
 from rich.table import Table
 
-from train.data.batch_plan import BatchPlan
-from train.data.inputs import Inputs
-from train.data.open import open_shards
-from train.data.shards import Shards
-from train.data.training_samples import TrainingSamples, batches
-from train.methods import METHODS
-from train.ranks import start_fabric
-from train.recipes import Recipe, get_recipe
-from train.training import OPTIMIZERS, Training
+from avpipe.train.core.distributed import start_fabric
+from avpipe.train.data.batch_plan import BatchPlan
+from avpipe.train.data.inputs import Inputs
+from avpipe.train.data.open import open_shards
+from avpipe.train.data.shards import Shards
+from avpipe.train.data.training_samples import TrainingSamples, batches
+from avpipe.train.methods import METHODS
+from avpipe.train.models.recipes import Recipe, get_recipe
+from avpipe.train.run.training import OPTIMIZERS, Training
 
 GPU = torch.cuda.is_available()
 CHOSEN = ("lvs", "ez-vsl", "marginnce", "ssl-tie", "sspl")

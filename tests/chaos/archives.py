@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from test_download import mp4
 
-from pipeline.errors import AvpipeError
-from pipeline.exchange.import_clips import import_clips
-from pipeline.layout import Root
-from pipeline.ledger import Ledger
-from pipeline.sources.packed import zstd
+from avpipe.pipeline.archives.packed import zstd
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.ledger import Ledger
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.exchange.import_clips import import_clips
 
 CLIPS = 40
 FOLDER = "scratch/shared/beegfs/hchen/train_data/VGGSound_final/video"

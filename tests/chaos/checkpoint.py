@@ -17,12 +17,12 @@ import hostile
 import numpy as np
 import torch
 
-from pipeline.errors import AvpipeError
-from train.checkpoint import LAST, load_checkpoint, network_of, save_checkpoint
-from train.methods import METHODS
-from train.models import trained_model
-from train.published import load_published_checkpoint
-from train.recipes import get_recipe
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.train.methods import METHODS
+from avpipe.train.models.author_checkpoints import load_published_checkpoint
+from avpipe.train.models.checkpoint import LAST, load_checkpoint, network_of, save_checkpoint
+from avpipe.train.models.load import trained_model
+from avpipe.train.models.recipes import get_recipe
 
 SLOW_S, LARGE_BYTES = 20.0, (1 << 30) + (1 << 28)
 ODD = (
@@ -129,7 +129,7 @@ def attack(folder: Path, rounds: int, seed: int) -> tuple[collections.Counter, l
                     else:
                         counts[f"{kind.__name__}: read"] += 1
                         if kind in (flipped, unsealed, cut, packed) and not same(path, state):
-                            faults.append(f"{what}: other weights were taken in silence")
+                            faults.append(f"{what}: other weights were imported silence")
     return counts, faults
 
 

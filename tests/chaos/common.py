@@ -52,7 +52,7 @@ class Tally:
 
 def start(*command: object, program: str | None = None, **more) -> subprocess.Popen:
     """The command line, or Python code that ends in it, in a process group of its own."""
-    head = ["-c", program] if program else ["-m", "train.cli"]
+    head = ["-c", program] if program else ["-m", "avpipe.train.cli"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])}
     settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment} | more
     return subprocess.Popen([sys.executable, *head, *map(str, command)], start_new_session=True, **settings)

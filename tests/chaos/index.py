@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from common import Tally, options, succeed
 
-from pipeline import verify
-from pipeline.errors import AvpipeError
-from pipeline.index import INDEX, read_clip_ids
-from train.data.open import open_shards
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.shards import verify
+from avpipe.pipeline.shards.index import INDEX, read_clip_ids
+from avpipe.train.data.open import open_shards
 
 ODD_VALUES = [None, -1, 2**62, 2**70, 0.5, float("nan"), "", "x", "../../x", "/etc/passwd", "\x00", [], [[]], {}, True]
 ODD_NAMES = ["../x.tar", "/etc/x.tar", "a/b.tar", "x.tar\n", "..", "", "CON", "\x1b[2J.tar", "x" * 300 + ".tar"]

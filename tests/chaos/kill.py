@@ -21,17 +21,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from common import Tally, fault_of, hashes, leftovers, options, start, succeed, wait
 
-from pipeline.cache import Cache
-from pipeline.ledger import Ledger
-from pipeline.settings import ExtractSettings
+from avpipe.pipeline.core.ledger import Ledger
+from avpipe.pipeline.extract.cache import Cache
+from avpipe.pipeline.features.settings import ExtractSettings
 
 # Small parts, so that there is a middle to be killed in.
 PROGRAM = """
-import pipeline.cache_part, pipeline.settings
+import avpipe.pipeline.extract.cache_part, avpipe.pipeline.features.settings
 from functools import partial
-from train.cli import main
-pipeline.cache_part.CLIPS_PER_PART = 2
-pipeline.settings.ShardSettings = partial(pipeline.settings.ShardSettings, samples_per_shard=2)
+from avpipe.train.cli.main import main
+avpipe.pipeline.extract.cache_part.CLIPS_PER_PART = 2
+settings = avpipe.pipeline.features.settings
+settings.ShardSettings = partial(settings.ShardSettings, samples_per_shard=2)
 main()
 """
 VICTIMS = ("parent", "worker", "group")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.media import ClipMedia, MediaError, read_clip
+from avpipe.pipeline.media import ClipMedia, MediaError, read_clip
 
 RATE, MOST_S = 16_000, 30.0
 # Of 255, as a mean over the picture; of the full scale, as a mean over the window.

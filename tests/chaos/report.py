@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import AvpipeError
-from pipeline.layout import Root
-from train.evaluation.clips_to_score import ScoredClips
-from train.evaluation.evaluate import centre_maps, evaluate, write_per_clip
-from train.logs import LOG, VALIDATION
-from train.reports.report import write_report
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.paths import Root
+from avpipe.train.evaluation.eval_set import EvalSet
+from avpipe.train.evaluation.evaluate import centre_maps, evaluate, write_per_clip
+from avpipe.train.reports.html.report import write_report
+from avpipe.train.run.logs import LOG, VALIDATION
 
 HANGS_S = 60
 MARKUP = "<script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -33,7 +33,7 @@ def made(root: Root) -> None:
     """An evaluation of sixty clips, with logs of its training."""
     rng, run = np.random.default_rng(0), root.runs / "run"
     corner = rng.uniform(0, 0.5, (60, 2))
-    clips = ScoredClips(
+    clips = EvalSet(
         split="made",
         listed=60,
         listed_sha256="ab" * 32,

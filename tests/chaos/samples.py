@@ -22,16 +22,16 @@ import torch
 from hostile import broken
 from PIL import Image
 
-from pipeline.features import SPECS
-from train.data.batch_plan import BatchPlan
-from train.data.mixing import read_window
-from train.data.open import open_shards
-from train.data.shards import DamagedError, Shards
-from train.data.training_samples import TrainingSamples, batches
-from train.evaluation.baselines import random_init
-from train.evaluation.clips_to_score import clips_of_shards
-from train.evaluation.predict import network_maps
-from train.reports.gallery import sound_uri
+from avpipe.pipeline.features.specs import SPECS
+from avpipe.train.data.batch_plan import BatchPlan
+from avpipe.train.data.mixing import read_window
+from avpipe.train.data.open import open_shards
+from avpipe.train.data.shards import DamagedError, Shards
+from avpipe.train.data.training_samples import TrainingSamples, batches
+from avpipe.train.evaluation.eval_set import clips_of_shards
+from avpipe.train.evaluation.predict import network_maps
+from avpipe.train.models.baselines import random_init
+from avpipe.train.reports.html.gallery import sound_uri
 
 FEATURE, MEMBER, PX = "logspec", "logspec.npy", 32
 SLOW_S, LARGE_BYTES = 10.0, 1_500_000_000

@@ -29,13 +29,13 @@ os.environ["no_proxy"] = "127.0.0.1,127.0.0.2"
 import yt_dlp
 from test_download import mp4
 
-from pipeline.download import download
-from pipeline.errors import AvpipeError
-from pipeline.layout import Root
-from pipeline.ledger import Ledger
-from pipeline.manifest import Clip
-from pipeline.sources import errand, youtube
-from pipeline.sources.source import UrlSource
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.ledger import Ledger
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.download import guard, youtube
+from avpipe.pipeline.download.source import UrlSource
+from avpipe.pipeline.download.stage import download
+from avpipe.pipeline.manifest.tables import Clip
 
 LIMIT_S = 20.0
 LIMIT_BYTES = 400_000_000
@@ -196,7 +196,7 @@ def serving(seed: int):
 
 def run(rounds: int, seed: int, first: int = 0) -> Counter:
     """Counts; keys that begin with `!` must not be there."""
-    errand.SLOW_S, errand.MAX_PAGE_BYTES, youtube.SOCKET_TIMEOUT_S, youtube.RETRIES = 0.8, 4 << 20, 0.8, 1
+    guard.SLOW_S, guard.MAX_PAGE_BYTES, youtube.SOCKET_TIMEOUT_S, youtube.RETRIES = 0.8, 4 << 20, 0.8, 1
     youtube.MAX_VIDEO_BYTES = 20_000_000
     counts = Counter(rounds=rounds)
     yt_dlp.YoutubeDL({"quiet": True}).close()  # loads its extractors, which counts for no server

@@ -24,9 +24,9 @@ import torch
 from thin import patch_networks
 from train_fixtures import logged
 
-from train.checkpoint import BEST, LAST, load_checkpoint
-from train.cli import main
-from train.logs import VALIDATION
+from avpipe.train.cli.main import main
+from avpipe.train.models.checkpoint import BEST, LAST, load_checkpoint
+from avpipe.train.run.logs import VALIDATION
 
 SETTINGS = ("image_px=32", "batch_size=4", "epochs=5", "checkpoint_steps=2", "spec_pool=8", "validation=0.25")
 KILLS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)

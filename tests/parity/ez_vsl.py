@@ -8,10 +8,10 @@ from parity.lvs import own, stored
 from parity.networks import batch, filled, gradients, relative, running_statistics
 from parity_recipes import from_json, weights
 
-from train.backbones import image_trunk
-from train.methods.ez_vsl import EZVSL, EZVSLConfig, ez_vsl_loss, object_map, published_names
-from train.methods.margin_nce import MarginNCEConfig, margin_nce_loss, pair_scores
-from train.similarity import similarity_maps
+from avpipe.train.methods.ez_vsl import EZVSL, EZVSLConfig, ez_vsl_loss, object_map, published_names
+from avpipe.train.methods.margin_nce import MarginNCEConfig, margin_nce_loss, pair_scores
+from avpipe.train.networks.resnet import image_trunk
+from avpipe.train.networks.similarity import similarity_maps
 
 CONFIG = EZVSLConfig(init="random")
 SAVL = {"absolute": 2e-4}

@@ -6,9 +6,9 @@ from parity.compare import Comparison
 from parity_recipes import from_json
 from PIL import Image
 
-from pipeline import mel
-from pipeline.features import SPECS, VggishPatches, pcm_to_float, sspl_normalise
-from train.data.frames import cropped_view, normalise, squashed_view
+from avpipe.pipeline.features import mel
+from avpipe.pipeline.features.specs import SPECS, VggishPatches, pcm_to_float, sspl_normalise
+from avpipe.train.data.frames import cropped_view, normalise, squashed_view
 
 SPEC, TIE, VGGISH = (SPECS[name] for name in ("logspec", "tie-mel", "vggish"))
 SECOND = 16_000

@@ -7,8 +7,8 @@ from parity.compare import Comparison
 from parity.networks import batch, filled, gradients, running_statistics
 from torch import Tensor
 
-from train.methods.lvs import LVS, LVSConfig, lvs_logits, lvs_loss, published_names
-from train.similarity import similarity_maps
+from avpipe.train.methods.lvs import LVS, LVSConfig, lvs_logits, lvs_loss, published_names
+from avpipe.train.networks.similarity import similarity_maps
 
 CONFIG = LVSConfig(init="random")
 MAP = {"absolute": 1e-5}

@@ -6,10 +6,10 @@ from parity.lvs import LOGITS, LOSS, MAP, outputs, own
 from parity.networks import batch, filled, gradients, running_statistics, watched
 from torch import Tensor
 
-from train.methods.lvs import lvs_logits, published_names
-from train.methods.ssl_tie import SSLTIE, SSLTIEConfig
-from train.similarity import similarity_maps
-from train.warp import CANVAS_PX, Warp
+from avpipe.train.methods.lvs import lvs_logits, published_names
+from avpipe.train.methods.ssl_tie import SSLTIE, SSLTIEConfig
+from avpipe.train.networks.similarity import similarity_maps
+from avpipe.train.networks.warp import CANVAS_PX, Warp
 
 CONFIG = SSLTIEConfig()
 

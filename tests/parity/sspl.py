@@ -9,8 +9,8 @@ from parity.networks import gradients, running_statistics, watched
 from parity_recipes import assert_check, field, from_json, normal, weights
 from torch import Tensor, nn
 
-from train.methods.sspl import SSPL, SSPLConfig, published_names, scaled, simsiam_loss
-from train.similarity import own_maps
+from avpipe.train.methods.sspl import SSPL, SSPLConfig, published_names, scaled, simsiam_loss
+from avpipe.train.networks.similarity import own_maps
 
 CASES = [(variant, mode) for variant in ("pcm", "nopcm") for mode in ("eval", "train")]
 MAP = {"absolute": 1e-5}

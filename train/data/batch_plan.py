@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from pipeline.errors import AvpipeError
+from avpipe.pipeline.core.errors import AvpipeError
 
 
 @dataclass(frozen=True, kw_only=True)

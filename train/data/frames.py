@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from train.data import pixels
-from train.data.memory import BATCHES
+from avpipe.train.data.augment import pixels
+from avpipe.train.data.buffer_pool import BATCHES
 
 # Of a frame in the shards, whose short side has 256: a hostile or damaged header could ask for gigabytes, and a long
 # strip would be one once its short side is enlarged. 3840 x 2160 fits.

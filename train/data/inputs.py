@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.data.audio import SpecTransform
-from train.data.colour import recolour
-from train.data.frames import normalise
-from train.data.loader import Batch
-from train.data.memory import BATCHES
+from avpipe.train.data.augment.colour import recolour
+from avpipe.train.data.buffer_pool import BATCHES
+from avpipe.train.data.frames import normalise
+from avpipe.train.data.loader import Batch
+from avpipe.train.data.torch_features import SpecTransform
 
 # Parts that stay in the host's memory: they tell what is done to which sample.
 DECISIONS = ("colour", "weight")

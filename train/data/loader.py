@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from train.data.memory import BATCHES
-from train.data.shards import DamagedError
+from avpipe.train.data.buffer_pool import BATCHES
+from avpipe.train.data.shards import DamagedError
 
 Sample = dict[str, np.ndarray | np.generic | int]
 """The parts of a sample, by their names."""

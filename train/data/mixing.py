@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.errors import AvpipeError
-from pipeline.features import SPECS
-from pipeline.samples import AUDIO, META, decode_flac
-from pipeline.settings import ExtractSettings
-from pipeline.window import kept_sound, window_around
-from train.data.shards import Shards
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.samples import AUDIO, META, decode_flac
+from avpipe.pipeline.features.audio_window import kept_sound, window_around
+from avpipe.pipeline.features.settings import ExtractSettings
+from avpipe.pipeline.features.specs import SPECS
+from avpipe.train.data.shards import Shards
 
 # That the paper reaches at the end (section 3.2.1).
 PAPER_WEIGHT = 0.65
@@ -31,7 +31,7 @@ class Mixing:
     def sounds(self, shards: Shards, number: int, name: str, rng: random.Random) -> tuple[np.ndarray, np.float32]:
         """(int16 (2, T) waveforms of a sample and its neighbour, weight of the latter) as `rng` has it.
 
-        They are of the window that the feature is made of; `train.data.inputs` makes it of their blend. The weight is
+        They are of the window that the feature is made of; `data.inputs` makes it of their blend. The weight is
         0, and nothing is read, where the sound stays as it is. Raises AvpipeError naming shard and clip.
         """
         if rng.random() >= self.share:

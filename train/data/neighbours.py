@@ -10,8 +10,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from train.data.loader import stacked
-from train.data.shards import Shards
+from avpipe.train.data.loader import stacked
+from avpipe.train.data.shards import Shards
 
 # Among how many others the released code looks.
 RELEASED_CANDIDATES = 4000

@@ -4,19 +4,19 @@ from pathlib import Path
 
 from braceexpand import UnbalancedBracesError, braceexpand
 
-from pipeline.errors import AvpipeError
-from pipeline.index import INDEX
-from pipeline.remote import is_url
-from train.data.plain_tars import open_plain
-from train.data.remote_shards import Room, open_remote
-from train.data.shards import Shards, check_ends, read_index
+from avpipe.pipeline.core.addresses import is_url
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.shards.index import INDEX
+from avpipe.train.data.remote import DiskBudget, open_remote
+from avpipe.train.data.shards import Shards, check_ends, read_index
+from avpipe.train.data.unindexed import index_tars
 
 
-def open_shards(source: str | Path, room: Room | None = None) -> Shards:
+def open_shards(source: str | Path, room: DiskBudget | None = None) -> Shards:
     """Open a folder or address of shards, or some of its tars by a pattern: 'DIR/vggss-{000000..000143}.tar'.
 
-    Tars beside which no index lies are opened by their headers, see `train.data.plain_tars`. What lies at an address
-    needs `room` for copies, see `train.data.remote_shards`. Raises AvpipeError when there is neither index nor tar, a
+    Tars beside which no index lies are opened by their headers, see `data.unindexed`. What lies at an address
+    needs `room` for copies, see `data.remote`. Raises AvpipeError when there is neither index nor tar, a
     named tar is not in the index, a tar is gone or too short for its samples, and when an address cannot be read.
     """
     place, wanted = _named_tars(str(source))
@@ -26,7 +26,7 @@ def open_shards(source: str | Path, room: Room | None = None) -> Shards:
         return open_remote(place.rstrip("/"), wanted, room)
     folder = Path(place)
     if not (folder / INDEX).exists():
-        return open_plain(folder, wanted)
+        return index_tars(folder, wanted)
     shards = read_index(folder / INDEX, folder, wanted)
     check_ends(shards, lambda name: (folder / name).stat().st_size if (folder / name).exists() else None)
     return shards

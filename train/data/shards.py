@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from pipeline.errors import AvpipeError
-from pipeline.features import SPECS
-from pipeline.index import INDEX, check_unchanged, read_metadata, read_rows
-from pipeline.layout import check_clip_id
-from pipeline.samples import FRAME, feature_member, index_members
-from train.data.frames import decode_frame
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.ids import check_clip_id
+from avpipe.pipeline.core.samples import FRAME, feature_member, index_members
+from avpipe.pipeline.features.specs import SPECS
+from avpipe.pipeline.shards.index import INDEX, check_unchanged, read_metadata, read_rows
+from avpipe.train.data.frames import decode_frame
 
 FEATURE_TYPES = (np.dtype(np.float16), np.dtype(np.float32))
 _INF16, _MINUS_INF16 = 0x7C00, 0xFC00

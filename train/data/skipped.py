@@ -4,7 +4,7 @@ import csv
 import sys
 from pathlib import Path
 
-from train.data.shards import DamagedError
+from avpipe.train.data.shards import DamagedError
 
 
 class Skipped:

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from pipeline.derive import seeded_hash
-from pipeline.errors import AvpipeError
-from pipeline.layout import video_of
-from train.data.shards import Shards
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.ids import video_of
+from avpipe.pipeline.manifest.derive import seeded_hash
+from avpipe.train.data.shards import Shards
 
 
 def training_part(shards: Shards, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from train.data.batch_plan import BatchPlan
-from train.data.loader import Batch, Sample, stacked
-from train.data.mixing import Mixing
-from train.data.shards import DamagedError, Shards
-from train.data.views import TRAINING_VIEWS
+from avpipe.train.data.augment.views import TRAINING_VIEWS
+from avpipe.train.data.batch_plan import BatchPlan
+from avpipe.train.data.loader import Batch, Sample, stacked
+from avpipe.train.data.mixing import Mixing
+from avpipe.train.data.shards import DamagedError, Shards
 
 # SSL-TIE's masks: the longest in windows and in bands, and how often a clip gets both.
 MASK_TIME, MASK_BANDS, MASK_SHARE = 180, 35, 0.8
@@ -25,11 +25,11 @@ class TrainingSamples:
     image_px: int
     seed: int
     view: str = "crop"
-    """A key of train.data.views.TRAINING_VIEWS."""
+    """A key of avpipe.train.data.augment.views.TRAINING_VIEWS."""
     views: int = 1
     """Views of each frame; with more than one they are stacked before the pixels."""
     masking: bool = False
-    """Whether stretches of time and of bands are hidden, see `train.data.inputs.masked`."""
+    """Whether stretches of time and of bands are hidden, see `data.inputs.masked`."""
     mixing: Mixing | None = None
     """Which sounds are blended with another's (SSL-TIE)."""
 
@@ -37,7 +37,7 @@ class TrainingSamples:
         """The parts of (epoch, sample number). Raises DamagedError, naming shard and clip.
 
         image: uint8 (px, px, 3), or (V, px, px, 3). spec: (1, F, T) as stored. number: of the sample. colour: float32
-        (7,) or (V, 7), see `train.data.colour`. mask: int32 (4,), see `train.data.inputs.masked`. sounds,
+        (7,) or (V, 7), see `data.augment.colour`. mask: int32 (4,), see `data.inputs.masked`. sounds,
         weight: int16 (2, T) and float32, see `Mixing`.
         """
         epoch, number = key
@@ -62,7 +62,7 @@ class TrainingSamples:
 
 
 def draw_mask(shape: tuple[int, int, int], rng: random.Random) -> np.ndarray:
-    """int32 (4,) for `train.data.inputs.masked`: with probability .8 up to 180 windows and up to 35 bands, else none.
+    """int32 (4,) for `data.inputs.masked`: with probability .8 up to 180 windows and up to 35 bands, else none.
 
     `shape` is (1, F, T). Source: SSL-TIE's data loader (torchaudio's TimeMasking and FrequencyMasking).
     """

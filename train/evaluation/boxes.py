@@ -7,7 +7,7 @@ or with NaN they add nothing, and K may be 0. Results are shares, in [0, 1], on 
 import numpy as np
 from numpy.typing import NDArray
 
-from train.evaluation.metrics import GRID
+from avpipe.train.evaluation.metrics import GRID
 
 Shares = NDArray[np.float64]
 

@@ -9,11 +9,11 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from pipeline.progress import ProgressLine
-from train.data.frames import TEST_VIEWS, normalise
-from train.data.loader import Sample, stacked
-from train.data.shards import DamagedError, Shards
-from train.models import Model
+from avpipe.pipeline.core.progress import ProgressLine
+from avpipe.train.data.frames import TEST_VIEWS, normalise
+from avpipe.train.data.loader import Sample, stacked
+from avpipe.train.data.shards import DamagedError, Shards
+from avpipe.train.models.load import Model
 
 # The paper names no view; SSL-TIE's released test code takes this one.
 FRAME = "crop"

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import AvpipeError
-from pipeline.manifest import CORNERS
-from pipeline.parts import chunks, default_workers
-from pipeline.tables import write_parquet
-from train.evaluation import intervals, metrics, ogl, slavc
-from train.evaluation.clips_to_score import ScoredClips
-from train.evaluation.protocols import DEFAULT, PROTOCOLS, Protocol
-from train.evaluation.resize import Grid, Weights, enlarge
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.parquet import write_parquet
+from avpipe.pipeline.manifest.tables import CORNERS
+from avpipe.pipeline.work.base import chunks, default_workers
+from avpipe.train.evaluation import bootstrap, metrics, ogl, slavc
+from avpipe.train.evaluation.eval_set import EvalSet
+from avpipe.train.evaluation.protocols import DEFAULT, PROTOCOLS, Protocol
+from avpipe.train.evaluation.resize import Grid, Weights, enlarge
 
 # Clips that a process scores at a time; fewer are not worth the start of another one.
 PART = 512
@@ -74,7 +74,7 @@ class Score:
             **metrics.summarise(cious),
             "mean": metrics.mean(cious),
             "pointing": float(np.mean(peaks)) if peaks else float("nan"),
-            "interval": intervals.of_scores(cious, peaks),
+            "interval": bootstrap.of_scores(cious, peaks),
             "floor": metrics.summarise([row["floor_ciou"] for row in keep]),
             "ceiling": metrics.summarise([row["ceiling_ciou"] for row in keep]),
             "by_size": {name: of_size[name] for name in metrics.SIZES if name in of_size},
@@ -109,13 +109,13 @@ class Score:
         return {"published": slavc.published(clips, sizes), "corrected": slavc.corrected(clips)}
 
 
-def centre_maps(clips: ScoredClips) -> Callable[[str], Iterator[np.ndarray]]:
+def centre_maps(clips: EvalSet) -> Callable[[str], Iterator[np.ndarray]]:
     """The baseline `centre`: for every clip the same map, highest in the middle."""
     return lambda frame: (metrics.centre_map() for _ in clips.clip_ids)
 
 
 def evaluate(
-    clips: ScoredClips,
+    clips: EvalSet,
     maps: Callable[[str], Iterator[np.ndarray]],
     protocols: list[str],
     objects: Callable[[str], Iterator[np.ndarray]] | None = None,
@@ -176,7 +176,7 @@ def _ctrl_c_held_back() -> Iterator[None]:
 
 
 def _score_part(
-    names: list[str], alpha: float | None, clips: ScoredClips, maps: list[tuple[np.ndarray, np.ndarray | None]]
+    names: list[str], alpha: float | None, clips: EvalSet, maps: list[tuple[np.ndarray, np.ndarray | None]]
 ) -> list[dict]:
     """The rows of some clips, each with its map and object map, under the protocols of one kind of frame."""
     floors = _floors([PROTOCOLS[name] for name in names])
@@ -202,7 +202,7 @@ def _enlarger(map_HW: np.ndarray, object_HW: np.ndarray | None, alpha: float | N
 
 
 def _score_clip(
-    clips: ScoredClips, number: int, enlarged: Callable[..., Grid], floors: dict[str, np.ndarray]
+    clips: EvalSet, number: int, enlarged: Callable[..., Grid], floors: dict[str, np.ndarray]
 ) -> Iterator[dict]:
     """The rows of one clip under the protocols of `floors`; what several of them have in common is computed once."""
     negative = bool(clips.negative) and clips.negative[number]

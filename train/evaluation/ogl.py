@@ -5,8 +5,8 @@ Source: EZ-VSL, test.py, commit 95ff5bf; for cosines SLAVC, test.py, commit 05b4
 
 from typing import Literal
 
-from train.evaluation.protocols import cosine_to_unit, min_max
-from train.evaluation.resize import Grid
+from avpipe.train.evaluation.protocols import cosine_to_unit, min_max
+from avpipe.train.evaluation.resize import Grid
 
 # Share of the similarity map in the blend: what EZ-VSL and SLAVC published their results with.
 ALPHA = {"relative": 0.4, "cosine": 0.9}

@@ -7,14 +7,14 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from pipeline.errors import AvpipeError
-from pipeline.features import SPECS
-from train.data.frames import TEST_VIEWS, normalise
-from train.data.loader import Sample, stacked
-from train.data.shards import DamagedError, Shards
-from train.evaluation.clips_to_score import ScoredClips
-from train.evaluation.listening import silence
-from train.text import one_line
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.features.specs import SPECS
+from avpipe.train.core.text import one_line
+from avpipe.train.data.frames import TEST_VIEWS, normalise
+from avpipe.train.data.loader import Sample, stacked
+from avpipe.train.data.shards import DamagedError, Shards
+from avpipe.train.evaluation.audio_ablation import silence
+from avpipe.train.evaluation.eval_set import EvalSet
 
 BATCH = 32
 
@@ -22,7 +22,7 @@ BATCH = 32
 def network_maps(
     network: nn.Module,
     shards: Shards,
-    clips: ScoredClips,
+    clips: EvalSet,
     feature: str,
     px: int,
     workers: int,

@@ -15,10 +15,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from train.evaluation import boxes, metrics, resize
-from train.evaluation.boxes import Shares
-from train.evaluation.metrics import HALF, Annotation
-from train.evaluation.resize import Grid
+from avpipe.train.evaluation import boxes, metrics, resize
+from avpipe.train.evaluation.boxes import Shares
+from avpipe.train.evaluation.metrics import HALF, Annotation
+from avpipe.train.evaluation.resize import Grid
 
 Mask = NDArray[np.bool_]
 

@@ -10,8 +10,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import AvpipeError
-from train.evaluation.metrics import GRID
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.train.evaluation.metrics import GRID
 
 Grid = NDArray[np.float32]
 Weights = Callable[[int], NDArray[np.float64]]

@@ -5,16 +5,19 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import AvpipeError
-from pipeline.layout import Root, check_split_name, published, remove_leftovers
-from pipeline.parts import default_workers, stage_lock
-from train.data.open import open_shards
-from train.data.shards import Shards
-from train.evaluation.embeddings import FRAME, Embeddings, embeddings
-from train.evaluation.results import UnsavedError
-from train.evaluation.retrieval_scores import score
-from train.leaks import leak
-from train.models import Model, ModelChoice, choose_model
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.files import atomic_write, remove_leftovers
+from avpipe.pipeline.core.ids import check_split_name
+from avpipe.pipeline.core.locks import stage_lock
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.work.base import default_workers
+from avpipe.train.data.open import open_shards
+from avpipe.train.data.shards import Shards
+from avpipe.train.evaluation.embeddings import FRAME, Embeddings, embeddings
+from avpipe.train.evaluation.leakage import leakage
+from avpipe.train.evaluation.retrieval_scores import score
+from avpipe.train.evaluation.run import UnsavedError
+from avpipe.train.models.load import Model, ModelChoice, choose_model
 
 
 def run_retrieval(root: Root, split: str, choice: ModelChoice, workers: int | None = None) -> dict:
@@ -69,11 +72,11 @@ def _result(model: Model, shards: Shards, found: Embeddings, split: str, folder:
 
 def _write(result: dict, shards: Shards, found: Embeddings, folder: Path) -> None:
     """The scores first: they are small."""
-    with published(folder / "metrics.json") as temporary:
+    with atomic_write(folder / "metrics.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
     arrays = {"audio": found.audio} | ({} if found.visual is None else {"visual": found.visual})
     ids, labels = (np.array([some[n] for n in found.numbers]) for some in (shards.clip_ids, shards.labels))
-    with published(folder / "embeddings.npz") as temporary, open(temporary, "wb") as file:
+    with atomic_write(folder / "embeddings.npz") as temporary, open(temporary, "wb") as file:
         np.savez(file, clip_ids=ids, labels=labels, **arrays)
 
 
@@ -81,5 +84,5 @@ def _training(model: Model, shards: Shards, numbers: np.ndarray) -> dict:
     """What the network was trained on, with how many of these samples it has seen, where that is known."""
     if model.trained_on is None:
         return {}
-    found = leak(model.trained_on.clip_ids, [shards.clip_ids[n] for n in numbers])
+    found = leakage(model.trained_on.clip_ids, [shards.clip_ids[n] for n in numbers])
     return {"trained_on": model.trained_on.record() | {"leak": found}}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import AvpipeError
+from avpipe.pipeline.core.errors import AvpipeError
 
 # Names and measures are those of the paper's tables 5 and 6.
 TASKS = {"audio_retrieval": "audio → audio", "cross_modal_retrieval": "audio → image"}

@@ -1,6 +1,6 @@
 """The scores of a search as text."""
 
-from train.evaluation.retrieval_scores import ACCURACY, PRECISION, TASKS
+from avpipe.train.evaluation.retrieval_scores import ACCURACY, PRECISION, TASKS
 
 
 def table(result: dict) -> str:

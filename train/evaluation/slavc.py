@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from train.evaluation import metrics
+from avpipe.train.evaluation import metrics
 
 Floats = NDArray[np.float64]
 

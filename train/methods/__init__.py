@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from train.methods.ez_vsl import EZVSL, EZVSLConfig
-from train.methods.lvs import LVS, LVSConfig
-from train.methods.margin_nce import MarginNCE, MarginNCEConfig
-from train.methods.ssl_tie import SSLTIE, SSLTIEConfig
-from train.methods.sspl import SSPL, SSPLConfig
-from train.methods.vgg_h import VGGH, VGGHConfig
+from avpipe.train.methods.ez_vsl import EZVSL, EZVSLConfig
+from avpipe.train.methods.lvs import LVS, LVSConfig
+from avpipe.train.methods.margin_nce import MarginNCE, MarginNCEConfig
+from avpipe.train.methods.ssl_tie import SSLTIE, SSLTIEConfig
+from avpipe.train.methods.sspl import SSPL, SSPLConfig
+from avpipe.train.methods.vgg_h import VGGH, VGGHConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.backbones import Init
-from train.methods.two_stream import TwoStream, check_two_stream, pair_means
-from train.similarity import similarity_maps
+from avpipe.train.methods.two_stream import TwoStream, check_two_stream, pair_means
+from avpipe.train.networks.resnet import Init
+from avpipe.train.networks.similarity import similarity_maps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.errors import AvpipeError
-from train.backbones import Init, audio_trunk, evaluating, image_trunk
-from train.ranks import Ranks
-from train.similarity import own_maps, pooled_vectors, similarity_maps, unit, weighted_mean
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.train.core.distributed import Ranks
+from avpipe.train.networks.resnet import Init, audio_trunk, evaluating, image_trunk
+from avpipe.train.networks.similarity import own_maps, pooled_vectors, similarity_maps, unit, weighted_mean
 
 # The released code does not mask a sample's own column among its easy negatives, it multiplies it by this. With the
 # trunks' features (after a ReLU, so no cosine is negative) the effect is that of a mask; features of mixed sign could

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.errors import AvpipeError
-from train.backbones import Init
-from train.methods.two_stream import TwoStream, check_two_stream, pair_means
-from train.similarity import similarity_maps, weighted_mean
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.train.methods.two_stream import TwoStream, check_two_stream, pair_means
+from avpipe.train.networks.resnet import Init
+from avpipe.train.networks.similarity import similarity_maps, weighted_mean
 
 ANCHORS = ("image", "audio", "both")
 

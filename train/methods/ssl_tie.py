@@ -13,10 +13,10 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.errors import AvpipeError
-from train.methods.lvs import LVS, LVSConfig, lvs_loss
-from train.similarity import own_maps
-from train.warp import Warp, draw_warp
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.train.methods.lvs import LVS, LVSConfig, lvs_loss
+from avpipe.train.networks.similarity import own_maps
+from avpipe.train.networks.warp import Warp, draw_warp
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

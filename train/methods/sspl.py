@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.errors import AvpipeError
-from train.backbones import Init, evaluating
-from train.methods.pcm import PredictiveCoding
-from train.similarity import own_maps, pooled_vectors, unit
-from train.vgg import EMBEDDING, VGGish, freeze, patch_means, vgg16_trunk
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.train.networks.pcm import PredictiveCoding
+from avpipe.train.networks.resnet import Init, evaluating
+from avpipe.train.networks.similarity import own_maps, pooled_vectors, unit
+from avpipe.train.networks.vgg import EMBEDDING, VGGish, freeze, patch_means, vgg16_trunk
 
 CHANNELS = 512
 FUSIONS = ("attention", "concatenate", "multiply", "add")

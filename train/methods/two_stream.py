@@ -11,10 +11,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from pipeline.errors import AvpipeError
-from train.backbones import Init, audio_trunk, evaluating, image_trunk
-from train.ranks import Ranks
-from train.similarity import own_maps, pooled_vectors, unit
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.train.core.distributed import Ranks
+from avpipe.train.networks.resnet import Init, audio_trunk, evaluating, image_trunk
+from avpipe.train.networks.similarity import own_maps, pooled_vectors, unit
 
 CHANNELS = 512
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.errors import AvpipeError
-from train.backbones import audio_trunk, evaluating
-from train.similarity import unit
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.train.networks.resnet import audio_trunk, evaluating
+from avpipe.train.networks.similarity import unit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from pipeline.errors import AvpipeError
-from train.evaluation.evaluate import PER_CLIP, Score
-from train.evaluation.protocols import PROTOCOLS
-from train.schema import Count, PlainText, first_fault
-from train.text import one_line
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.train.core.schema import Count, PlainText, first_fault
+from avpipe.train.core.text import one_line
+from avpipe.train.evaluation.evaluate import PER_CLIP, Score
+from avpipe.train.evaluation.protocols import PROTOCOLS
 
 # Of 200,000 clips under all protocols these files have 1, 100 and 10 MB.
 MOST_BYTES = {".json": 1 << 26, ".parquet": 1 << 30, ".csv": 1 << 28}
@@ -63,7 +63,7 @@ class _Group(TypedDict):
 
 @with_config(strict=True)
 class _Summary(TypedDict):
-    """As `train.evaluation.evaluate.Score.summary` makes it."""
+    """As `evaluation.evaluate.Score.summary` makes it."""
 
     clips_scored: Count
     clips_without_box: Count
@@ -108,7 +108,7 @@ class _Checkpoint(TypedDict):
 
 @with_config(strict=True)
 class _Metrics(_Summary):
-    """As `train.evaluation.results.run_eval` writes it."""
+    """As `evaluation.run.run_eval` writes it."""
 
     model: PlainText
     split: PlainText
@@ -125,7 +125,7 @@ class _Metrics(_Summary):
 
 @with_config(strict=True)
 class _Search(TypedDict):
-    """As `train.evaluation.retrieval.run_retrieval` writes it."""
+    """As `evaluation.retrieval.run_retrieval` writes it."""
 
     clips_listed: Count
     clips_scored: Count
@@ -221,8 +221,8 @@ def _numbers(row: dict, columns: tuple[str, ...]) -> tuple[float, ...] | None:
 
 
 def _check_file(path: Path) -> None:
-    """Raise AvpipeError for what is no regular file, or too large for what it should be."""
+    """Raise AvpipeError for what is not a regular file, or too large for what it should be."""
     if not path.is_file():
-        raise AvpipeError(f"{path} {'is no regular file' if path.exists() else 'does not exist'}")
+        raise AvpipeError(f"{path} {'is not a regular file' if path.exists() else 'does not exist'}")
     if (size := path.stat().st_size) > MOST_BYTES[path.suffix]:
         raise AvpipeError(f"{path} has {size:,} bytes, more than the {MOST_BYTES[path.suffix]:,} that it may have")

@@ -1,0 +1,1 @@
+"""Readers of untrusted tars and zips, plain or compressed, damaged anywhere."""

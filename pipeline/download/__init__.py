@@ -1,0 +1,1 @@
+"""Stage 1: clips out of YouTube, addresses, folders and archives."""

@@ -1,0 +1,1 @@
+"""Audio features: named specs, mel filter banks, the settings that choose them."""

@@ -1,0 +1,1 @@
+"""Questions about a root and a machine: progress, missing tools, duplicate recordings."""

@@ -1,0 +1,1 @@
+"""Which clips there should be: the official lists, checked, parsed and joined into three tables."""

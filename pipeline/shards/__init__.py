@@ -1,0 +1,1 @@
+"""Stage 3: samples to WebDataset tars with one index; verified and copied."""

@@ -1,1 +1,0 @@
-"""Where raw clips come from: YouTube, addresses, tars, folders."""

@@ -1,0 +1,1 @@
+"""A synthetic corpus of real mp4 files whose boxes are known."""

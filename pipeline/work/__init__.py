@@ -1,0 +1,1 @@
+"""Where parts of a stage run: worker processes of this machine, or a Ray cluster."""

@@ -1,0 +1,5 @@
+"""`python -m avpipe.train.cli`."""
+
+from avpipe.train.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""What every part of training stands on: ranks, safe loading, schemas."""

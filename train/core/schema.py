@@ -1,0 +1,25 @@
+"""Types that untrusted tables are checked against once, where they are read."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError
+
+from avpipe.train.core.text import one_line
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("holds characters that cannot be printed")
+    return text
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+PlainText = Annotated[str, StringConstraints(max_length=1000), AfterValidator(_printable)]
+"""Goes to terminals and into pages."""
+
+
+def first_fault(error: ValidationError) -> str:
+    """Where the first thing is that does not fit, and why, in a few words."""
+    fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    place = ".".join(str(step)[:40] for step in fault["loc"])
+    return one_line(f"{place}: {fault['msg']}")

@@ -1,0 +1,125 @@
+"""How frames are augmented for training: which part of each, in which position; `colour` changes their colours."""
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.train.data.augment import pixels
+from avpipe.train.data.augment.colour import draw_colour
+from avpipe.train.data.frames import short_side
+
+# Training resizes the short side to 246 for a crop of 224 (all four repositories), other sizes in proportion.
+RESIZE_FOR_CROP = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """An augmentation in two parts: what threads do to each frame, and what the device then does to a batch."""
+
+    pixels: Callable[[np.ndarray, int, random.Random], np.ndarray]
+    """Gives uint8 (px, px, 3) of a uint8 frame (H, W, 3), px and the sample's random numbers."""
+    colour: Callable[[random.Random], np.ndarray] | None = None
+    """Draws the changes of colour, see `data.augment.colour`; None where there are none."""
+
+
+def crop_view(frame_HW3: np.ndarray, px: int, rng: random.Random) -> np.ndarray:
+    """uint8 (px, px, 3): bicubic resize to 1.1 px, a random crop, a flip with probability ½.
+
+    The bytes are those of Pillow's resize and crop. Source: LVS, EZ-VSL and SSPL data loaders.
+    """
+    return _random_crop(frame_HW3, px, rng, flips=True)
+
+
+def stored_view(frame_HW3: np.ndarray, px: int, rng: random.Random) -> np.ndarray:
+    """uint8 (px, px, 3): a random crop of the frame as it is stored, a flip with probability ½.
+
+    Half the work of `crop_view`; a frame of 256 pixels is 1.14 times as large as the crop.
+    """
+    if min(frame_HW3.shape[:2]) < px:
+        raise AvpipeError(f"a stored frame is smaller than {px} pixels; use --set view=crop")
+    top_left = _draw_corner(frame_HW3.shape[:2], px, rng)
+    return pixels.crop(frame_HW3, top_left, px, rng.random() < 0.5)
+
+
+def appearance_view(frame_HW3: np.ndarray, px: int, rng: random.Random) -> np.ndarray:
+    """uint8 (px, px, 3): a bilinear resize of .3 to 1 of the area, a flip with probability ½.
+
+    The first half of SSL-TIE's appearance augmentation, MoCo v2's with its own numbers (paper, section 3.2; released
+    data loader); the second is the changes of colour.
+    """
+    height, width = frame_HW3.shape[:2]
+    return pixels.resized_box(frame_HW3, _draw_box((width, height), (0.3, 1.0), rng), px, rng.random() < 0.5)
+
+
+def _random_crop(frame_HW3: np.ndarray, px: int, rng: random.Random, flips: bool) -> np.ndarray:
+    height, width = frame_HW3.shape[:2]
+    width, height = short_side(width, height, int(px * RESIZE_FOR_CROP))
+    top_left = _draw_corner((height, width), px, rng)
+    return pixels.resized_crop(frame_HW3, (height, width), top_left, px, flips and rng.random() < 0.5)
+
+
+def _draw_corner(size: tuple[int, int], px: int, rng: random.Random) -> tuple[int, int]:
+    """(top, left) of a square within (height, width)."""
+    return _below(size[0] - px + 1, rng), _below(size[1] - px + 1, rng)
+
+
+def _below(end: int, rng: random.Random) -> int:
+    """A whole number from 0 to before `end`: the same for all versions of Python, as `randrange` need not be."""
+    return int(rng.random() * end)
+
+
+def _draw_box(size: tuple[int, int], area: tuple[float, float], rng: random.Random) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of a random share of the area and a side ratio of 3:4 to 4:3.
+
+    The largest centred box if none of ten fits, as in torchvision's RandomResizedCrop.
+    """
+    width, height = size
+    for _ in range(10):
+        target = width * height * rng.uniform(*area)
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = _below(width - w + 1, rng), _below(height - h + 1, rng)
+            return left, top, left + w, top + h
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def _single(change: Callable[[np.ndarray, random.Random], np.ndarray] = lambda crop, rng: crop, **colours) -> View:
+    """The cropped view, not flipped, with one more augmentation of SSPL's table S2."""
+
+    def moved(frame_HW3: np.ndarray, px: int, rng: random.Random) -> np.ndarray:
+        return change(_random_crop(frame_HW3, px, rng, flips=False), rng)
+
+    return View(moved, (lambda rng: draw_colour(rng, **colours)) if colours else None)
+
+
+def _vertical_flip(crop: np.ndarray, rng: random.Random) -> np.ndarray:
+    return crop[::-1] if rng.random() < 0.5 else crop
+
+
+def _translation(crop: np.ndarray, rng: random.Random) -> np.ndarray:
+    frame = Image.fromarray(crop)
+    x, y = (round(rng.uniform(-0.2, 0.2) * side) for side in frame.size)
+    return np.asarray(frame.transform(frame.size, Image.Transform.AFFINE, (1, 0, -x, 0, 1, -y)))
+
+
+TRAINING_VIEWS: dict[str, View] = {
+    "crop": View(crop_view),
+    "stored-crop": View(stored_view),
+    "appearance": View(appearance_view, lambda rng: draw_colour(rng, jitter=(0.4, 0.1), grey=True, blur=True)),
+    # SSPL's supplement, table S2: each augmentation alone, behind the crop.
+    "crop-only": _single(),
+    "vertical-flip": _single(_vertical_flip),
+    "translation": _single(_translation),
+    "rotation": _single(lambda crop, rng: np.rot90(crop, _below(4, rng))),
+    "greyscale": _single(grey=True),
+    "jitter": _single(jitter=(0.4, 0.0)),
+    "blur": _single(blur=True),
+}

@@ -1,0 +1,178 @@
+"""WebDataset tars without an index, untrusted or our own: their headers are read once, and they are shards like others.
+
+A sample is what has one key: the name of a member up to its first dot. Names and contents are untrusted: a key
+must be a clip id, a member is never written anywhere, and meta.json is looked at field by field.
+"""
+
+import json
+import re
+import sys
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from avpipe.pipeline.archives.tar import GZIP_MAGIC, members
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.ids import SPLIT_NAME, check_clip_id, ids_sha256
+from avpipe.pipeline.core.samples import AUDIO, FRAME, MAX_META_BYTES, META, feature_member
+from avpipe.pipeline.features.settings import ExtractSettings, digest
+from avpipe.pipeline.features.specs import SPECS
+from avpipe.pipeline.shards.index import BOXES_TYPE, INDEX
+from avpipe.train.core.distributed import is_first
+from avpipe.train.data.shards import Boxes, Shards, check_ends
+
+# What others call the frame; its content is a JPEG in either case.
+FRAME_NAMES = ("jpg", "jpeg")
+ARRAY_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\.npy", re.ASCII)
+SPLIT = "plain"
+
+
+@dataclass(kw_only=True, slots=True)
+class _Sample:
+    """What the headers say of a sample."""
+
+    clip_id: str
+    tar: int
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Member to offset and size, in bytes."""
+    label: str | None = None
+    boxes: list[dict] = field(default_factory=list)
+
+
+def index_tars(folder: Path, wanted: list[str] | None) -> Shards:
+    """Open the tars in a folder that has no index, all in the order of their names or the `wanted` ones.
+
+    Members that training can read (frame.jpg or jpg, audio.flac, meta.json, *.npy) make a sample; one that lacks what
+    most others have is left out, and counted on standard error. Label and boxes are those of meta.json, if there is
+    one. Raises AvpipeError, naming the tar, for one that is missing, compressed, cut off or damaged, and for a name in
+    it that is not `<clip id>.<member>`.
+    """
+    names = sorted(path.name for path in folder.glob("*.tar")) if wanted is None else list(dict.fromkeys(wanted))
+    if not names:
+        raise AvpipeError(f"{folder} holds no {INDEX}; give the folder that `avpipe shard` wrote, or tars in it")
+    if is_first():
+        print(f"avpipe: {folder} holds no {INDEX}: the headers of {len(names):,} tars are read", file=sys.stderr)
+    found: dict[str, _Sample] = {}
+    for number, name in enumerate(names):
+        _read_headers(folder / name, number, found)
+    common = _common_members(found)
+    if FRAME not in common:
+        raise AvpipeError(f"{folder}: the samples of its tars hold no {FRAME}, but {', '.join(common) or 'nothing'}")
+    kept = [sample for sample in found.values() if sample.places.keys() >= set(common)]
+    shards = _shards(folder, names, list(found), kept, common)
+    check_ends(shards, lambda name: (folder / name).stat().st_size)
+    shards.metadata["extract"]["features"] = _features(shards)
+    if len(kept) < len(found) and is_first():
+        print(f"avpipe: {folder}: {_left_out(found, common)}", file=sys.stderr)
+    return shards
+
+
+def _read_headers(path: Path, number: int, found: dict[str, _Sample]) -> None:
+    """Add the samples of a tar, of the given number, to those that were found before."""
+    for tar, header in _plain_members(path):
+        name = header.name.removeprefix("./")
+        clip_id, _, member = name.partition(".")
+        check_clip_id(clip_id, f"{path}: member {header.name[:100]!r}")
+        sample = found.setdefault(clip_id, _Sample(clip_id=clip_id, tar=number))
+        member = FRAME if member in FRAME_NAMES else member
+        if member not in (FRAME, AUDIO, META) and not ARRAY_NAME.fullmatch(member):
+            continue
+        if not header.isreg() or header.issparse() or header.size < 0:
+            raise AvpipeError(f"{path}: member {name} is not a regular file; leave it out")
+        if sample.tar != number or member in sample.places:
+            raise AvpipeError(f"{path}: {member} of {clip_id} is there twice, in this tar or another; leave one out")
+        sample.places[member] = header.offset_data, header.size
+        if member == META:
+            sample.label, sample.boxes = _facts(path, tar, header)
+
+
+def _plain_members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """All members but folders, each with the open tar; contents are skipped by seeking."""
+    try:
+        with open(path, "rb") as file:
+            compressed = file.read(2) == GZIP_MAGIC
+    except OSError as error:
+        raise AvpipeError(f"{path} cannot be opened: {error.strerror}; copy it again") from None
+    if compressed:
+        raise AvpipeError(f"{path} is compressed, and so no sample can be found by its place in it; uncompress it")
+    for _, tar, header in members(path):
+        if not header.isdir():
+            yield tar, header
+
+
+def _facts(path: Path, tar: tarfile.TarFile, header: tarfile.TarInfo) -> tuple[str | None, list[dict]]:
+    """Label and boxes of a meta.json; None and [] where it has none."""
+    try:
+        if header.size > MAX_META_BYTES:
+            raise ValueError(f"it has {header.size:,} bytes")
+        facts = json.loads(tar.extractfile(header).read())
+        label, boxes = facts.get("label"), facts.get("boxes") or []
+        column = pa.array([boxes], BOXES_TYPE).flatten()
+        if column.null_count or any(corner.null_count for corner in column.flatten()):
+            raise ValueError("a box lacks a corner or its annotator")
+        if not isinstance(label, str | None):
+            raise ValueError("its label is no text")
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError, tarfile.TarError) as error:
+        raise AvpipeError(f"{path}: {header.name} cannot be used ({error}); correct it or leave it out") from None
+    return label, column.to_pylist()
+
+
+def _common_members(found: dict[str, _Sample]) -> list[str]:
+    """The members that the most samples have, in order: one stray sample must not make all others incomplete."""
+    sets = Counter(frozenset(sample.places) for sample in found.values())
+    return sorted(sets.most_common(1)[0][0]) if sets else []
+
+
+def _shards(folder: Path, names: list[str], listed: list[str], kept: list[_Sample], common: list[str]) -> Shards:
+    """`listed` are the ids of all samples, those that were left out included."""
+    tars = [{"name": name, "bytes": (folder / name).stat().st_size} for name in names]
+    metadata = {
+        "split": folder.resolve().name if SPLIT_NAME.fullmatch(folder.resolve().name) else SPLIT,
+        "listed": len(listed),
+        "listed_sha256": ids_sha256(listed),
+        "extract": {"clip_s": ExtractSettings().clip_s, "features": {}},
+        "plan": digest({"shards": tars, "members": common}),
+        "shards": tars,
+    }
+    return Shards(
+        folder=folder,
+        metadata=metadata,
+        clip_ids=[sample.clip_id for sample in kept],
+        labels=[sample.label for sample in kept],
+        boxes=Boxes(pa.chunked_array([[sample.boxes for sample in kept]], BOXES_TYPE)),
+        shard_names=names,
+        shard_of=np.array([sample.tar for sample in kept], np.int32),
+        offset={name: np.array([sample.places[name][0] for sample in kept]) for name in common},
+        size={name: np.array([sample.places[name][1] for sample in kept]) for name in common},
+    )
+
+
+def _features(shards: Shards) -> dict[str, str]:
+    """Digests of the features that avpipe knows by name, where the first sample's array has their shape."""
+    digests = {}
+    for name, spec in SPECS.items():
+        member = feature_member(name)
+        if member not in shards.offset:
+            continue
+        try:
+            shape = shards.array(0, member).shape
+        except ValueError as error:
+            path = f"{shards.folder}/{shards.shard_names[shards.shard_of[0]]}"
+            raise AvpipeError(f"{path}: {member} of {shards.clip_ids[0]} is no array ({error}); correct it") from None
+        if shape == spec.shape:
+            digests[name] = spec.digest
+    return digests
+
+
+def _left_out(found: dict[str, _Sample], common: list[str]) -> str:
+    incomplete = [sample for sample in found.values() if not sample.places.keys() >= set(common)]
+    example = incomplete[0].clip_id, next(name for name in common if name not in incomplete[0].places)
+    return (
+        f"{len(incomplete):,} of {len(found):,} samples are left out, as they lack what most have, "
+        f"e.g. {example[0]} its {example[1]}"
+    )

@@ -1,0 +1,168 @@
+"""What is scored: the clips of a split with their boxes, the negatives of an extended set, or a part of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.ids import check_split_name, ids_sha256
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.manifest.list_parsers import parse_list
+from avpipe.pipeline.manifest.tables import Manifest
+from avpipe.pipeline.shards.index import INDEX
+from avpipe.train.data.open import open_shards
+from avpipe.train.data.shards import Shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSet:
+    """Clips to score, in the order of their ids; behind them, where a list has any, its negatives."""
+
+    split: str
+    listed: int
+    """Clips that the split's list names."""
+    listed_sha256: str
+    negatives_listed: int = 0
+    clip_ids: list[str]
+    """Of the frames."""
+    labels: list[str | None]
+    boxes: list[list[dict]]
+    """Usable boxes: annotator, xmin, ymin, xmax, ymax as fractions of the full frame."""
+    voted: bool = False
+    """Several annotators drew the boxes: two votes are all (Flickr-SoundNet). Else every box counts fully (VGG-SS)."""
+    negative: list[bool] = field(default_factory=list)
+    """Nothing in the frame makes the clip's sound (SLAVC's extended sets), whatever its boxes; empty: true of none."""
+    numbers: np.ndarray = field(default_factory=lambda: np.empty(0, int))
+    """(N,) number of each frame's sample in the shards; empty for clips out of the manifest."""
+    sounds: np.ndarray = field(default_factory=lambda: np.empty(0, int))
+    """(N,) number of the sample whose sound is played: of a negative often another one."""
+
+    def at(self, places: Sequence[int]) -> "EvalSet":
+        """The clips at these places alone, in this order."""
+        chosen = {name: [getattr(self, name)[n] for n in places] for name in ("clip_ids", "labels", "boxes")}
+        chosen["negative"] = [self.negative[n] for n in places] if self.negative else []
+        numbers = {name: getattr(self, name)[list(places)] for name in ("numbers", "sounds") if len(self.numbers)}
+        return replace(self, **chosen, **numbers)
+
+    def sounding(self) -> "EvalSet":
+        """The clips without the negatives."""
+        return self.at([n for n, negative in enumerate(self.negative) if not negative]) if self.negative else self
+
+
+def open_split(root: Root, split: str) -> Shards:
+    """The shards of a split; of one that holds negatives with those of the clips that they are added to, in front.
+
+    Raises AvpipeError where either is not there, and where the two were extracted in different ways.
+    """
+    shards = open_shards(root.shards / split)
+    base = (shards.metadata.get("negatives") or {}).get("adds_to")
+    if base is None:
+        return shards
+    if not (root.shards / check_split_name(base) / INDEX).exists():  # the index is untrusted
+        raise AvpipeError(f"{split} holds negatives for {base}, which has no shards; run `avpipe shard --split {base}`")
+    return _joined(open_shards(root.shards / base), shards)
+
+
+def _joined(first: Shards, second: Shards) -> Shards:
+    """The samples of both, those of `first` in front; a clip of both comes from there."""
+    if first.metadata["extract"] != second.metadata["extract"]:
+        raise AvpipeError(
+            f"{first.folder} and {second.folder} were extracted with different settings; run `avpipe extract` and "
+            "`avpipe shard` with the same ones for both"
+        )
+    there = set(first.clip_ids)
+    new = np.array([n for n, clip_id in enumerate(second.clip_ids) if clip_id not in there], int)
+    members = [name for name in first.offset if name in second.offset]
+    joint = {
+        part: {name: np.concatenate([getattr(first, part)[name], getattr(second, part)[name][new]]) for name in members}
+        for part in ("offset", "size")
+    }
+    return Shards(
+        folder=first.folder.parent,
+        metadata=second.metadata | {"listed": first.metadata["listed"], "sounding": len(first)},
+        clip_ids=first.clip_ids + [second.clip_ids[n] for n in new],
+        labels=first.labels + [second.labels[n] for n in new],
+        boxes=[*first.boxes, *(second.boxes[n] for n in new)],
+        shard_names=[f"{some.folder.name}/{name}" for some in (first, second) for name in some.shard_names],
+        shard_of=np.concatenate([first.shard_of, second.shard_of[new] + len(first.shard_names)]),
+        **joint,
+    )
+
+
+def clips_of_shards(shards: Shards) -> EvalSet:
+    """The clips that the shards hold, and the negatives whose frame and sound they hold."""
+    number_of = {clip_id: number for number, clip_id in enumerate(shards.clip_ids)}
+    return _with_negatives(
+        shards.split,
+        shards.clip_ids[: shards.metadata.get("sounding")],
+        shards.metadata.get("negatives"),
+        {clip_id: shards.labels[number] for clip_id, number in number_of.items()},
+        {clip_id: shards.boxes[number] for clip_id, number in number_of.items()},
+        number_of,
+        (shards.metadata["listed"], shards.metadata["listed_sha256"]),
+    )
+
+
+def clips_of_manifest(folder: Path, split: str) -> EvalSet:
+    """All clips that a split lists, whether downloaded or not: enough for a baseline that looks at nothing."""
+    manifest = Manifest.open(folder)
+    negatives, own = manifest.negatives(split), manifest.split_ids(split)
+    sounding = manifest.split_ids((negatives or {}).get("adds_to") or split)
+    labels, boxes = manifest.labels({*sounding, *own}), manifest.usable_boxes({*sounding, *own})
+    return _with_negatives(split, sounding, negatives, labels, boxes, {}, (len(sounding), ids_sha256(own)))
+
+
+def _with_negatives(
+    split: str,
+    sounding: list[str],
+    negatives: dict | None,
+    labels: dict[str, str | None],
+    boxes: dict[str, list[dict]],
+    number_of: dict[str, int],
+    listed: tuple[int, str],
+) -> EvalSet:
+    """The clips that sound in the order of their ids, then the pairs of `Manifest.negatives` that are there."""
+    pairs = negatives["pairs"] if negatives else []
+    if pairs and not negatives["adds_to"]:
+        frames = {frame for frame, _ in pairs}
+        sounding, listed = [clip_id for clip_id in sounding if clip_id in frames], (len(frames), listed[1])
+    own, found = sorted(sounding), [pair for pair in pairs if labels.keys() >= set(pair)]
+    shown, heard = own + [frame for frame, _ in found], own + [sound for _, sound in found]
+    boxes_of = [boxes.get(clip_id, []) for clip_id in shown]
+    return EvalSet(
+        split=split,
+        listed=listed[0],
+        listed_sha256=listed[1],
+        negatives_listed=len(pairs),
+        clip_ids=shown,
+        labels=[labels[clip_id] for clip_id in shown],
+        boxes=boxes_of,
+        voted=any(box["annotator"] != clip[0]["annotator"] for clip in boxes_of for box in clip),
+        negative=[False] * len(own) + [True] * len(found) if found else [],
+        numbers=np.array([number_of[clip_id] for clip_id in shown] if number_of else [], int),
+        sounds=np.array([number_of[clip_id] for clip_id in heard] if number_of else [], int),
+    )
+
+
+def only(clips: EvalSet, ids: list[str]) -> EvalSet:
+    """The clips whose frames `ids` names; what it names besides counts as listed. Raises AvpipeError for none."""
+    wanted = set(ids)
+    places = [place for place, clip_id in enumerate(clips.clip_ids) if clip_id in wanted]
+    if not places:
+        raise AvpipeError(f"none of the {len(wanted)} clips of the list is in {clips.split}; name clips of that split")
+    return replace(clips.at(places), listed=len(wanted), listed_sha256=ids_sha256(sorted(wanted)))
+
+
+def read_only(manifest: Path, text: str) -> list[str]:
+    """Clip ids of a list: a file with one id a line, or a split of the manifest in the folder `manifest`.
+
+    Raises AvpipeError for what is neither, and naming file and line for what is no id.
+    """
+    path = Path(text)
+    if path.is_file():
+        return [row.clip_id for row in parse_list(path, "ids")]
+    if path.suffix or "/" in text:
+        raise AvpipeError(f"{path} is not there; --only takes a file with one clip id a line, or the name of a split")
+    return Manifest.open(manifest).split_ids(text)

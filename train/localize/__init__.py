@@ -1,0 +1,1 @@
+"""Heat maps over any video."""

@@ -1,0 +1,215 @@
+"""Checkpoints: one file with all that resuming or scoring needs, written by rename, loaded without pickle's code."""
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import (
+    Any,
+    Literal,
+    NotRequired,  # before 3.12 pydantic cannot read typing's
+)
+
+import torch
+from pydantic import TypeAdapter, ValidationError, with_config
+from torch import Tensor, nn
+from typing_extensions import TypedDict
+
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.files import atomic_write
+from avpipe.train.core.safe_load import read_saved, seal
+from avpipe.train.core.schema import Count, PlainText, first_fault
+from avpipe.train.core.text import one_line
+from avpipe.train.data.shards import Shards
+from avpipe.train.methods import METHODS
+from avpipe.train.models.author_checkpoints import flat_state, format_of, plain_name
+from avpipe.train.models.recipes import Recipe
+
+LAST, BEST = "last.pt", "best.pt"
+FORMAT = 2
+PACKAGES = ("avpipe", "torch", "torchvision", "numpy")
+
+
+@with_config(strict=True, arbitrary_types_allowed=True)
+class _Data(TypedDict):
+    split: PlainText
+    listed_sha256: PlainText
+    plan: Any
+    samples: Count
+    feature: PlainText
+    feature_digest: PlainText | None
+    clip_ids: list[str]
+
+
+@with_config(strict=True, arbitrary_types_allowed=True)
+class _Best(TypedDict):
+    epoch: Count
+    measure: PlainText
+    value: float
+
+
+@with_config(strict=True, arbitrary_types_allowed=True)
+class _State(TypedDict):
+    """What a checkpoint holds; a fit's own needs, and `versions`, for people."""
+
+    format: Literal[2]
+    step: Count
+    epochs_done: NotRequired[Count]
+    network: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    rng: Tensor
+    best: NotRequired[_Best | None]
+    stopped_early: NotRequired[bool]
+    neighbours: NotRequired[Tensor]
+    recipe: dict[str, Any]
+    data: _Data
+    select_on: PlainText | None
+
+
+_STATE = TypeAdapter(_State)
+
+
+def epoch_name(epoch: int) -> str:
+    """File name of a checkpoint that is kept beside the last and the best one."""
+    return f"epoch-{epoch:04}.pt"
+
+
+def save_checkpoint(path: Path, state: dict[str, Any], recipe: Recipe, shards: Shards, select_on: Shards | None):
+    """Write the state of a training (step, network, optimizer, …) with the recipe and the data that it belongs to."""
+    whole = state | {
+        "format": FORMAT,
+        "recipe": recipe.record(),
+        "data": data_record(shards, recipe.feature),
+        "select_on": select_on.split if select_on else None,
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+    with atomic_write(path) as temporary:
+        _save(whole, temporary)
+        seal(temporary)
+
+
+def _save(whole: dict[str, Any], path: Path) -> None:
+    """As torch.save; where the disk is full it raises the OSError that torch hides behind an error of its own."""
+    try:
+        with open(path, "wb") as file:
+            torch.save(whole, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def check_same(state: dict, recipe: Recipe, shards: Shards, select_on: Shards | None, run: Path) -> None:
+    """Raise AvpipeError unless settings and data are those that a run was begun with."""
+    before = _flat(state["recipe"]) | _flat(state["data"]) | {"select_on": state["select_on"]}
+    now = _flat(recipe.record()) | _flat(data_record(shards, recipe.feature))
+    now["select_on"] = select_on.split if select_on else None
+    for name in sorted(before | now):
+        if before.get(name) != now.get(name):
+            difference = "" if name == "clip_ids" else f" ({before.get(name)} then, {now.get(name)} now)"
+            raise AvpipeError(f"{run} was begun with another {name}{difference}; give another --name to start anew")
+
+
+def _flat(record: dict) -> dict:
+    flat = {}
+    for name, value in record.items():
+        flat |= _flat(value) if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def data_record(shards: Shards, feature: str) -> dict[str, Any]:
+    """What a training stands on: split, list, the plan of the shards, and the recipe of the feature."""
+    extract = shards.metadata["extract"]
+    return {
+        "split": shards.split,
+        "listed_sha256": shards.metadata["listed_sha256"],
+        "plan": shards.metadata["plan"],
+        "samples": len(shards),
+        "feature": feature,
+        "feature_digest": extract["features"].get(feature),
+        "clip_ids": shards.clip_ids,
+    }
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint; of a run's folder the best one, or the last where epochs were not compared.
+
+    Raises AvpipeError for a file that is none.
+    """
+    if path.is_dir():
+        path = path / (BEST if (path / BEST).exists() else LAST)
+    if not path.exists():
+        raise AvpipeError(f"{path} does not exist; give a run's folder or a checkpoint that `avpipe train` wrote")
+    state = read_saved(path)
+    if not isinstance(stated := state.get("format"), int) or stated != FORMAT:
+        raise AvpipeError(f"{path} is not a checkpoint of this avpipe (format {FORMAT}); {_advice(state, path)}")
+    try:
+        _STATE.validate_python(state)
+    except ValidationError as error:
+        raise AvpipeError(
+            f"{path} is not a whole checkpoint of this avpipe ({first_fault(error)}); train again"
+        ) from None
+    return state
+
+
+def _advice(state: dict, path: Path) -> str:
+    """What to do with a file of torch's that is no checkpoint of ours."""
+    try:
+        found = format_of(flat_state(state, path))
+    except AvpipeError:  # no tensors by name
+        return "train again"
+    return f"it looks like one of {found}: use --format {found}" if found else "a published one needs --format"
+
+
+def recipe_of(state: dict[str, Any]) -> Recipe:
+    """The recipe that a checkpoint was trained with. Raises AvpipeError for settings that are none."""
+    record = state["recipe"]
+    try:
+        options = _typed(METHODS[record["method"]].config, record["options"])
+        return _typed(Recipe, record | {"options": options})
+    except ValidationError as error:
+        raise AvpipeError(f"the checkpoint's recipe is none of this avpipe's ({first_fault(error)})") from None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise AvpipeError(f"the checkpoint's recipe is none of this avpipe's ({one_line(error)})") from None
+
+
+def _typed(kind: type, record: dict[str, Any]) -> Any:
+    """A dataclass of values that have its types. Raises pydantic's ValidationError or TypeError."""
+    if unknown := record.keys() - {field.name for field in fields(kind)}:
+        raise TypeError(f"it has no {min(unknown)}")
+    return TypeAdapter(kind).validate_python(record)
+
+
+def network_of(state: dict[str, Any]) -> nn.Module:
+    """The trained network of a checkpoint. Raises AvpipeError where the tensors are not those of its recipe."""
+    recipe = recipe_of(state)
+    weights = {plain_name(name): value for name, value in state["network"].items()}
+    build = partial(
+        METHODS[recipe.method].network, replace(recipe.options, init="random")
+    )  # its weights follow at once
+    with torch.device("meta"):  # takes no memory: what the recipe asks for is not known to be reasonable
+        expected = build().state_dict()
+    if misfit := next(_misfits(expected, weights), None):
+        raise AvpipeError(f"the checkpoint's network is not that of its recipe: {misfit}")
+    network = build()
+    network.load_state_dict(weights)
+    return network
+
+
+def _misfits(expected: dict[str, Tensor], weights: dict[str, Tensor]) -> Iterator[str]:
+    for name in expected.keys() - weights.keys():
+        yield f"{name} is missing"
+    for name in weights.keys() - expected.keys():
+        yield f"{name!r:.80} is unknown"
+    for name, value in expected.items():
+        given = weights[name]
+        if given.shape != value.shape:
+            yield f"{name} has shape {tuple(given.shape)}, not {tuple(value.shape)}"
+        if (given.layout, given.device.type) != (torch.strided, "cpu") or given.dtype.is_floating_point != (
+            value.dtype.is_floating_point
+        ):
+            yield f"{name} is no plain tensor of {value.dtype}"
+        if given.untyped_storage().nbytes() < given.numel() * given.element_size():
+            yield f"{name} has fewer bytes than values"

@@ -1,0 +1,187 @@
+"""Which network an evaluation asks for: a run by name or path, the newest run, a published checkpoint, a baseline."""
+
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.features.specs import SPECS
+from avpipe.train.data.shards import Shards
+from avpipe.train.models.author_checkpoints import IMAGE_PX, folder_name, load_published_checkpoint
+from avpipe.train.models.baselines import check_baseline, object_prior, random_init
+from avpipe.train.models.checkpoint import LAST, load_checkpoint, network_of, recipe_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelChoice:
+    """Which model a command is asked for; with neither checkpoint nor baseline the newest run."""
+
+    checkpoint: str | None = None
+    """A run or file."""
+    format_name: str | None = None
+    """Whose published checkpoint it is; None for avpipe's own."""
+    baseline: str | None = None
+    """`centre`, `object` or `random-init`."""
+    weights: Path | None = None
+    """File or folder with the ImageNet weights of the baseline `object`."""
+
+    def check_choice(self, *baselines: str) -> None:
+        """Raise AvpipeError for a wrong combination; `baselines` are those that the command takes."""
+        if self.checkpoint is not None and self.baseline is not None:
+            raise AvpipeError(f"give either --checkpoint RUN or --baseline {'|'.join(baselines)}")
+        if self.format_name is not None and self.checkpoint is None:
+            raise AvpipeError("--format says whose checkpoint --checkpoint is; give that file, too")
+
+
+NEWEST_RUN = ModelChoice()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOn:
+    """What a checkpoint of avpipe's own says of its training."""
+
+    split: str
+    clip_ids: list[str]
+    step: int
+    select_on: str | None
+    """Split by whose scores its epoch was chosen."""
+
+    def record(self) -> dict[str, Any]:
+        """Plain values, the clips only counted."""
+        return {"split": self.split, "samples": len(self.clip_ids), "step": self.step, "select_on": self.select_on}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A network with what it reads."""
+
+    run: Path
+    """Folder for its results."""
+    network: nn.Module
+    image_px: int
+    feature: str
+    feature_digest: str
+    checkpoint: dict[str, Any] | None = None
+    """How a published checkpoint fitted the network: format, matched, unused, never_read, missing."""
+    trained_on: TrainedOn | None = None
+    """None where it is not known, or nothing."""
+
+    def check_feature(self, shards: Shards) -> None:
+        """Raise AvpipeError unless the shards hold the very feature that the network reads."""
+        there = shards.metadata["extract"]["features"].get(self.feature)
+        if there != self.feature_digest:
+            raise AvpipeError(
+                f"{self.run} was trained on {self.feature} {self.feature_digest}, {shards.folder} holds {there}; "
+                "extract and shard the split with the same feature"
+            )
+
+
+def choose_model(root: Root, shards: Shards, choice: ModelChoice) -> Model:
+    """The model that is asked for, see `named_model`, for these shards.
+
+    Raises AvpipeError as `named_model` does, and where the shards do not hold the feature that the network reads.
+    """
+    model = named_model(root, shards.metadata["extract"]["features"], choice)
+    model.check_feature(shards)
+    return model
+
+
+def named_model(root: Root, held: dict[str, str], choice: ModelChoice) -> Model:
+    """The model that is asked for; where nothing is trained yet a fresh network in the place of the newest run.
+
+    `held` are the features at hand with their digests. Raises AvpipeError for an unknown name and an unreadable
+    checkpoint.
+    """
+    check_baseline(choice.baseline)
+    if choice.checkpoint is not None and choice.format_name is not None:
+        return published_model(root, Path(choice.checkpoint), choice.format_name, held)
+    if choice.checkpoint is not None:
+        return trained_model(find_run(root, choice.checkpoint))
+    if choice.baseline == "object":
+        return object_model(root, held, choice.weights)
+    if choice.baseline is None and (newest := newest_run(root)) is not None:
+        return trained_model(newest)
+    if choice.baseline is None:
+        print(f"avpipe: no trained run in {root.runs}; taking the baseline random-init", file=sys.stderr)
+    return fresh_model(root)
+
+
+def trained_model(path: Path) -> Model:
+    """The network of a run's folder or of a checkpoint file. Raises AvpipeError for one that is damaged or foreign."""
+    state = load_checkpoint(path)
+    try:
+        recipe, network, data = recipe_of(state), network_of(state), state["data"]
+    except AvpipeError as error:
+        raise AvpipeError(f"{path} is not a whole checkpoint of this avpipe ({error}); train it again") from None
+    seen = TrainedOn(split=data["split"], clip_ids=data["clip_ids"], step=state["step"], select_on=state["select_on"])
+    return Model(
+        run=path if path.is_dir() else path.parent,
+        network=network,
+        image_px=recipe.image_px,
+        feature=recipe.feature,
+        feature_digest=data["feature_digest"],
+        trained_on=seen,
+    )
+
+
+def published_model(root: Root, path: Path, format_name: str, held: Collection[str]) -> Model:
+    """The network of a published checkpoint; how well it fitted is said on standard error.
+
+    `held` are the features of the shards. Raises AvpipeError as `load_published_checkpoint` does.
+    """
+    loaded = load_published_checkpoint(path, format_name, held)
+    print("\n".join(f"avpipe: {line}" for line in loaded.text().splitlines()), file=sys.stderr)
+    return Model(
+        run=root.runs / folder_name(path, format_name),
+        network=loaded.network,
+        image_px=IMAGE_PX,
+        feature=loaded.feature,
+        feature_digest=SPECS[loaded.feature].digest,
+        checkpoint=loaded.record(),
+    )
+
+
+def fresh_model(root: Root) -> Model:
+    """The baseline `random-init`: LVS before any training, seeded."""
+    recipe, network = random_init()
+    return Model(
+        run=root.runs / "baseline-random-init",
+        network=network,
+        image_px=recipe.image_px,
+        feature=recipe.feature,
+        feature_digest=SPECS[recipe.feature].digest,
+    )
+
+
+def object_model(root: Root, held: dict[str, str], weights: Path | None) -> Model:
+    """The baseline `object`: it hears nothing, so that any feature of the shards will do for the loader.
+
+    `held` are the features of the shards with their digests. Raises AvpipeError without ImageNet weights.
+    """
+    feature, digest = next(iter(held.items()))
+    return Model(
+        run=root.runs / "baseline-object",
+        network=object_prior(weights),
+        image_px=IMAGE_PX,
+        feature=feature,
+        feature_digest=digest,
+    )
+
+
+def find_run(root: Root, text: str) -> Path:
+    """A run by name, or any folder or file by path. Raises AvpipeError if there is none."""
+    for path in (root.runs / text, Path(text)):
+        if path.exists():
+            return path
+    raise AvpipeError(f"there is no run {text!r} in {root.runs}, nor a file or folder of that name")
+
+
+def newest_run(root: Root) -> Path | None:
+    """The run whose checkpoint was written last; None where nothing is trained."""
+    checkpoints = sorted(root.runs.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime_ns)
+    return checkpoints[-1].parent if checkpoints else None
