@@ -1,5 +1,5 @@
 # make demo        the whole main job on a made-up corpus, in minutes, with no account, GPU or network beyond PyPI
-# make test        the tests
+# make test        the tests;  make test-fast: in a minute, without training, browser or Ray;  make test-slow: long variants
 # make download extract shard SPLIT=vggss [LISTS=DIR] [FROM=DIR|URL]    the stages on a real split
 # make bench CLIPS=DIR                                                 speed against other ways, on clips of yours: bench/
 # make verify train eval SPLIT=… RUN=…                                  what follows them
@@ -20,7 +20,7 @@ AVPIPE := $(VENV)/bin/avpipe --root $(ROOT)
 READY := $(VENV)/.ready
 BENCHMARK := $(VENV)/bin/python tests/benchmarks
 
-.PHONY: help setup demo test lint bench clean manifest download extract shard verify train eval
+.PHONY: help setup demo test test-fast test-slow lint bench clean manifest download extract shard verify train eval
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -35,10 +35,18 @@ $(READY): pyproject.toml .ci/constraints.txt
 	@touch $@
 
 demo: $(READY)
-	@$(VENV)/bin/python -m train.demo $(DEMO)
+	@$(VENV)/bin/python -m avpipe.train.demo $(DEMO)
+
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
+	$(PYTEST) -m "not slow"
+
+test-fast: $(READY)
+	$(PYTEST) -m "not slow and not heavy"
+
+test-slow: $(READY)
+	$(PYTEST) -m slow
 
 # One after the other, each alone on the machine.
 bench: $(READY)
