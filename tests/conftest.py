@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import fcntl
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Iterator
@@ -154,6 +155,14 @@ def serial() -> Iterator[None]:
     """The parts of every stage run in this process."""
     with in_this_process():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _library_log() -> None:
+    """What the library logs reaches caplog, whatever the commands of earlier tests have set up."""
+    logger = logging.getLogger("avpipe")
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.INFO)
 
 
 @pytest.fixture

@@ -177,7 +177,7 @@ def test_a_store_that_fails_twice_is_asked_again_and_one_that_always_fails_is_on
 
 
 @pytest.mark.parametrize("trouble", ["network", "disk"])
-def test_a_prefetch_that_fails_is_said_once_and_reading_goes_on(address, tmp_path, store, trouble, capsys, monkeypatch):
+def test_a_prefetch_that_fails_is_said_once_and_reading_goes_on(address, tmp_path, store, trouble, caplog, monkeypatch):
     def fail(thread):
         if thread == "prefetch":
             raise TimeoutError("no answer")
@@ -189,7 +189,7 @@ def test_a_prefetch_that_fails_is_said_once_and_reading_goes_on(address, tmp_pat
     shards = opened(address, tmp_path, ALL_GB)
     wait_for_prefetch()
     assert len(taken(shards, 2)) == 8 and not kept_in(shards)
-    said = [line for line in capsys.readouterr().err.splitlines() if "no more tars are fetched" in line]
+    said = [message for message in caplog.messages if "no more tars are fetched" in message]
     assert len(said) == 1 and ("no answer" if trouble == "network" else "GB free; free some space") in said[0]
 
 
@@ -244,7 +244,7 @@ def test_what_is_wrong_at_the_address_is_said_at_opening_and_nothing_is_written(
 @pytest.mark.heavy
 def test_a_fetch_that_hangs_keeps_no_program_alive(local):
     program = f"""
-import threading, time
+import logging, threading, time
 from pathlib import Path
 from fsspec.implementations.memory import MemoryFileSystem
 from avpipe.pipeline.shards.send import send_shards
@@ -259,6 +259,7 @@ def cat_file(self, path, start=None, end=None):
     return whole(self, path, start, end)
 MemoryFileSystem.cat_file = cat_file
 import tempfile
+logging.basicConfig(level="INFO")
 shards = open_shards(address, DiskBudget.below(Path(tempfile.mkdtemp()), 1))
 begun.wait()
 print(len(shards.read(3, "frame.jpg")))

@@ -8,8 +8,8 @@ are the same wherever they come from, and so are the batches.
 """
 
 import hashlib
+import logging
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +27,8 @@ from avpipe.pipeline.features.specs import digest
 from avpipe.pipeline.shards.index import INDEX, MAX_INDEX_BYTES, read_metadata
 from avpipe.train.core.distributed import is_first
 from avpipe.train.data.shards import Shards, check_ends, mapped, read_index
+
+log = logging.getLogger(__name__)
 
 # Before the second, third and fourth try: a store that is busy, or a line that is gone for a moment.
 PAUSES_S = (0.5, 2.0, 8.0)
@@ -78,10 +80,16 @@ def open_remote(address: str, wanted: list[str] | None, room: DiskBudget) -> Sha
         threading.Thread(target=prefetch, args=(tars, to_fetch), name="prefetch", daemon=True).start()
     if is_first():
         kept = [name for name in names if name in to_fetch or tars.is_kept(name)]
-        print(
-            f"avpipe: {address}: {len(kept)} of {len(names)} tars ({gigabytes(sum(map(tars.size, kept)))}) are kept in "
-            f"{folder}, {len(to_fetch)} of them still to be fetched; samples of all others are read from the address",
-            file=sys.stderr,
+        size = gigabytes(sum(map(tars.size, kept)))
+        log.info(
+            "%s: %d of %d tars (%s) are cached in %s, %d of them still to be fetched; all other samples are read from "
+            "the address",
+            address,
+            len(kept),
+            len(names),
+            size,
+            folder,
+            len(to_fetch),
         )
     return shards
 
@@ -220,7 +228,7 @@ def prefetch(tars: RemoteTars, names: list[str]) -> None:
                 except _WrongHashError as error:
                     tars.wrong[name] = str(error)
     except (AvpipeError, OSError) as error:
-        print(f"avpipe: no more tars are fetched, their samples still come from there: {error}", file=sys.stderr)
+        log.warning("no more tars are fetched, samples are still read from the address: %s", error)
 
 
 def _patiently(address: str, call: Callable[[], Any]) -> Any:

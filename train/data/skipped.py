@@ -1,14 +1,16 @@
 """The record of the samples that a run could not read."""
 
 import csv
-import sys
+import logging
 from pathlib import Path
 
 from avpipe.train.data.shards import DamagedError
 
+log = logging.getLogger(__name__)
+
 
 class Skipped:
-    """The damaged samples that a run goes on without: each is named once, on standard error and in a file."""
+    """The damaged samples that a run goes on without: each is named once, in the log and in a file."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -32,4 +34,4 @@ class Skipped:
             header = [] if self._seen else [("clip_id", "member", "reason")]
             csv.writer(file).writerows([*header, (error.clip_id, error.member, error)])
         self._seen.add((error.clip_id, error.member))
-        print(f"avpipe: left out: {error}", file=sys.stderr, flush=True)
+        log.warning("left out: %s", error)

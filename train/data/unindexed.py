@@ -5,8 +5,8 @@ must be a clip id, a member is never written anywhere, and meta.json is looked a
 """
 
 import json
+import logging
 import re
-import sys
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -25,6 +25,8 @@ from avpipe.pipeline.features.specs import SPECS
 from avpipe.pipeline.shards.index import BOXES_TYPE, INDEX
 from avpipe.train.core.distributed import is_first
 from avpipe.train.data.shards import Boxes, Shards, check_ends
+
+log = logging.getLogger(__name__)
 
 # What others call the frame; its content is a JPEG in either case.
 FRAME_NAMES = ("jpg", "jpeg")
@@ -48,7 +50,7 @@ def index_tars(folder: Path, wanted: list[str] | None) -> Shards:
     """Open the tars in a folder that has no index, all in the order of their names or the `wanted` ones.
 
     Members that training can read (frame.jpg or jpg, audio.flac, meta.json, *.npy) make a sample; one that lacks what
-    most others have is left out, and counted on standard error. Label and boxes are those of meta.json, if there is
+    most others have is left out, and a warning counts them. Label and boxes are those of meta.json, if there is
     one. Raises AvpipeError, naming the tar, for one that is missing, compressed, cut off or damaged, and for a name in
     it that is not `<clip id>.<member>`.
     """
@@ -56,7 +58,7 @@ def index_tars(folder: Path, wanted: list[str] | None) -> Shards:
     if not names:
         raise AvpipeError(f"{folder} holds no {INDEX}; give the folder that `avpipe shard` wrote, or tars in it")
     if is_first():
-        print(f"avpipe: {folder} holds no {INDEX}: the headers of {len(names):,} tars are read", file=sys.stderr)
+        log.info("%s holds no %s: reading the headers of %s tars", folder, INDEX, f"{len(names):,}")
     found: dict[str, _Sample] = {}
     for number, name in enumerate(names):
         _read_headers(folder / name, number, found)
@@ -68,7 +70,7 @@ def index_tars(folder: Path, wanted: list[str] | None) -> Shards:
     check_ends(shards, lambda name: (folder / name).stat().st_size)
     shards.metadata["extract"]["features"] = _features(shards)
     if len(kept) < len(found) and is_first():
-        print(f"avpipe: {folder}: {_left_out(found, common)}", file=sys.stderr)
+        log.warning("%s: %s", folder, _left_out(found, common))
     return shards
 
 

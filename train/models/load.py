@@ -1,6 +1,6 @@
 """Which network an evaluation asks for: a run by name or path, the newest run, a published checkpoint, a baseline."""
 
-import sys
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from avpipe.train.data.shards import Shards
 from avpipe.train.models.author_checkpoints import IMAGE_PX, folder_name, load_published_checkpoint
 from avpipe.train.models.baselines import check_baseline, object_prior, random_init
 from avpipe.train.models.checkpoint import LAST, load_checkpoint, network_of, recipe_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +109,7 @@ def named_model(root: Root, held: dict[str, str], choice: ModelChoice) -> Model:
     if choice.baseline is None and (newest := newest_run(root)) is not None:
         return trained_model(newest)
     if choice.baseline is None:
-        print(f"avpipe: no trained run in {root.runs}; taking the baseline random-init", file=sys.stderr)
+        log.warning("no trained run in %s; using the baseline random-init", root.runs)
     return fresh_model(root)
 
 
@@ -130,12 +132,13 @@ def trained_model(path: Path) -> Model:
 
 
 def published_model(root: Root, path: Path, format_name: str, held: Collection[str]) -> Model:
-    """The network of a published checkpoint; how well it fitted is said on standard error.
+    """The network of a published checkpoint; how well it matched is logged.
 
     `held` are the features of the shards. Raises AvpipeError as `load_published_checkpoint` does.
     """
     loaded = load_published_checkpoint(path, format_name, held)
-    print("\n".join(f"avpipe: {line}" for line in loaded.text().splitlines()), file=sys.stderr)
+    for line in loaded.text().splitlines():
+        log.info("%s", line)
     return Model(
         run=root.runs / folder_name(path, format_name),
         network=loaded.network,
