@@ -95,7 +95,7 @@ def test_only_a_part_is_scored_and_what_is_missing_counts(done_root, tmp_path):
     with pytest.raises(AvpipeError, match="none of the 1 clips of the list is in synth_test"):
         only(clips, ["zzzzzzzzzzz_000001"])
     for text in ("gone.txt", "some/where"):
-        with pytest.raises(AvpipeError, match=r"is not there; --only takes a file with one clip id a line"):
+        with pytest.raises(AvpipeError, match=r"does not exist; --only takes a file with one clip id per line"):
             read_only(tmp_path, text)
 
 

@@ -32,7 +32,7 @@ FIELDS = {"split", "protocol", "clips_listed", "clips_scored", "ciou", "auc", "p
 def clips_with(boxes, **more):
     ids = [f"clip_{n:06d}" for n in range(len(boxes))]
     keys = ("annotator", "xmin", "ymin", "xmax", "ymax")
-    given = {"labels": [None] * len(ids), "voted": False} | more
+    given = {"labels": [None] * len(ids), "multi_annotator": False} | more
     boxes = [[dict(zip(keys, (place, *box), strict=True)) for place, box in enumerate(clip)] for clip in boxes]
     return EvalSet(split="t", listed=9, listed_sha256="", clip_ids=ids, boxes=boxes, **given)
 
@@ -65,7 +65,7 @@ def plain_row(clips, number, map_HW, name):
     """What a row must hold, without anything shared between protocols."""
     protocol = ev.PROTOCOLS[name]
     boxes = [[box[corner] for corner in ("xmin", "ymin", "xmax", "ymax")] for box in clips.boxes[number]]
-    gt = protocol.annotate(boxes, [box["annotator"] for box in clips.boxes[number]] if clips.voted else None)
+    gt = protocol.annotate(boxes, [box["annotator"] for box in clips.boxes[number]] if clips.multi_annotator else None)
     return {
         "ciou": protocol.ciou(map_HW, gt),
         "peak_inside": metrics.pointing(protocol.enlarge(map_HW), gt),
@@ -81,7 +81,7 @@ def plain_row(clips, number, map_HW, name):
 def test_what_protocols_share_changes_no_row(voted):
     draw = np.random.default_rng(2)
     boxes = [[(*corner, *(corner + 0.5)) for corner in draw.uniform(-0.2, 0.6, (count, 2))] for count in (1, 2, 3)]
-    clips = clips_with(boxes, voted=voted)
+    clips = clips_with(boxes, multi_annotator=voted)
     maps = draw.standard_normal((3, 14, 14), dtype=np.float32)
     for score in ev.evaluate(clips, lambda frame: iter(maps), ev.choose_protocols("all")):
         for number, row in enumerate(score.rows):
@@ -96,7 +96,7 @@ def test_parts_scored_side_by_side_give_the_same_rows(monkeypatch):
     clips, maps = clips_with(boxes), draw.standard_normal((5, 14, 14), dtype=np.float32)
     names = ["avpipe", "lvs", "slavc"]
     alone = ev.evaluate(clips, lambda frame: iter(maps), names, lambda frame: iter(maps[::-1]))
-    monkeypatch.setattr(ev, "PART", 2)
+    monkeypatch.setattr(ev, "CHUNK", 2)
     monkeypatch.setattr(ev, "default_workers", lambda: 2)
     assert ev.evaluate(clips, lambda frame: iter(maps), names, lambda frame: iter(maps[::-1])) == alone
     with pytest.raises(AvpipeError, match="NaN or infinity"):
@@ -143,7 +143,7 @@ def test_negatives_are_apart_and_told_by_confidence(tmp_path):
 
 
 def test_nothing_to_score_and_unknown_protocols_are_sentences():
-    with pytest.raises(AvpipeError, match="no clip of t here has a usable box"):
+    with pytest.raises(AvpipeError, match="no available clip of t has a usable box"):
         ev.evaluate(clips_with([[]]), lambda frame: iter([LEFT]), ["avpipe"])
     with pytest.raises(AvpipeError, match=r"no protocol 'lsv'; there are: .*all"):
         ev.choose_protocols("lsv")
@@ -190,12 +190,12 @@ def test_random_init_is_a_baseline_and_repeats_itself_and_object_needs_no_sound(
     assert (trained.runs / "baseline-object/eval/synth_test/metrics.json").exists()
 
 
-def test_without_a_name_the_newest_run_is_scored_or_a_fresh_network(trained, done_root, tmp_path, capsys):
+def test_without_a_name_the_newest_run_is_scored_or_a_fresh_network(trained, done_root, tmp_path, caplog):
     assert run_eval(trained, Request(split="synth_test", workers=0))["model"] == "small"
     assert (
         run_eval(linked(tmp_path, done_root), Request(split="synth_test", workers=0))["model"] == "baseline-random-init"
     )
-    assert "no trained run" in capsys.readouterr().err
+    assert "no trained run" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -39,22 +39,22 @@ def test_scores_that_cannot_be_written_are_shown_and_those_of_before_stay(own_ro
         call = ["--root", str(own_root.path), command, "--split", "synth_test", "--baseline", "random-init"]
         done = CliRunner().invoke(app, call)
         assert shown in done.output and isinstance(done.exception, run.UnsavedError)
-        assert "No space left on device), so the scores above are kept nowhere else" in str(done.exception)
+        assert "No space left on device), so the scores above are not saved" in str(done.exception)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_picture_that_fails_costs_no_score(own_root, monkeypatch, capsys):
+def test_a_picture_that_fails_costs_no_score(own_root, monkeypatch, caplog):
     monkeypatch.setattr("avpipe.train.evaluation.sheet.atomic_write", full)
     result = run_eval(own_root, REQUEST)
     assert Path(result["per_clip"]).exists() and not Path(result["sheet"]).exists()
-    assert "sheet.png ([Errno 28] No space left on device); the scores are written" in capsys.readouterr().err
+    assert "sheet.png could not be written ([Errno 28] No space left on device); the scores are saved" in caplog.text
 
 
-def test_labels_and_names_are_no_formulas(own_root, monkeypatch, capsys, tmp_path):
+def test_labels_and_names_are_no_formulas(own_root, monkeypatch, caplog, tmp_path):
     labels = ["$\\bad$", "$", "a\0b\x1b[31m", "$$_{"]
     clips = len(open_shards(own_root.shards / "synth_test"))
     monkeypatch.setattr(Shards, "__post_init__", lambda self: setattr(self, "labels", labels[:clips]), raising=False)
-    assert Path(run_eval(own_root, REQUEST)["sheet"]).exists() and "sheet.png" not in capsys.readouterr().err
+    assert Path(run_eval(own_root, REQUEST)["sheet"]).exists() and "sheet.png" not in caplog.text
     frame = np.full((32, 32, 3), 255, np.uint8)
     contact_sheet([frame], [0.0], Heat(low=0.0, high=1.0), "$\\bad$.mp4 \udcff", tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").exists()

@@ -148,7 +148,7 @@ def test_a_method_that_only_hears_and_a_fresh_network(ear):
     result = json.loads(retrieve(ear, "--checkpoint", "ear", "--json"))
     assert "audio_retrieval" in result and "cross_modal_retrieval" not in result
     assert set(np.load(result["embeddings"])) == {"clip_ids", "labels", "audio"}
-    assert "sees nothing" in table(result)
+    assert "audio-only" in table(result)
     assert json.loads(retrieve(ear, "--baseline", "random-init", "--json"))["model"] == "baseline-random-init"
 
 
@@ -160,7 +160,7 @@ def test_clips_without_a_label_are_left_out_and_counted(ear, monkeypatch):
     assert (result["clips_scored"], result["clips_without_label"]) == (14, 2)
     assert "2 without a label" in table(result)
     shards.labels[:] = [None] * 16
-    with pytest.raises(AvpipeError, match="no clip of synth_train here has a label"):
+    with pytest.raises(AvpipeError, match="no available clip of synth_train has a label"):
         rt.run_retrieval(ear, "synth_train", ModelChoice(checkpoint="ear"), workers=0)
 
 
@@ -168,7 +168,7 @@ def test_wrong_wishes_are_sentences(trained):
     for arguments, sentence in (
         (["--checkpoint", "small", "--baseline", "random-init"], "give either"),
         (["--format", "lvs"], "give that file, too"),
-        (["--baseline", "centre"], "has no vectors to compare"),
+        (["--baseline", "centre"], "has no embeddings to compare"),
         (["--checkpoint", "nothing"], "there is no run 'nothing'"),
     ):
         with pytest.raises(AvpipeError, match=sentence):

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from avpipe.train.evaluation.retrieval_scores import PLACES, chance, exact_units, measures, nearest
+from avpipe.train.evaluation.retrieval_scores import RANKS, chance, exact_units, measures, nearest
 
 CATEGORIES = 35
 CHECKED = 50
@@ -43,7 +43,7 @@ def as_brute_force(unit: torch.Tensor, found: torch.Tensor) -> bool:
     for number in range(CHECKED):
         cosine = everything @ everything[number]
         cosine[number] = -np.inf
-        if (np.argsort(-cosine, kind="stable")[:PLACES] != found[number].numpy()).any():
+        if (np.argsort(-cosine, kind="stable")[:RANKS] != found[number].numpy()).any():
             return False
     return True
 
@@ -62,7 +62,7 @@ def main() -> None:
         vectors, labels = make(kind, options.clips, options.channels)
         start, cpu = time.perf_counter(), time.process_time()
         unit = exact_units(vectors)
-        found = nearest(unit, unit, PLACES, without_own=True)
+        found = nearest(unit, unit, RANKS, without_own=True)
         scores = measures(found, labels)
         results.append(
             {

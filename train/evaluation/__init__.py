@@ -1,1 +1,1 @@
-"""From maps to measured numbers: protocols, metrics, intervals, groups, retrieval."""
+"""Evaluation: protocols, metrics, confidence intervals, groups of clips, retrieval."""

@@ -1,4 +1,4 @@
-"""Does it listen? The same frames with the sound of another class, and with silence: a model that hears must lose.
+"""Audio ablation: frames with the sound of another class, and with silence; a model that uses audio must score lower.
 
 Shapes: N clips.
 """
@@ -11,13 +11,13 @@ from avpipe.pipeline.features.specs import SPECS
 
 
 def sounds_of_other_classes(labels: list[str | None], seed: int = 0) -> np.ndarray:
-    """(N,) for each clip the place of the clip whose sound it gets instead, each sound used once.
+    """Return (N,), for each clip the position of the clip whose sound replaces its own; each sound is used once.
 
-    Clips are put in the order of their labels, those of a label shuffled, and each gets the sound that lies as far
-    ahead as the largest class is long: it is of another class wherever no class holds more than half of the clips. A
-    clip without a label is a class of its own.
+    Clips are sorted by label, shuffled within a label, and each gets the sound as many positions ahead as the largest
+    class has clips: it is of another class unless a class has more than half of the clips. A clip without a label is a
+    class of its own.
     """
-    names = [label or f"\0{number}" for number, label in enumerate(labels)]
+    names = [label or f"\0{position}" for position, label in enumerate(labels)]
     _, class_N = np.unique(names, return_inverse=True)
     shuffled = np.random.default_rng(seed).permutation(len(names))
     order = shuffled[np.argsort(class_N[shuffled], kind="stable")]
@@ -28,6 +28,6 @@ def sounds_of_other_classes(labels: list[str | None], seed: int = 0) -> np.ndarr
 
 @cache
 def silence(name: str) -> np.ndarray:
-    """(1, …) float16: the feature of a digital silence."""
+    """Return the feature of digital silence, (1, …) float16."""
     spec = SPECS[name]
     return spec.compute(np.zeros(spec.samples, np.float32)).astype(np.float16)[None]

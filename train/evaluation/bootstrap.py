@@ -1,6 +1,6 @@
-"""How far a score could be off: 95 % bootstrap intervals over clips, of one result and of the difference of two.
+"""95 % bootstrap intervals over clips, for one result and for the difference between two.
 
-Every score here is a mean over clips, so a resample needs no more than how often it draws each clip.
+Every score here is a mean over clips, so a resample is described by how often it draws each clip.
 
 Shapes: N clips, M scores.
 """
@@ -12,14 +12,15 @@ from avpipe.pipeline.core.errors import AvpipeError
 from avpipe.train.evaluation import metrics
 
 LEVEL, RESAMPLES, SEED = 0.95, 1000, 0
-# Resamples drawn at a time: what they hold stays below 10 MB on the largest test lists.
+# Resamples drawn at a time: they take less than 10 MB on the largest test lists.
 _CHUNK = 50
 
 
 def bootstrap(values_NM: ArrayLike, resamples: int = RESAMPLES, seed: int = SEED) -> NDArray[np.float64]:
-    """Return the percentile interval (M, 2), lower and upper end, of the mean of each column.
+    """Return the percentile interval (M, 2), lower and upper bound, of the mean of each column.
 
-    The same seed and N draw the same resamples, so intervals repeat and columns vary together. No clips give NaN.
+    The same seed and N draw the same resamples, so intervals are reproducible and columns vary together. Without clips
+    the bounds are NaN.
     """
     values_NM = np.asarray(values_NM, dtype=np.float64)
     clips, scores = values_NM.shape
@@ -37,9 +38,9 @@ def bootstrap(values_NM: ArrayLike, resamples: int = RESAMPLES, seed: int = SEED
 
 
 def of_scores(cious_N: ArrayLike, peaks: ArrayLike) -> dict:
-    """Return the intervals [lower, upper], in [0, 1], of `ciou` (share at 0.5), `auc` and `pointing`, and how drawn.
+    """Return the intervals [lower, upper], in [0, 1], of `ciou` (success at 0.5), `auc` and `pointing`, and how drawn.
 
-    `peaks`: for each clip with a box, whether the maximum is inside; there may be fewer of them than cIoU.
+    `peaks`: for each clip with a box, whether the maximum is inside it; there may be fewer of these than cIoU values.
     """
     cious_N = np.asarray(cious_N, dtype=np.float64)
     reached_NT = cious_N[:, None] >= metrics.AUC_THRESHOLDS
@@ -51,13 +52,13 @@ def of_scores(cious_N: ArrayLike, peaks: ArrayLike) -> dict:
 
 
 def compare(rows_a: list[dict], rows_b: list[dict]) -> dict:
-    """Return by how much the cIoU@0.5 of A is above that of B on the clips that both scored, with a paired interval.
+    """Return the cIoU@0.5 of A minus that of B on the clips that both scored, with a paired interval.
 
-    Rows are per-clip results of one protocol each, as `Score.scored` gives them: `clip_id` and `ciou`, where NaN is a
-    miss. The result has `clips` (in common), `difference` and `interval` [lower, upper], both in [-1, 1]: if 0 lies
-    outside of it, so large a difference is no accident of which clips are in the list.
+    Rows are per-clip results of one protocol each, as `Score.scored` returns them: `clip_id` and `ciou`, where NaN is a
+    miss. The result has `clips` (in common), `difference` and `interval` [lower, upper], both in [-1, 1]: if the
+    interval excludes 0, the choice of clips does not explain the difference.
 
-    Raises AvpipeError if they share no clip, or if a clip occurs twice in one of them.
+    Raises AvpipeError if the two have no clip in common, or if a clip occurs twice in one of them.
     """
     hits_a, hits_b = _hits(rows_a), _hits(rows_b)
     common = sorted(hits_a.keys() & hits_b.keys())
@@ -71,5 +72,5 @@ def compare(rows_a: list[dict], rows_b: list[dict]) -> dict:
 def _hits(rows: list[dict]) -> dict[str, bool]:
     hits = {row["clip_id"]: row["ciou"] >= 0.5 for row in rows}
     if len(hits) < len(rows):
-        raise AvpipeError("a clip occurs twice in a result; compare the rows of one protocol with those of one other")
+        raise AvpipeError("a clip occurs twice in a result; give the rows of a single protocol for each")
     return hits

@@ -1,6 +1,6 @@
-"""Vectors of sounds and pictures over shards, in one pass. Shapes: N samples, B batch, C channels."""
+"""Embeddings of sounds and frames over shards, in one pass. Shapes: N samples, B batch, C channels."""
 
-import sys
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,33 +15,35 @@ from avpipe.train.data.loader import Sample, stacked
 from avpipe.train.data.shards import DamagedError, Shards
 from avpipe.train.models.load import Model
 
-# The paper names no view; SSL-TIE's released test code takes this one.
+log = logging.getLogger(__name__)
+
+# The paper does not state the view; SSL-TIE's released test code uses this one.
 FRAME = "crop"
 BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embeddings:
-    """Vectors of samples that could be read, float32 of unit length."""
+    """Embeddings of the readable samples, float32 of unit length."""
 
     numbers: np.ndarray
-    """(N,) which samples."""
+    """(N,) the samples."""
     audio: np.ndarray
     """(N, C)."""
     visual: np.ndarray | None
-    """(N, C); None of a method that sees nothing."""
+    """(N, C); None for an audio-only method."""
 
 
 def embeddings(model: Model, shards: Shards, numbers: np.ndarray, workers: int) -> Embeddings:
-    """Of the samples with these numbers, in their order; those that cannot be read are left out, and said.
+    """Return the embeddings of the samples `numbers` in their order; unreadable ones are left out and logged.
 
-    Frames are centre crops. SSPL's picture vectors depend on the clip's own sound, by its PCM. Raises AvpipeError where
+    Frames are centre crops. SSPL's visual embeddings depend on the clip's sound, through its PCM. Raises AvpipeError if
     no sample can be read.
     """
     readable = np.ones(len(shards), bool)
 
     def leave_out(error: DamagedError) -> None:
-        print(f"avpipe: left out: {error}", file=sys.stderr)
+        log.warning("left out: %s", error)
         readable[number_of[error.clip_id]] = False
 
     number_of = {shards.clip_ids[number]: number for number in numbers}
@@ -56,21 +58,21 @@ def embeddings(model: Model, shards: Shards, numbers: np.ndarray, workers: int) 
 def _batches(
     model: Model, shards: Shards, numbers: np.ndarray, workers: int, on_damage: Callable[[DamagedError], None]
 ) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
-    """(visual_BC, or None of a method that does not see, audio_BC) of each batch."""
+    """Yield (visual_BC, audio_BC) of each batch; visual_BC is None for an audio-only method."""
     fabric = Fabric(accelerator="auto", devices=1)
     network: nn.Module = model.network.to(fabric.device, memory_format=torch.channels_last)
-    seeing = hasattr(network, "embed")
+    has_visual = hasattr(network, "embed")
 
     def read(number: int) -> Sample:
-        view = {"image": TEST_VIEWS[FRAME](shards.frame(int(number)), model.image_px)} if seeing else {}
+        view = {"image": TEST_VIEWS[FRAME](shards.frame(int(number)), model.image_px)} if has_visual else {}
         return view | {"spec": shards.feature(int(number), model.feature)}
 
-    parts = np.split(numbers, range(BATCH, len(numbers), BATCH))
+    chunks = np.split(numbers, range(BATCH, len(numbers), BATCH))
     with ProgressLine("embed", len(numbers)) as line:
-        for batch in stacked(parts, read, workers, on_damage):
+        for batch in stacked(chunks, read, workers, on_damage):
             batch = fabric.to_device(batch)
             spec_B1FT = batch["spec"].float()
-            if seeing:
+            if has_visual:
                 visual_BC, audio_BC = network.embed(normalise(batch["image"]), spec_B1FT)
                 yield _numbers(visual_BC), _numbers(audio_BC)
             else:

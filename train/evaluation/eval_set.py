@@ -1,4 +1,4 @@
-"""What is scored: the clips of a split with their boxes, the negatives of an extended set, or a part of them."""
+"""The clips to score: those of a split with their boxes, the negatives of an extended set, or a subset of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +18,7 @@ from avpipe.train.data.shards import Shards
 
 @dataclass(frozen=True, kw_only=True)
 class EvalSet:
-    """Clips to score, in the order of their ids; behind them, where a list has any, its negatives."""
+    """Clips to score, in the order of their ids, followed by the negatives of the list if it has any."""
 
     split: str
     listed: int
@@ -26,24 +26,26 @@ class EvalSet:
     listed_sha256: str
     negatives_listed: int = 0
     clip_ids: list[str]
-    """Of the frames."""
+    """Ids of the clips that the frames are from."""
     labels: list[str | None]
     boxes: list[list[dict]]
     """Usable boxes: annotator, xmin, ymin, xmax, ymax as fractions of the full frame."""
-    voted: bool = False
-    """Several annotators drew the boxes: two votes are all (Flickr-SoundNet). Else every box counts fully (VGG-SS)."""
+    multi_annotator: bool = False
+    """Whether several annotators drew the boxes, so that two votes give the full weight (Flickr-SoundNet). Otherwise
+    every box counts fully (VGG-SS)."""
     negative: list[bool] = field(default_factory=list)
-    """Nothing in the frame makes the clip's sound (SLAVC's extended sets), whatever its boxes; empty: true of none."""
+    """Whether nothing in the frame makes the clip's sound (SLAVC's extended sets), whatever its boxes; empty if no clip
+    is negative."""
     numbers: np.ndarray = field(default_factory=lambda: np.empty(0, int))
-    """(N,) number of each frame's sample in the shards; empty for clips out of the manifest."""
+    """(N,) number of each frame's sample in the shards; empty for clips that come from the manifest only."""
     sounds: np.ndarray = field(default_factory=lambda: np.empty(0, int))
-    """(N,) number of the sample whose sound is played: of a negative often another one."""
+    """(N,) number of the sample whose sound is used; for a negative often another sample."""
 
-    def at(self, places: Sequence[int]) -> "EvalSet":
-        """The clips at these places alone, in this order."""
-        chosen = {name: [getattr(self, name)[n] for n in places] for name in ("clip_ids", "labels", "boxes")}
-        chosen["negative"] = [self.negative[n] for n in places] if self.negative else []
-        numbers = {name: getattr(self, name)[list(places)] for name in ("numbers", "sounds") if len(self.numbers)}
+    def at(self, positions: Sequence[int]) -> "EvalSet":
+        """Only the clips at these positions, in this order."""
+        chosen = {name: [getattr(self, name)[n] for n in positions] for name in ("clip_ids", "labels", "boxes")}
+        chosen["negative"] = [self.negative[n] for n in positions] if self.negative else []
+        numbers = {name: getattr(self, name)[list(positions)] for name in ("numbers", "sounds") if len(self.numbers)}
         return replace(self, **chosen, **numbers)
 
     def sounding(self) -> "EvalSet":
@@ -52,32 +54,32 @@ class EvalSet:
 
 
 def open_split(root: Root, split: str) -> Shards:
-    """The shards of a split; of one that holds negatives with those of the clips that they are added to, in front.
+    """Open the shards of a split; for a split of negatives, preceded by the shards of the split that they extend.
 
-    Raises AvpipeError where either is not there, and where the two were extracted in different ways.
+    Raises AvpipeError if either is missing, or if the two were extracted with different settings.
     """
     shards = open_shards(root.shards / split)
     base = (shards.metadata.get("negatives") or {}).get("adds_to")
     if base is None:
         return shards
     if not (root.shards / check_split_name(base) / INDEX).exists():  # the index is untrusted
-        raise AvpipeError(f"{split} holds negatives for {base}, which has no shards; run `avpipe shard --split {base}`")
+        raise AvpipeError(f"{split} has negatives for {base}, which has no shards; run `avpipe shard --split {base}`")
     return _joined(open_shards(root.shards / base), shards)
 
 
 def _joined(first: Shards, second: Shards) -> Shards:
-    """The samples of both, those of `first` in front; a clip of both comes from there."""
+    """Return the samples of `first` followed by those of `second`; a clip in both is taken from `first`."""
     if first.metadata["extract"] != second.metadata["extract"]:
         raise AvpipeError(
             f"{first.folder} and {second.folder} were extracted with different settings; run `avpipe extract` and "
-            "`avpipe shard` with the same ones for both"
+            "`avpipe shard` with the same settings for both"
         )
-    there = set(first.clip_ids)
-    new = np.array([n for n, clip_id in enumerate(second.clip_ids) if clip_id not in there], int)
+    known = set(first.clip_ids)
+    new = np.array([n for n, clip_id in enumerate(second.clip_ids) if clip_id not in known], int)
     members = [name for name in first.offset if name in second.offset]
     joint = {
-        part: {name: np.concatenate([getattr(first, part)[name], getattr(second, part)[name][new]]) for name in members}
-        for part in ("offset", "size")
+        what: {name: np.concatenate([getattr(first, what)[name], getattr(second, what)[name][new]]) for name in members}
+        for what in ("offset", "size")
     }
     return Shards(
         folder=first.folder.parent,
@@ -92,7 +94,7 @@ def _joined(first: Shards, second: Shards) -> Shards:
 
 
 def clips_of_shards(shards: Shards) -> EvalSet:
-    """The clips that the shards hold, and the negatives whose frame and sound they hold."""
+    """Return the clips in the shards, and the negatives whose frame and sound are both in the shards."""
     number_of = {clip_id: number for number, clip_id in enumerate(shards.clip_ids)}
     return _with_negatives(
         shards.split,
@@ -106,7 +108,7 @@ def clips_of_shards(shards: Shards) -> EvalSet:
 
 
 def clips_of_manifest(folder: Path, split: str) -> EvalSet:
-    """All clips that a split lists, whether downloaded or not: enough for a baseline that looks at nothing."""
+    """Return all clips that a split lists, downloaded or not: enough for a baseline that reads no data."""
     manifest = Manifest.open(folder)
     negatives, own = manifest.negatives(split), manifest.split_ids(split)
     sounding = manifest.split_ids((negatives or {}).get("adds_to") or split)
@@ -123,46 +125,46 @@ def _with_negatives(
     number_of: dict[str, int],
     listed: tuple[int, str],
 ) -> EvalSet:
-    """The clips that sound in the order of their ids, then the pairs of `Manifest.negatives` that are there."""
+    """Return the sounding clips in the order of their ids, then the available pairs of `Manifest.negatives`."""
     pairs = negatives["pairs"] if negatives else []
     if pairs and not negatives["adds_to"]:
         frames = {frame for frame, _ in pairs}
         sounding, listed = [clip_id for clip_id in sounding if clip_id in frames], (len(frames), listed[1])
-    own, found = sorted(sounding), [pair for pair in pairs if labels.keys() >= set(pair)]
-    shown, heard = own + [frame for frame, _ in found], own + [sound for _, sound in found]
-    boxes_of = [boxes.get(clip_id, []) for clip_id in shown]
+    positives, found = sorted(sounding), [pair for pair in pairs if labels.keys() >= set(pair)]
+    frame_ids, sound_ids = positives + [frame for frame, _ in found], positives + [sound for _, sound in found]
+    boxes_of = [boxes.get(clip_id, []) for clip_id in frame_ids]
     return EvalSet(
         split=split,
         listed=listed[0],
         listed_sha256=listed[1],
         negatives_listed=len(pairs),
-        clip_ids=shown,
-        labels=[labels[clip_id] for clip_id in shown],
+        clip_ids=frame_ids,
+        labels=[labels[clip_id] for clip_id in frame_ids],
         boxes=boxes_of,
-        voted=any(box["annotator"] != clip[0]["annotator"] for clip in boxes_of for box in clip),
-        negative=[False] * len(own) + [True] * len(found) if found else [],
-        numbers=np.array([number_of[clip_id] for clip_id in shown] if number_of else [], int),
-        sounds=np.array([number_of[clip_id] for clip_id in heard] if number_of else [], int),
+        multi_annotator=any(box["annotator"] != clip[0]["annotator"] for clip in boxes_of for box in clip),
+        negative=[False] * len(positives) + [True] * len(found) if found else [],
+        numbers=np.array([number_of[clip_id] for clip_id in frame_ids] if number_of else [], int),
+        sounds=np.array([number_of[clip_id] for clip_id in sound_ids] if number_of else [], int),
     )
 
 
 def only(clips: EvalSet, ids: list[str]) -> EvalSet:
-    """The clips whose frames `ids` names; what it names besides counts as listed. Raises AvpipeError for none."""
+    """Return only the clips whose frames `ids` names; all `ids` count as listed. Raises AvpipeError if none is left."""
     wanted = set(ids)
-    places = [place for place, clip_id in enumerate(clips.clip_ids) if clip_id in wanted]
-    if not places:
+    positions = [position for position, clip_id in enumerate(clips.clip_ids) if clip_id in wanted]
+    if not positions:
         raise AvpipeError(f"none of the {len(wanted)} clips of the list is in {clips.split}; name clips of that split")
-    return replace(clips.at(places), listed=len(wanted), listed_sha256=ids_sha256(sorted(wanted)))
+    return replace(clips.at(positions), listed=len(wanted), listed_sha256=ids_sha256(sorted(wanted)))
 
 
 def read_only(manifest: Path, text: str) -> list[str]:
-    """Clip ids of a list: a file with one id a line, or a split of the manifest in the folder `manifest`.
+    """Return the clip ids of a list: a file with one id per line, or a split of the manifest in the folder `manifest`.
 
-    Raises AvpipeError for what is neither, and naming file and line for what is no id.
+    Raises AvpipeError if `text` is neither, and, naming file and line, if a line is not an id.
     """
     path = Path(text)
     if path.is_file():
         return [row.clip_id for row in parse_list(path, "ids")]
     if path.suffix or "/" in text:
-        raise AvpipeError(f"{path} is not there; --only takes a file with one clip id a line, or the name of a split")
+        raise AvpipeError(f"{path} does not exist; --only takes a file with one clip id per line, or a split's name")
     return Manifest.open(manifest).split_ids(text)

@@ -1,4 +1,4 @@
-"""Scores: maps of a model or a baseline against the boxes, per clip and protocol, beside floor and ceiling."""
+"""Scores of a model's or a baseline's maps against the boxes, per clip and protocol, with floor and ceiling."""
 
 import os
 import signal
@@ -25,8 +25,8 @@ from avpipe.train.evaluation.eval_set import EvalSet
 from avpipe.train.evaluation.protocols import DEFAULT, PROTOCOLS, Protocol
 from avpipe.train.evaluation.resize import Grid, Weights, enlarge
 
-# Clips that a process scores at a time; fewer are not worth the start of another one.
-PART = 512
+# Clips that a process scores at a time; fewer are not worth starting another process.
+CHUNK = 512
 PER_CLIP = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -54,11 +54,11 @@ class Score:
     """Per clip: the columns of PER_CLIP."""
 
     def summary(self) -> dict:
-        """Counts and means: cIoU@0.5, AUC and mean cIoU in [0, 1] with their intervals, floor and ceiling, and groups.
+        """Return counts and means: cIoU@0.5, AUC, mean cIoU, all in [0, 1], intervals, floor, ceiling and groups.
 
-        The floor is the centred disc. `by_size`, `by_boxes` (how many) and `by_class` (of clips with a label) hold
-        number, cIoU@0.5 and mean of each group. Negatives enter none of these; where there are any their number is
-        given, and under a protocol of cosines how well they are told from the rest: `slavc`.
+        The floor is the centred disc. `by_size`, `by_boxes` (number of boxes) and `by_class` (clips with a label) hold
+        count, cIoU@0.5 and mean of each group. Negatives are excluded from all of these; if there are any, their count
+        is given and, under a protocol of cosines, how well they are detected: `slavc`.
         """
         keep = self.scored()
         boxed = [row for row in keep if row["box_area"] > 0]
@@ -83,19 +83,19 @@ class Score:
             **({"slavc": self._detection()} if negatives and PROTOCOLS[self.protocol].values == "cosine" else {}),
         }
 
-    def without(self, places: Collection[int]) -> "Score":
-        """The score without the clips at these places. Raises AvpipeError where none with a box is left."""
-        if not places:
+    def without(self, positions: Collection[int]) -> "Score":
+        """The score without the clips at these positions. Raises AvpipeError if no clip with a box is left."""
+        if not positions:
             return self
-        rows = [row for place, row in enumerate(self.rows) if place not in places]
+        rows = [row for position, row in enumerate(self.rows) if position not in positions]
         if not any(row["box_area"] > 0 and not row["negative"] for row in rows):
-            raise AvpipeError(f"{len(places)} clips cannot be read, and no other has a usable box; run `avpipe verify`")
+            raise AvpipeError(f"{len(positions)} clips cannot be read, no other has a usable box; run `avpipe verify`")
         return Score(protocol=self.protocol, rows=rows)
 
     def scored(self) -> list[dict]:
-        """Rows that enter the means: those with a box, or all where the protocol calls a clip without one a miss.
+        """Rows that count in the means: those with a box, or all if the protocol counts a clip without one as a miss.
 
-        Negatives never enter.
+        Negatives never count.
         """
         sounding = [row for row in self.rows if not row["negative"]]
         if PROTOCOLS[self.protocol].boxless == "miss":
@@ -110,7 +110,7 @@ class Score:
 
 
 def centre_maps(clips: EvalSet) -> Callable[[str], Iterator[np.ndarray]]:
-    """The baseline `centre`: for every clip the same map, highest in the middle."""
+    """Return the baseline `centre`: the same map for every clip, highest in the middle."""
     return lambda frame: (metrics.centre_map() for _ in clips.clip_ids)
 
 
@@ -123,51 +123,51 @@ def evaluate(
 ) -> list[Score]:
     """Score the maps under each protocol.
 
-    `maps(frame)` gives the similarity maps (H, W) of all clips in their order, for frame `squash` or `crop`; it is
-    called once for each kind of frame. With `objects`, which gives object maps in the same way, the two are blended as
-    `ogl.blend` says; `alpha` is its. Raises AvpipeError when no clip has a usable box.
+    `maps(frame)` yields the similarity maps (H, W) of all clips in their order, for frame `squash` or `crop`; it is
+    called once per kind of frame. `objects` yields object maps in the same way; the two are then blended by
+    `ogl.blend`, which `alpha` is passed to. Raises AvpipeError if no clip has a usable box.
     """
     if not any(clips.boxes):
-        raise AvpipeError(f"no clip of {clips.split} here has a usable box; only splits with boxes can be scored")
-    parts = [clips.at(some) for some in chunks(range(len(clips.clip_ids)), PART)]
+        raise AvpipeError(f"no available clip of {clips.split} has a usable box; only splits with boxes can be scored")
+    subsets = [clips.at(some) for some in chunks(range(len(clips.clip_ids)), CHUNK)]
     scores = []
-    with _spread(len(parts)) as spread:
+    with _parallel_map(len(subsets)) as parallel_map:
         for frame in ("squash", "crop"):
             names = [name for name in protocols if PROTOCOLS[name].frame == frame]
             if names:
                 pairs = zip(maps(frame), objects(frame), strict=True) if objects else zip(maps(frame), repeat(None))
-                of_parts = (list(islice(pairs, len(part.clip_ids))) for part in parts)
+                maps_of = (list(islice(pairs, len(subset.clip_ids))) for subset in subsets)
                 rows: dict[str, list[dict]] = {name: [] for name in names}
-                for row in chain.from_iterable(spread(partial(_score_part, names, alpha), parts, of_parts)):
+                for row in chain.from_iterable(parallel_map(partial(_score_chunk, names, alpha), subsets, maps_of)):
                     rows[row["protocol"]].append(row)
                 scores += [Score(protocol=name, rows=some) for name, some in rows.items()]
     return sorted(scores, key=lambda score: protocols.index(score.protocol))
 
 
 @contextmanager
-def _spread(parts: int) -> Iterator[Callable]:
-    """A `map` that spreads its work over the cores, in order; over this process alone where there is little."""
-    processes = min(parts, default_workers())
+def _parallel_map(chunk_count: int) -> Iterator[Callable]:
+    """A `map` that uses all cores and keeps the order; with a single chunk it runs in this process."""
+    processes = min(chunk_count, default_workers())
     if processes < 2:
         yield map
         return
     context = get_context("spawn")  # a fork would copy the threads' locks
     with ProcessPoolExecutor(processes, context, initializer=_end_with_parent) as pool:
-        with _ctrl_c_held_back():  # the processes inherit it: to end them is up to this one
+        with _ctrl_c_deferred():  # the workers inherit the blocked signal: this process ends them
             for _ in range(processes):
-                pool.submit(os.getpid)  # starts one, as none is idle yet
+                pool.submit(os.getpid)  # starts one worker, as none is idle yet
         yield pool.map
 
 
 def _end_with_parent() -> None:
-    """In a worker: a parent that is killed cannot end it, and without one it would wait for work for ever."""
+    """Run in a worker: exit when the parent does, because a parent that is killed cannot end its workers."""
     parent = parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 @contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
-    """Within the block SIGINT waits; it comes when the block ends."""
+def _ctrl_c_deferred() -> Iterator[None]:
+    """Defer SIGINT until the block ends."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -175,24 +175,24 @@ def _ctrl_c_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _score_part(
+def _score_chunk(
     names: list[str], alpha: float | None, clips: EvalSet, maps: list[tuple[np.ndarray, np.ndarray | None]]
 ) -> list[dict]:
-    """The rows of some clips, each with its map and object map, under the protocols of one kind of frame."""
+    """Return the rows of some clips, each with its map and object map, under the protocols of one kind of frame."""
     floors = _floors([PROTOCOLS[name] for name in names])
     pairs = enumerate(maps)
-    return [row for number, pair in pairs for row in _score_clip(clips, number, _enlarger(*pair, alpha), floors)]
+    return [row for position, pair in pairs for row in _score_clip(clips, position, _enlarger(*pair, alpha), floors)]
 
 
 def _floors(protocols: list[Protocol]) -> dict[str, np.ndarray]:
-    """The baseline's prediction under each protocol; equal ones are one array."""
+    """Return the baseline's prediction under each protocol; equal predictions are the same array."""
     distinct: dict[bytes, np.ndarray] = {}
     predictions = {protocol.name: protocol.predict(metrics.centre_map()) for protocol in protocols}
     return {name: distinct.setdefault(some.tobytes(), some) for name, some in predictions.items()}
 
 
 def _enlarger(map_HW: np.ndarray, object_HW: np.ndarray | None, alpha: float | None) -> Callable[..., Grid]:
-    """A function from a protocol's weights and values to the map (224, 224) that it scores."""
+    """Return a function from a protocol's weights and values to the map (224, 224) that it scores."""
 
     def enlarged(weights: Weights, values: str) -> Grid:
         large = enlarge(map_HW, weights)
@@ -202,13 +202,13 @@ def _enlarger(map_HW: np.ndarray, object_HW: np.ndarray | None, alpha: float | N
 
 
 def _score_clip(
-    clips: EvalSet, number: int, enlarged: Callable[..., Grid], floors: dict[str, np.ndarray]
+    clips: EvalSet, position: int, enlarged: Callable[..., Grid], floors: dict[str, np.ndarray]
 ) -> Iterator[dict]:
-    """The rows of one clip under the protocols of `floors`; what several of them have in common is computed once."""
-    negative = bool(clips.negative) and clips.negative[number]
-    boxes = [] if negative else clips.boxes[number]
+    """Yield the rows of one clip under the protocols of `floors`; what several protocols share is computed once."""
+    negative = bool(clips.negative) and clips.negative[position]
+    boxes = [] if negative else clips.boxes[position]
     boxes_K4 = [[box[corner] for corner in CORNERS] for box in boxes]
-    annotators_K = [box["annotator"] for box in boxes] if clips.voted else None
+    annotators_K = [box["annotator"] for box in boxes] if clips.multi_annotator else None
     done: dict[tuple, Any] = {}
 
     def once(key: tuple, make: Callable, *arguments) -> Any:
@@ -225,8 +225,8 @@ def _score_clip(
         large = once(by_map, enlarged, protocol.weights, protocol.values)
         prediction = once((*by_map, protocol.scale, protocol.binarise), protocol.foreground, large)
         yield {
-            "clip_id": clips.clip_ids[number],
-            "label": clips.labels[number],
+            "clip_id": clips.clip_ids[position],
+            "label": clips.labels[position],
             "protocol": name,
             "ciou": once((*by_boxes, id(prediction)), metrics.ciou, prediction, gt),
             "peak_inside": once((*by_boxes, *by_map), metrics.pointing, large, gt),
@@ -247,7 +247,10 @@ def write_per_clip(scores: list[Score], path: Path) -> None:
 
 
 def choose_protocols(text: str) -> list[str]:
-    """Names out of `all` (the default one first) or a comma-separated list. Raises AvpipeError for an unknown one."""
+    """Return the names in a comma-separated list, or for `all` every name, the default first.
+
+    Raises AvpipeError for an unknown name.
+    """
     names = sorted(PROTOCOLS, key=lambda name: name != DEFAULT) if text == "all" else text.split(",")
     for name in names:
         if name not in PROTOCOLS:

@@ -1,4 +1,4 @@
-"""Leaks: clips, and other clips of the same videos, that a model was trained on and is scored on."""
+"""Leakage: clips, and other clips of the same videos, that a model was both trained and scored on."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -9,12 +9,12 @@ from avpipe.pipeline.manifest.tables import Manifest
 
 
 def leakage(trained: Collection[str], scored: Collection[str]) -> dict[str, int]:
-    """{"clips": how many of the scored ones were trained on, "videos": how many of their videos}."""
+    """Return how many of the scored `clips`, and how many of their `videos`, were trained on."""
     return {"clips": len(set(trained) & set(scored)), "videos": len(_videos(trained) & _videos(scored))}
 
 
 def leakage_into_tests(manifest: Path, trained: Collection[str]) -> dict[str, dict[str, int]]:
-    """`leakage` into every test split of the manifest where there is any; none where there is no manifest."""
+    """Return the `leakage` into each test split of the manifest that has any; {} without a manifest."""
     if not (manifest / "splits.parquet").exists():
         return {}
     tables = Manifest.open(manifest)
@@ -24,7 +24,7 @@ def leakage_into_tests(manifest: Path, trained: Collection[str]) -> dict[str, di
 
 
 def warn_or_refuse(what: str, leaks: dict[str, dict[str, int]], forbid: bool) -> str | None:
-    """One sentence about leaks, or None; with `forbid` it is raised as AvpipeError."""
+    """Return a warning about leaks, None if there are none; with `forbid` raise it as AvpipeError."""
     if not leaks:
         return None
     shown = [f"{split} ({n['clips']:,} clips, {n['videos']:,} videos)" for split, n in leaks.items()]

@@ -1,4 +1,4 @@
-"""Scores of localisation on a 224x224 grid: cIoU and its summaries, the pointing game, the floor and the ceiling.
+"""Localisation scores on a 224x224 grid: cIoU and its summaries, the pointing game, the floor and the ceiling.
 
 Shapes: H, W rows and columns of a grid; N clips. A prediction is a boolean grid.
 """
@@ -15,25 +15,25 @@ GRID = 224
 HALF = GRID * GRID // 2
 
 # k/20 rather than multiples of 0.05: the division gives the double nearest to each decimal, and so does the division
-# that makes a cIoU, so a clip that lies exactly on a threshold counts.
+# that yields a cIoU, so a clip exactly at a threshold counts as a success.
 AUC_THRESHOLDS = np.arange(21) / 20
 
-# Largest annotation of each class of size, in pixels of the grid, not included.
+# Upper limit of each size class, exclusive, in pixels of the grid.
 SIZES = {"small": 32**2, "medium": 96**2, "large": 144**2, "huge": math.inf}
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """What the boxes of a clip say of each pixel of a grid (H, W). Do not write to its arrays."""
+    """What the boxes of a clip say about each pixel of a grid (H, W). Do not write to its arrays."""
 
     weight: NDArray[np.float64]
     """What predicting the pixel earns, in [0, 1]; less than 1 where not all annotators agree, or at an edge."""
     covered: NDArray[np.float64]
-    """Share of the pixel inside any box, in [0, 1], at least `weight`; predicting the rest is a false positive."""
+    """Fraction of the pixel inside any box, in [0, 1], at least `weight`; predicting the rest is a false positive."""
 
     @cached_property
     def region(self) -> tuple[slice, slice]:
-        """The rows and columns outside of which nothing is covered."""
+        """The rows and columns outside which nothing is covered."""
         inside = self.covered > 0
         rows, columns = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
         return tuple(slice(some[0], some[-1] + 1) if some.size else slice(0) for some in (rows, columns))
@@ -41,31 +41,31 @@ class Annotation:
     @cached_property
     def pixels(self) -> float:
         """The sum of the weights: the number of pixels where all are 1."""
-        # Added up as in the score: where all is found, hits and this sum agree to the last bit.
+        # Summed as in the score, so that for a perfect prediction hits and this sum agree to the last bit.
         return _sum_of_products(_ones(self.weight.shape)[self.region], self.weight[self.region])
 
     @cached_property
-    def room(self) -> int:
-        """How many pixels are covered, be it in part."""
+    def covered_pixels(self) -> int:
+        """Number of pixels that are covered at least partly."""
         return np.count_nonzero(self.covered[self.region] > 0)
 
     @cached_property
-    def faultless(self) -> int:
-        """How many pixels have the weight 1."""
+    def full_weight_pixels(self) -> int:
+        """Number of pixels with weight 1."""
         return np.count_nonzero(self.weight[self.region] == 1)
 
     @cached_property
     def extent(self) -> float:
-        """The covered area in pixels, parts of pixels counted as such."""
+        """The covered area in pixels; partly covered pixels count in proportion."""
         return float(self.covered[self.region].sum())
 
 
 def ciou(prediction: NDArray[np.bool_], gt: Annotation) -> float:
     """Return the consensus intersection over union of one clip, in [0, 1].
 
-    `prediction` (H, W) is P of the score Σ(P·G) / (ΣG + Σ(P·(1 - C))), G the weights, C what is covered. Where boxes
-    end at pixels C is 0 or 1, and the last term is the published Σ(P·[G = 0]). Without annotation the score is 0 if
-    anything is predicted, and NaN (0/0) otherwise.
+    `prediction` (H, W) is P of the score Σ(P·G) / (ΣG + Σ(P·(1 - C))), G the weights, C the covered fractions. Where
+    boxes end at pixel edges C is 0 or 1, and the last term is the published Σ(P·[G = 0]). Without annotation the score
+    is 0 if anything is predicted, and NaN (0/0) otherwise.
 
     Source: Senocak et al., "Learning to Localize Sound Source in Visual Scenes" (CVPR 2018); LVS `utils.py`.
     """
@@ -82,23 +82,23 @@ def _ones(shape: tuple[int, int]) -> NDArray[np.float64]:
 
 
 def _sum_of_products(one_HW: NDArray[np.float64], other_HW: NDArray[np.float64]) -> float:
-    # Row by row: products of whole grids cost BLAS more to spread over threads than to compute.
+    # Row by row: for products of entire grids BLAS would spend more on threads than on the computation.
     return float(np.vecdot(one_HW, other_HW).sum())
 
 
 def success(cious: ArrayLike, threshold: float = 0.5) -> float:
-    """Return the share, in [0, 1], of N clips whose cIoU is at least `threshold`; "cIoU@0.5" in the papers.
+    """Return the fraction, in [0, 1], of N clips whose cIoU is at least `threshold`; "cIoU@0.5" in the papers.
 
-    A NaN counts as a miss. No clips give NaN.
+    A NaN counts as a miss. Without clips the result is NaN.
     """
     reached_N = np.asarray(cious, dtype=np.float64) >= threshold
     return float(reached_N.mean()) if reached_N.size else float("nan")
 
 
 def auc(cious: ArrayLike) -> float:
-    """Return the area, in [0, 1], under the success share of N clips over the thresholds 0, 0.05, ..., 1 (trapezoid).
+    """Return the area, in [0, 1], under the success rate of N clips over the thresholds 0, 0.05, ..., 1 (trapezoid).
 
-    A NaN is a miss at every threshold, 0 included. No clips give NaN.
+    A NaN is a miss at every threshold, 0 included. Without clips the result is NaN.
 
     Source: the published evaluators of LVS, EZ-VSL and SSL-TIE, which agree.
     """
@@ -107,7 +107,7 @@ def auc(cious: ArrayLike) -> float:
 
 
 def summarise(cious: ArrayLike) -> dict[str, float]:
-    """Return the two numbers of every results table for N clips: `ciou` (share at 0.5) and `auc`, both in [0, 1]."""
+    """Return the two numbers of every results table for N clips: `ciou` (success at 0.5) and `auc`, both in [0, 1]."""
     return {"ciou": success(cious), "auc": auc(cious)}
 
 
@@ -119,9 +119,9 @@ def mean(cious: ArrayLike) -> float:
 
 
 def grouped(groups: Sequence[Hashable], cious: ArrayLike) -> dict[str, dict]:
-    """Return for each group, in their order, the number of `clips`, `ciou` (share at 0.5) and `mean`.
+    """Return for each group, in sorted order, the number of `clips`, `ciou` (success at 0.5) and `mean`.
 
-    `groups` names the group of each of N clips; a clip whose group is None is in none.
+    `groups` names the group of each of N clips; a clip whose group is None is in no group.
     """
     members: dict[Hashable, list[float]] = {}
     for group, value in zip(groups, np.asarray(cious, dtype=np.float64).tolist(), strict=True):
@@ -134,7 +134,7 @@ def grouped(groups: Sequence[Hashable], cious: ArrayLike) -> dict[str, dict]:
 
 
 def size_classes(pixels: ArrayLike) -> NDArray[np.str_]:
-    """Return the name (N,) in SIZES of annotations of so many pixels (N,); parts of pixels and of votes are parts.
+    """Return the size class (N,) in SIZES of annotations of `pixels` (N,), which may be fractional.
 
     Source: SLAVC, utils.py, whose limits are 32, 96 and 144 squared.
     """
@@ -143,9 +143,9 @@ def size_classes(pixels: ArrayLike) -> NDArray[np.str_]:
 
 
 def pointing(map_HW: NDArray[np.floating], gt: Annotation) -> bool:
-    """Return whether the maximum of a map lies inside an annotation of the same shape (the pointing game).
+    """Return whether the maximum of a map is inside an annotation of the same shape (the pointing game).
 
-    Of several equal maxima the first in row-major order is taken.
+    Among equal maxima the first in row-major order is taken.
 
     Source: Zhang et al., "Top-down Neural Attention by Excitation Backprop" (ECCV 2016), without its margin.
     """
@@ -153,17 +153,17 @@ def pointing(map_HW: NDArray[np.floating], gt: Annotation) -> bool:
 
 
 def peak(map_HW: NDArray[np.floating]) -> tuple[float, float]:
-    """Return (x, y) of the maximum of a map, as shares of its width and height; of several the first, as `pointing`."""
+    """Return (x, y) of the maximum of a map, as fractions of its width and height; ties as in `pointing`."""
     row, column = np.unravel_index(np.argmax(map_HW), map_HW.shape)
     return (column + 0.5) / map_HW.shape[1], (row + 0.5) / map_HW.shape[0]
 
 
 @cache
 def centre_map() -> NDArray[np.float32]:
-    """Return the map (224, 224) that knows nothing: it falls from 1 at the centre of the frame to -1 at the corners.
+    """Return the uninformed map (224, 224): it falls from 1 at the centre of the frame to -1 at the corners.
 
     It is 0 on the circle that halves the frame and linear on either side of it. So its larger half, its values above
-    the middle of its range and those above 0 all are the disc that covers half of the frame: every protocol's floor.
+    the middle of its range and its values above 0 are all the disc that covers half the frame: every protocol's floor.
     The array is shared and read-only.
     """
     offset = np.abs(np.arange(GRID) - (GRID - 1) / 2)
@@ -177,23 +177,23 @@ def centre_map() -> NDArray[np.float32]:
 def ceiling(gt: Annotation, pixels: int | None) -> float:
     """Return the highest cIoU, in [0, 1], of any prediction of exactly `pixels` pixels on an annotation (H, W).
 
-    None allows any number of pixels; what is wholly covered can then be predicted without a fault, and only pixels cut
-    by the edge of a box or of a vote keep the ceiling from 1. With `pixels` wholly covered there is no fault either;
-    with room for all covered pixels the best prediction takes them all. In between the best choice is found by
-    Dinkelbach's method for ratios: choose the pixels of largest gain at the present ratio until the ratio stays.
-    Nothing to find gives 0, and NaN if exactly nothing must be predicted.
+    None allows any number of pixels; fully covered ones can then be predicted without error, and only pixels cut by
+    the edge of a box or of a vote keep the ceiling below 1. If `pixels` fully covered pixels exist there is no error
+    either; if `pixels` is enough for all covered pixels the best prediction includes them all. In between the best
+    choice is found by Dinkelbach's method for ratios: choose the pixels of largest gain at the current ratio until the
+    ratio no longer changes. An empty annotation gives 0, or NaN if `pixels` is 0.
 
-    Raises ValueError if the grid has fewer than `pixels` pixels or `pixels` is negative.
+    Raises ValueError if `pixels` is negative or the grid has fewer pixels.
     """
     if pixels is not None and not 0 <= pixels <= gt.weight.size:
         raise ValueError(f"cannot predict {pixels} of {gt.weight.size} pixels")
     if not gt.pixels:
         return float("nan") if pixels == 0 else 0.0
-    if pixels is None and gt.faultless == gt.room:
+    if pixels is None and gt.full_weight_pixels == gt.covered_pixels:
         return 1.0
-    if pixels is not None and pixels >= gt.room:
+    if pixels is not None and pixels >= gt.covered_pixels:
         return gt.pixels / (gt.pixels + pixels - gt.extent)
-    if pixels is not None and pixels <= gt.faultless:
+    if pixels is not None and pixels <= gt.full_weight_pixels:
         return pixels / gt.pixels
     weight, covered = gt.weight[gt.region], gt.covered[gt.region]
     inside = covered > 0

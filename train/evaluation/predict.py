@@ -1,4 +1,4 @@
-"""Similarity maps of a network over shards, one pass for each kind of frame."""
+"""Similarity maps of a network over shards, one pass per kind of frame."""
 
 from collections.abc import Callable, Iterator
 
@@ -26,38 +26,38 @@ def network_maps(
     feature: str,
     px: int,
     workers: int,
-    lost: dict[int, DamagedError] | None = None,
+    damaged: dict[int, DamagedError] | None = None,
 ) -> Callable[..., Iterator[np.ndarray]]:
-    """A function from a kind of frame to the maps (H, W) of all `clips` in their order.
+    """Return a function from a kind of frame to the maps (H, W) of all `clips` in their order.
 
-    As its second argument it takes (N,) whose sound each clip is given instead of its own, by place among the clips, -1
-    for silence. A map comes from one frame and one sound, in evaluation mode. A clip whose frame or sound cannot be
-    read is put into `lost`, by its place, and has a map that means nothing: it must not be scored. Raises DamagedError
-    for it without `lost`.
+    The function's optional second argument (N,) replaces each clip's sound: the position among the clips of the one
+    whose sound to use, -1 for silence. A map depends on one frame and one sound, in evaluation mode. A clip whose frame
+    or sound cannot be read is added to `damaged`, by its position, and gets a meaningless map that must not be scored.
+    Without `damaged` its DamagedError is raised.
     """
     fabric = Fabric(accelerator="auto", devices=1)
     network = network.to(fabric.device, memory_format=torch.channels_last)
 
     def maps(frame: str, given: np.ndarray | None = None) -> Iterator[np.ndarray]:
-        """(H, W) of each clip; `frame` is a key of TEST_VIEWS, `given` the places of the sounds heard instead."""
+        """Yield the map (H, W) of each clip; `frame` is a key of TEST_VIEWS, `given` as described above."""
         sounds = clips.sounds if given is None else np.where(given < 0, -1, clips.numbers[given])
 
-        def read(place: int) -> Sample:
+        def read(position: int) -> Sample:
             try:
-                return read_clip(place)
+                return read_clip(position)
             except DamagedError as error:
-                if lost is None or feature not in SPECS:
+                if damaged is None or feature not in SPECS:
                     raise
-                lost[place] = error
+                damaged[position] = error
                 return {"image": np.zeros((px, px, 3), np.uint8), "spec": silence(feature)}
 
-        def read_clip(place: int) -> Sample:
-            view = TEST_VIEWS[frame](shards.frame(int(clips.numbers[place])), px)
-            sound = int(sounds[place])
+        def read_clip(position: int) -> Sample:
+            view = TEST_VIEWS[frame](shards.frame(int(clips.numbers[position])), px)
+            sound = int(sounds[position])
             return {"image": view, "spec": silence(feature) if sound < 0 else shards.feature(sound, feature)}
 
-        places = range(len(clips.numbers))
-        for batch in stacked((places[first : first + BATCH] for first in places[::BATCH]), read, workers):
+        positions = range(len(clips.numbers))
+        for batch in stacked((positions[first : first + BATCH] for first in positions[::BATCH]), read, workers):
             batch = fabric.to_device(batch)
             yield from localized(network, normalise(batch["image"]), batch["spec"].float())
 
@@ -65,10 +65,10 @@ def network_maps(
 
 
 def localized(network: nn.Module, image_B3HW: torch.Tensor, spec_B1FT: torch.Tensor) -> np.ndarray:
-    """maps_BHW, float32. Raises AvpipeError where the network, whose settings a checkpoint states, cannot make them."""
+    """Return maps_BHW, float32. Raises AvpipeError if the network, built from a checkpoint's settings, cannot."""
     try:
         return network.localize(image_B3HW, spec_B1FT).float().cpu().numpy()
     except RuntimeError as error:
         reason = one_line(str(error).strip().partition("\n")[0])
         sizes = f"frames of {image_B3HW.shape[-1]} pixels and sounds {tuple(spec_B1FT.shape[1:])}"
-        raise AvpipeError(f"the network makes no maps of {sizes} ({reason}); is it the right checkpoint?") from None
+        raise AvpipeError(f"the network cannot process {sizes} ({reason}); is it the right checkpoint?") from None

@@ -1,11 +1,11 @@
 """Named protocols: how a similarity map becomes a binary prediction, boxes an annotation, and both a cIoU.
 
-A protocol is a row of `PROTOCOLS`, put together from small functions: here, in `resize` and in `boxes`. The published
-ones repeat what the evaluators of their repositories compute, flaws included, so that old numbers can be compared with
-new ones.
+A protocol is an entry of `PROTOCOLS`, composed of small functions defined here, in `resize` and in `boxes`. The
+published ones reproduce what the evaluators in their repositories compute, flaws included, so that new numbers can be
+compared with published ones.
 
-Shapes: H, W rows and columns of a similarity map of any size; K boxes. The grid on which everything is compared has
-224x224 pixels.
+Shapes: H, W rows and columns of a similarity map of any size; K boxes. The grid for all comparisons has 224x224
+pixels.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from avpipe.train.evaluation import boxes, metrics, resize
-from avpipe.train.evaluation.boxes import Shares
+from avpipe.train.evaluation.boxes import Fractions
 from avpipe.train.evaluation.metrics import HALF, Annotation
 from avpipe.train.evaluation.resize import Grid
 
@@ -26,7 +26,7 @@ Mask = NDArray[np.bool_]
 
 
 def min_max(x: Grid) -> Grid:
-    """Return the map (224, 224) stretched to [0, 1]; a constant map comes back as it is."""
+    """Return the map (224, 224) stretched to [0, 1]; a constant map is returned unchanged."""
     low, high = x.min(), x.max()
     if high == low:
         return x
@@ -36,7 +36,7 @@ def min_max(x: Grid) -> Grid:
 
 
 def negated_min_max(x: Grid) -> Grid:
-    """Return one minus the stretched negative of a map (224, 224): [0, 1], but a constant c comes back as 1 + c."""
+    """Return one minus the stretched negative of a map (224, 224), in [0, 1]; a constant c becomes 1 + c."""
     return 1 - min_max(-x)
 
 
@@ -53,7 +53,7 @@ def cosine_to_unit(x: Grid) -> Grid:
 
 
 def stretched_cosine(x: Grid) -> Grid:
-    """Return cosines (224, 224) as values in [0, 1] and those stretched to [0, 1]; a constant map is not stretched."""
+    """Return cosines (224, 224) mapped to [0, 1], then stretched to [0, 1]; a constant map is not stretched."""
     return min_max(cosine_to_unit(x))
 
 
@@ -61,16 +61,16 @@ def stretched_cosine(x: Grid) -> Grid:
 
 
 def _middle(x: Grid) -> np.float32:
-    """Return the value at place 25,088, counted from 0, of the 50,176 sorted values: the larger of the two medians."""
+    """Return the value at index 25,088, from 0, of the 50,176 sorted values: the larger of the two medians."""
     return np.partition(x, HALF, axis=None)[HALF]
 
 
 def above_middle(x: Grid) -> Mask:
     """Return the pixels above the middle value, and those at 1 or more: 25,087 unless values are tied.
 
-    The published code writes ones over what is above the threshold, then zeros over what is below one, so a pixel that
-    already was one stays: a map with more than half of its pixels at the maximum keeps them all, a constant map is all
-    foreground from 0 up and all background below 0.
+    The published code sets pixels above the threshold to one, then pixels below one to zero, so a pixel that already
+    was one remains: a map with more than half of its pixels at the maximum keeps them all; a constant map is all
+    foreground if its value is at least 0 and all background otherwise.
     """
     return (x > _middle(x)) | (x >= 1)
 
@@ -81,12 +81,12 @@ def from_middle(x: Grid) -> Mask:
 
 
 def from_half(x: Grid) -> Mask:
-    """Return the pixels at 0.5 or above, however many; none of a map of NaN."""
+    """Return the pixels at 0.5 or above, however many; none for a map of NaN."""
     return x >= 0.5
 
 
 def exact_half(x: Grid) -> Mask:
-    """Return exactly the 25,088 largest pixels; of those tied at the limit, the first in row-major order."""
+    """Return exactly the 25,088 largest pixels; among those tied at the limit, the first in row-major order."""
     limit = _middle(x)
     mask = x > limit
     tied = np.flatnonzero(x == limit)
@@ -94,11 +94,11 @@ def exact_half(x: Grid) -> Mask:
     return mask
 
 
-# --- confidence: map (224, 224) to how sure the model is that anything in the frame sounds ----------------------------
+# --- confidence: map (224, 224) to the model's confidence that something in the frame sounds --------------------------
 
 
 def largest(x: Grid) -> float:
-    """Return the largest value of a map, in the map's own units."""
+    """Return the largest value of a map, in the map's units."""
     return float(x.max())
 
 
@@ -121,15 +121,15 @@ class Protocol:
     name: str
     """The name on the command line and in result files."""
     source: str
-    """Where the recipe is from, in one sentence."""
+    """The publication and code that the recipe follows, in one sentence."""
     frame: Literal["crop", "squash"]
-    """What the network sees: the centre crop of the frame, or the whole frame squashed to a square."""
+    """Input of the network: the centre crop of the frame, or the entire frame squashed to a square."""
     values: Literal["relative", "cosine"]
-    """What counts of a map: how its values relate to each other, or cosines as they are, sounding from 0 up."""
+    """How map values are read: relative to each other, or as cosines, which mean sounding from 0 up."""
     pixels: int | None
-    """How many of the 50,176 pixels a map without ties predicts, None for any number; `metrics.ceiling` needs it."""
+    """Number of the 50,176 pixels that a map without ties predicts, None if it varies; `metrics.ceiling` needs it."""
     boxless: Literal["miss", "apart"]
-    """A clip without a usable box counts as a miss, or is left out of every mean and counted apart."""
+    """A clip without a usable box counts as a miss, or is left out of every mean and counted separately."""
     weights: resize.Weights
     """Resize: weights (n, 224) of one axis of n samples."""
     scale: Callable[[Grid], Grid]
@@ -137,41 +137,41 @@ class Protocol:
     binarise: Callable[[Grid], Mask]
     """Threshold and comparison of the scaled map."""
     confidence: Callable[[Grid], float]
-    """How sure the enlarged map is that something sounds: decides where clips without a sounding object are told."""
-    union: Callable[[NDArray[np.float64]], Shares]
-    """Annotation by boxes (K, 4) that stand for one opinion (VGG-SS)."""
-    votes: Callable[[NDArray[np.float64], NDArray], Shares]
-    """Annotation by boxes (K, 4) of several annotators (K,) (Flickr-SoundNet)."""
-    covered: Callable[[NDArray[np.float64], Shares], Shares]
-    """What part of a pixel is no false positive when predicted, by boxes (K, 4) and their votes (224, 224)."""
+    """Confidence that something sounds, from the enlarged map; used to detect clips without a sounding object."""
+    union: Callable[[NDArray[np.float64]], Fractions]
+    """Annotation by boxes (K, 4) that count fully (VGG-SS)."""
+    votes: Callable[[NDArray[np.float64], NDArray], Fractions]
+    """Annotation by boxes (K, 4) of several annotators (K,), who vote (Flickr-SoundNet)."""
+    covered: Callable[[NDArray[np.float64], Fractions], Fractions]
+    """Fraction of a pixel that is not a false positive when predicted, from boxes (K, 4) and votes (224, 224)."""
 
     def enlarge(self, map_HW: NDArray[np.floating]) -> Grid:
         """Return a similarity map of any size and range as a float32 map (224, 224); one of that size keeps its values.
 
-        Raises AvpipeError if the map holds NaN or infinity: a network that gives those has no prediction to score.
+        Raises AvpipeError if the map contains NaN or infinity: a network that returns those has no prediction to score.
         """
         return resize.enlarge(map_HW, self.weights)
 
     def predict(self, map_HW: NDArray[np.floating]) -> Mask:
-        """Return the pixels (224, 224) that a similarity map of any size and range calls sounding.
+        """Return the pixels (224, 224) that a similarity map of any size and range marks as sounding.
 
-        Raises AvpipeError if the map holds NaN or infinity.
+        Raises AvpipeError if the map contains NaN or infinity.
         """
         return self.foreground(self.enlarge(map_HW))
 
     def foreground(self, large: Grid) -> Mask:
-        """Return the pixels (224, 224) that a map enlarged by `enlarge` calls sounding."""
+        """Return the pixels (224, 224) that a map enlarged by `enlarge` marks as sounding."""
         return self.binarise(self.scale(large))
 
     def annotate(self, boxes_K4: ArrayLike, annotators_K: ArrayLike | None = None) -> Annotation:
-        """Return the annotation (224, 224) that boxes make.
+        """Return the annotation (224, 224) that results from boxes.
 
-        `boxes_K4` are xmin, ymin, xmax, ymax as fractions of the full frame; they may reach beyond it. Boxes without
-        area, inverted or with NaN add nothing, and K may be 0. A protocol that crops the frame does not move the boxes
-        with it: the published evaluators do not either.
+        `boxes_K4` are xmin, ymin, xmax, ymax as fractions of the full frame; they may reach beyond it. Boxes that are
+        empty, inverted or contain NaN add nothing, and K may be 0. A protocol that crops the frame does not move the
+        boxes with it: neither do the published evaluators.
 
         Without annotators (VGG-SS) the union of the boxes counts fully. `annotators_K` (Flickr-SoundNet) holds the name
-        or number of each box's annotator; what one of them saw counts half, what two saw counts fully.
+        or number of each box's annotator; what one annotator marked counts half, what two marked counts fully.
         """
         boxes_K4 = np.asarray(boxes_K4, dtype=np.float64).reshape(-1, 4)
         if annotators_K is None:
@@ -183,7 +183,7 @@ class Protocol:
     def ciou(self, map_HW: NDArray[np.floating], gt: Annotation) -> float:
         """Return the cIoU, in [0, 1], of a similarity map of any size and range on an annotation (224, 224).
 
-        NaN if the annotation is empty and nothing is predicted. Raises AvpipeError if the map holds NaN or infinity.
+        NaN if the annotation is empty and nothing is predicted. Raises AvpipeError if the map contains NaN or infinity.
         """
         return metrics.ciou(self.predict(map_HW), gt)
 
@@ -230,7 +230,7 @@ _EZ_VSL = replace(
 _EZ_VSL_TRAIN = replace(
     _EZ_VSL,
     name="ez-vsl-train",
-    source="The same repository: train.py, by whose scores the published weights were chosen.",
+    source="The same repository: train.py, whose scores selected the published weights.",
     weights=resize.half_pixel_cubic,
 )
 _SLAVC = replace(
@@ -254,7 +254,7 @@ _SLAVC_MEDIAN = replace(
 )
 _AVPIPE = Protocol(
     name="avpipe",
-    source="avpipe's own: the whole frame, exactly half of the pixels, exact areas of the boxes.",
+    source="Defined by avpipe: the entire frame, exactly half of the pixels, exact areas of the boxes.",
     frame="squash",
     values="relative",
     pixels=HALF,

@@ -1,4 +1,4 @@
-"""Enlarging similarity maps to 224x224 as four resizing routines do: linear or cubic, samples as areas or as points.
+"""Enlarge similarity maps to 224x224 as four resizing routines do: linear or cubic, samples as areas or as points.
 
 Shapes: H, W rows and columns of a map; n one of the two. A routine is its weights (n, 224), which turn the n samples of
 one axis into 224.
@@ -16,9 +16,9 @@ from avpipe.train.evaluation.metrics import GRID
 Grid = NDArray[np.float32]
 Weights = Callable[[int], NDArray[np.float64]]
 
-# 224 rows in as many pieces; a product of 56x14x224 is one that OpenBLAS computes in one thread.
+# The 224 rows in this many pieces; OpenBLAS computes a product of 56x14x224 in one thread.
 _PIECES = 4
-# Of the cubic kernel; torch's and OpenCV's choice.
+# Parameter of the cubic kernel, as in torch and OpenCV.
 _CUBIC_A = -0.75
 
 
@@ -61,26 +61,26 @@ def aligned_cubic(size: int) -> NDArray[np.float64]:
 def enlarge(map_HW: NDArray[np.floating], weights: Weights) -> Grid:
     """Return a similarity map of any size and range as a float32 map (224, 224); one of that size keeps its values.
 
-    Raises AvpipeError if the map holds NaN or infinity: a network that gives those has no prediction to score.
+    Raises AvpipeError if the map contains NaN or infinity: a network that returns those has no prediction to score.
     """
     if not np.isfinite(map_HW).all():
-        raise AvpipeError("a similarity map holds NaN or infinity: its checkpoint is damaged or training diverged")
+        raise AvpipeError("a similarity map contains NaN or infinity: its checkpoint is damaged or training diverged")
     rows, columns = map_HW.shape
     if (rows, columns) == (GRID, GRID):
         return map_HW.astype(np.float32)
-    # Without its minimum a constant map is all zeros and stays constant to the last bit. In double, then rounded,
-    # so do the tied rows of other maps, and ties fall by position on every machine alike.
+    # Minus its minimum a constant map is all zeros and stays constant to the last bit. Computed in double and then
+    # rounded, tied rows of other maps stay tied, too, so that ties are resolved by position on every machine.
     low = float(map_HW.min())
     above_low = map_HW.astype(np.float64) - low
     tall = weights(rows).T @ above_low
-    # In pieces: products as small as these cost more to spread over threads than to compute.
+    # In pieces: for products this small, distributing them over threads costs more than computing them.
     wide = tall.reshape(_PIECES, GRID // _PIECES, columns) @ weights(columns)
     wide += low
     return wide.reshape(GRID, GRID).astype(np.float32)
 
 
 def _edges_coincide(size: int) -> NDArray[np.float64]:
-    """Return where the 224 centres lie, counted in samples from the first sample's centre."""
+    """Return the positions of the 224 centres, in samples from the first sample's centre."""
     return (np.arange(GRID) + 0.5) * size / GRID - 0.5
 
 

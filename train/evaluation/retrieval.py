@@ -1,4 +1,4 @@
-"""One search from the command line to its files: which model, which clips, and what is written and printed."""
+"""`avpipe retrieve` from options to files: choose the model and the clips, score, write the results."""
 
 import json
 from pathlib import Path
@@ -23,19 +23,19 @@ from avpipe.train.models.load import Model, ModelChoice, choose_model
 def run_retrieval(root: Root, split: str, choice: ModelChoice, workers: int | None = None) -> dict:
     """Score a model on a split and write `<run>/retrieval/<split>/`: metrics.json and embeddings.npz.
 
-    embeddings.npz holds clip_ids and labels (N,), audio and, of methods
-    that see, visual (N, C), in the order of the ids. Clips without a label are left out and counted, as are those that
-    cannot be read (`clips_damaged`). Returns what metrics.json holds. Raises AvpipeError for a wrong combination or
-    missing input, UnsavedError, which has the result, where it cannot be written.
+    embeddings.npz holds clip_ids and labels (N,), audio and, for methods with a visual network, visual (N, C), in the
+    order of the ids. Clips without a label are left out and counted, as are those that cannot be read
+    (`clips_damaged`). Returns the contents of metrics.json. Raises AvpipeError for an invalid combination of options or
+    missing input; UnsavedError, which carries the result, if it cannot be written.
     """
     choice.check_choice("random-init")
     if choice.baseline not in (None, "random-init"):
-        raise AvpipeError(f"{choice.baseline!r} has no vectors to compare; the baseline of retrieval is random-init")
+        raise AvpipeError(f"{choice.baseline!r} has no embeddings to compare; the baseline of retrieval is random-init")
     shards = open_shards(root.shards / check_split_name(split))
     model = choose_model(root, shards, choice)
     numbers = np.array([n for n in np.argsort(np.array(shards.clip_ids)) if shards.labels[n] is not None], int)
     if not len(numbers):
-        raise AvpipeError(f"no clip of {split} here has a label; retrieval is scored by labels")
+        raise AvpipeError(f"no available clip of {split} has a label; retrieval is scored by labels")
     loaders = default_workers() - 1 if workers is None else workers
     folder = model.run / "retrieval" / split
     with stage_lock(folder, "a retrieval"):
@@ -50,7 +50,7 @@ def run_retrieval(root: Root, split: str, choice: ModelChoice, workers: int | No
 
 
 def _result(model: Model, shards: Shards, found: Embeddings, split: str, folder: Path) -> dict:
-    """What metrics.json holds."""
+    """Return the contents of metrics.json."""
     labels = [shards.labels[n] for n in found.numbers]
     with_label = sum(label is not None for label in shards.labels)
     return {
@@ -71,7 +71,7 @@ def _result(model: Model, shards: Shards, found: Embeddings, split: str, folder:
 
 
 def _write(result: dict, shards: Shards, found: Embeddings, folder: Path) -> None:
-    """The scores first: they are small."""
+    """Write both files, the scores first: they are small."""
     with atomic_write(folder / "metrics.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
     arrays = {"audio": found.audio} | ({} if found.visual is None else {"visual": found.visual})
@@ -81,7 +81,7 @@ def _write(result: dict, shards: Shards, found: Embeddings, folder: Path) -> Non
 
 
 def _training(model: Model, shards: Shards, numbers: np.ndarray) -> dict:
-    """What the network was trained on, with how many of these samples it has seen, where that is known."""
+    """Return what the network was trained on, and how many of these samples that includes; {} if unknown."""
     if model.trained_on is None:
         return {}
     found = leakage(model.trained_on.clip_ids, [shards.clip_ids[n] for n in numbers])

@@ -1,10 +1,10 @@
-"""The scores of a search as text."""
+"""The scores of a retrieval as text."""
 
 from avpipe.train.evaluation.retrieval_scores import ACCURACY, PRECISION, TASKS
 
 
 def table(result: dict) -> str:
-    """A result as text: each number with chance beside it."""
+    """Return a result as text: each score with chance level."""
     names = (*ACCURACY, *PRECISION)
     lines = [
         f"{result['model']} on {result['split']}: {result['clips_scored']:,} of {result['clips_listed']:,} listed "
@@ -17,9 +17,9 @@ def table(result: dict) -> str:
             scores = result[task]
             numbers = " ".join(f"{scores[name]:6.3f} {scores['chance'][name]:7.3f}" for name in names)
             lines.append(f"{arrow:13} {numbers}")
-    lines.append("A@K: one of the first K is of the category; P@K: share of the first K; chance: clips in random order")
+    lines.append("A@K: any of the first K is of the category; P@K: fraction of the first K; chance: random order")
     if "cross_modal_retrieval" not in result:
-        lines.append("the method sees nothing, so there is no search for pictures")
+        lines.append("the method is audio-only, so images are not searched")
     found = result.get("trained_on", {}).get("leak", {})
     if any(found.values()):
         lines.append(f"LEAK: trained on {found['clips']:,} of the scored clips, on {found['videos']:,} of their videos")

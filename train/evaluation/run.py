@@ -1,7 +1,7 @@
-"""One evaluation from the command line to its files: who predicts, on which clips, and what is written and printed."""
+"""`avpipe eval` from request to files: choose the predictor and the clips, score, write the results."""
 
 import json
-import sys
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,26 +24,28 @@ from avpipe.train.evaluation.predict import network_maps
 from avpipe.train.models.baselines import BASELINES
 from avpipe.train.models.load import ModelChoice, choose_model, object_model
 
+log = logging.getLogger(__name__)
+
 Maps = Callable[..., Iterator[np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request(ModelChoice):
-    """What is to be scored, and how; `weights` serve `object_guided`, too."""
+    """What to score, and how; `weights` are also used by `object_guided`."""
 
     split: str
     only: str | None = None
-    """A list of clips, or a split, that the score is confined to."""
+    """A list of clips, or a split, to restrict the score to."""
     object_guided: bool = False
-    """Whether the maps are blended with those of an ImageNet network (OGL)."""
+    """Whether to blend the maps with those of an ImageNet network (OGL)."""
     protocol: str = ev.DEFAULT
-    """Names with commas, or `all`."""
+    """Comma-separated names, or `all`."""
     forbid_leak: bool = False
-    """Whether a checkpoint that was trained on scored clips is refused."""
+    """Whether to refuse a checkpoint that was trained on scored clips."""
     workers: int | None = None
 
     def check(self) -> None:
-        """Raise AvpipeError for a wrong combination."""
+        """Raise AvpipeError for an invalid combination of options."""
         check_split_name(self.split)
         if self.only is not None:
             check_split_name(self.only_name())
@@ -54,18 +56,18 @@ class Request(ModelChoice):
             raise AvpipeError("--weights names the ImageNet weights of --baseline object or --object-guided; add one")
 
     def only_name(self) -> str | None:
-        """Name of the list that `only` means: a split, or a file without its ending."""
+        """Name of the list in `only`: a split, or a file name without its suffix."""
         return None if self.only is None else Path(self.only).stem
 
     def folder_name(self) -> str:
-        """Under what name the result is kept in a run's `eval` folder."""
+        """Name of the result's folder in a run's `eval` folder."""
         only = "" if self.only is None else f"-only-{self.only_name()}"
         return f"{self.split}{only}{'-object-guided' if self.object_guided else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Predictor:
-    """Who predicts, on what."""
+    """The source of the maps, and the clips that they are for."""
 
     name: str
     run: Path
@@ -74,9 +76,9 @@ class _Predictor:
     shards: Shards | None = None
     objects: Maps | None = None
     facts: dict = field(default_factory=dict)
-    """What is known of the checkpoint: `checkpoint`, `trained_on`."""
-    lost: dict[int, DamagedError] = field(default_factory=dict)
-    """What the maps could not read, by the place among the clips."""
+    """What is known about the checkpoint: `checkpoint`, `trained_on`."""
+    damaged: dict[int, DamagedError] = field(default_factory=dict)
+    """Clips that could not be read, by their position."""
 
 
 class UnsavedError(AvpipeError):
@@ -84,8 +86,8 @@ class UnsavedError(AvpipeError):
 
     def __init__(self, result: dict, folder: Path, error: OSError):
         super().__init__(
-            f"{folder} cannot be written ({error.strerror or error}), so the scores above are kept nowhere else; make "
-            "room, and run the same command again to keep them"
+            f"{folder} cannot be written ({error.strerror or error}), so the scores above are not saved; free some "
+            "disk space and rerun the command to save them"
         )
         self.result = result
 
@@ -93,53 +95,53 @@ class UnsavedError(AvpipeError):
 def run_eval(root: Root, request: Request) -> dict:
     """Score and write `<run>/eval/<split>/`: metrics.json, per_clip.parquet and, with frames, sheet.png.
 
-    Returns what metrics.json holds: the first protocol's figures at the top, all protocols' under `protocols`; for a
-    network the same clips with other sounds under `wrong_audio` and `silence`, what it was trained on and what of that
-    is scored under `trained_on`. A clip that cannot be read is left out, and said; `clips_damaged` counts them. The
-    baseline `centre` needs the manifest alone. Raises AvpipeError for a wrong combination, missing input, and a leak
-    that is forbidden, UnsavedError, which has the result, where it cannot be written.
+    Returns the contents of metrics.json: the first protocol's scores at the top level, all protocols' under
+    `protocols`; for a network also its scores with other sounds under `wrong_audio` and `silence`, and under
+    `trained_on` its training data with the leakage. A clip that cannot be read is left out and logged; `clips_damaged`
+    counts them. The baseline `centre` needs only the manifest. Raises AvpipeError for an invalid combination of
+    options, missing input, and forbidden leakage; UnsavedError, which carries the result, if it cannot be written.
     """
     request.check()
     names = ev.choose_protocols(request.protocol)
-    who = _centre(root, request) if request.baseline == "centre" else _network(root, request)
-    folder = who.run / "eval" / request.folder_name()
+    predictor = _centre(root, request) if request.baseline == "centre" else _network(root, request)
+    folder = predictor.run / "eval" / request.folder_name()
     with stage_lock(folder, "an evaluation"):
         remove_leftovers(folder)
         kept: dict[str, list[np.ndarray]] = {}
-        scores = ev.evaluate(who.clips, _keeping(who.maps, kept), names, who.objects)
-        scores = [score.without(who.lost) for score in scores]
-        for _, error in sorted(who.lost.items()):
-            print(f"avpipe: left out: {error}", file=sys.stderr)
-        result = _result(request, who, scores, folder)
+        scores = ev.evaluate(predictor.clips, _keeping(predictor.maps, kept), names, predictor.objects)
+        scores = [score.without(predictor.damaged) for score in scores]
+        for _, error in sorted(predictor.damaged.items()):
+            log.warning("left out: %s", error)
+        result = _result(request, predictor, scores, folder)
         _write(result, scores, folder)
-        if who.shards:
-            _write_sheet(who, scores[0], kept, f"{who.name} on {request.split}", folder / "sheet.png")
+        if predictor.shards:
+            _write_sheet(predictor, scores[0], kept, f"{predictor.name} on {request.split}", folder / "sheet.png")
     return result
 
 
-def _result(request: Request, who: _Predictor, scores: list[ev.Score], folder: Path) -> dict:
-    """What metrics.json holds."""
-    damaged, summaries = len(who.lost), [score.summary() for score in scores]
+def _result(request: Request, predictor: _Predictor, scores: list[ev.Score], folder: Path) -> dict:
+    """Return the contents of metrics.json."""
+    damaged, summaries = len(predictor.damaged), [score.summary() for score in scores]
     return {
         "split": request.split,
         "only": request.only_name(),
         "object_guided": request.object_guided,
-        "model": who.name,
-        **who.facts,
-        "clips_listed": who.clips.listed,
-        "negatives_listed": who.clips.negatives_listed,
-        "listed_sha256": who.clips.listed_sha256,
+        "model": predictor.name,
+        **predictor.facts,
+        "clips_listed": predictor.clips.listed,
+        "negatives_listed": predictor.clips.negatives_listed,
+        "listed_sha256": predictor.clips.listed_sha256,
         **({"clips_damaged": damaged} if damaged else {}),
         **summaries[0],
-        **(_listening(who, scores[0]) if who.shards and request.baseline != "object" else {}),
+        **(_listening(predictor, scores[0]) if predictor.shards and request.baseline != "object" else {}),
         "protocols": {summary["protocol"]: summary for summary in summaries},
         "per_clip": str(folder / "per_clip.parquet"),
-        "sheet": str(folder / "sheet.png") if who.shards else None,
+        "sheet": str(folder / "sheet.png") if predictor.shards else None,
     }
 
 
 def _write(result: dict, scores: list[ev.Score], folder: Path) -> None:
-    """Both files, or on a full disk neither: those of before stay beside each other."""
+    """Write both files, or neither on a full disk, so that an older pair stays consistent."""
     try:
         with atomic_write(folder / "metrics.json") as metrics_file:
             metrics_file.write_text(json.dumps(result, indent=1) + "\n")
@@ -148,20 +150,20 @@ def _write(result: dict, scores: list[ev.Score], folder: Path) -> None:
         raise UnsavedError(result, folder, error) from error
 
 
-def _write_sheet(who: _Predictor, score: ev.Score, kept: dict, title: str, path: Path) -> None:
-    """The contact sheet: an extra, whose failure costs no score."""
+def _write_sheet(predictor: _Predictor, score: ev.Score, kept: dict, title: str, path: Path) -> None:
+    """Write the contact sheet; a failure is only logged, because the scores do not depend on it."""
     from avpipe.train.evaluation.sheet import write_sheet
 
-    path.unlink(missing_ok=True)  # of another evaluation
+    path.unlink(missing_ok=True)  # from an earlier evaluation
     title += f": cIoU@0.5 {score.summary()['ciou']:.3f} ({score.protocol}), best to worst"
     try:
-        write_sheet(score, kept[ev.PROTOCOLS[score.protocol].frame], who.clips, who.shards, title, path)
+        write_sheet(score, kept[ev.PROTOCOLS[score.protocol].frame], predictor.clips, predictor.shards, title, path)
     except (AvpipeError, OSError, RuntimeError, ValueError) as error:
-        print(f"avpipe: there is no {path} ({one_line(error)}); the scores are written", file=sys.stderr)
+        log.warning("%s could not be written (%s); the scores are saved", path, one_line(error))
 
 
 def _chosen(root: Root, request: Request, clips: EvalSet) -> EvalSet:
-    """The clips that `only` leaves."""
+    """Return the clips, restricted to `only` if given."""
     return clips if request.only is None else only(clips, read_only(root.manifest, request.only))
 
 
@@ -172,17 +174,17 @@ def _centre(root: Root, request: Request) -> _Predictor:
 
 
 def _network(root: Root, request: Request) -> _Predictor:
-    """A trained, published, fresh or merely seeing network over the split's shards."""
+    """A trained, published, untrained or image-only network over the split's shards."""
     shards = open_split(root, request.split)
     clips = _chosen(root, request, clips_of_shards(shards))
     model = choose_model(root, shards, request)
     workers = default_workers() - 1 if request.workers is None else request.workers
-    lost: dict[int, DamagedError] = {}
-    maps = network_maps(model.network, shards, clips, model.feature, model.image_px, workers, lost)
+    damaged: dict[int, DamagedError] = {}
+    maps = network_maps(model.network, shards, clips, model.feature, model.image_px, workers, damaged)
     objects, name = None, model.run.name
     if request.object_guided:
-        sees = object_model(root, shards.metadata["extract"]["features"], request.weights)
-        objects = network_maps(sees.network, shards, clips, sees.feature, sees.image_px, workers, lost)
+        guide = object_model(root, shards.metadata["extract"]["features"], request.weights)
+        objects = network_maps(guide.network, shards, clips, guide.feature, guide.image_px, workers, damaged)
         name += " + object-guided"
     facts = {"checkpoint": model.checkpoint} if model.checkpoint else {}
     if model.trained_on:
@@ -190,23 +192,26 @@ def _network(root: Root, request: Request) -> _Predictor:
         leakage.warn_or_refuse(name, {clips.split: found} if any(found.values()) else {}, request.forbid_leak)
         facts["trained_on"] = model.trained_on.record() | {"leak": found}
     return _Predictor(
-        name=name, run=model.run, clips=clips, maps=maps, shards=shards, objects=objects, facts=facts, lost=lost
+        name=name, run=model.run, clips=clips, maps=maps, shards=shards, objects=objects, facts=facts, damaged=damaged
     )
 
 
-def _listening(who: _Predictor, own: ev.Score) -> dict:
-    """The first protocol again with the sound of another class, and with silence: {"wrong_audio": …, "silence": …}.
+def _listening(predictor: _Predictor, own: ev.Score) -> dict:
+    """Score the first protocol with the sound of another class and with silence: {"wrong_audio": …, "silence": …}.
 
-    Each holds `ciou`, `pointing`, and by how much cIoU@0.5 falls: `drop` with its paired `interval`.
+    Each has `ciou`, `pointing`, and the decrease of cIoU@0.5 as `drop` with its paired `interval`.
     """
     found = {}
-    quiet = np.full(len(who.clips.clip_ids), -1)
-    sounds_of = {"wrong_audio": sounds_of_other_classes(who.clips.labels), "silence": quiet}
+    silent = np.full(len(predictor.clips.clip_ids), -1)
+    sounds_of = {"wrong_audio": sounds_of_other_classes(predictor.clips.labels), "silence": silent}
     for name, sounds in sounds_of.items():
         (score,) = ev.evaluate(
-            who.clips, lambda frame, sounds=sounds: who.maps(frame, sounds), [own.protocol], who.objects
+            predictor.clips,
+            lambda frame, sounds=sounds: predictor.maps(frame, sounds),
+            [own.protocol],
+            predictor.objects,
         )
-        score = score.without(who.lost)
+        score = score.without(predictor.damaged)
         fall = bootstrap.compare(own.scored(), score.scored())
         peaks = [row["peak_inside"] for row in score.scored() if row["box_area"] > 0]
         found[name] = {
@@ -219,7 +224,7 @@ def _listening(who: _Predictor, own: ev.Score) -> dict:
 
 
 def _keeping(maps: Maps, kept: dict[str, list[np.ndarray]]) -> Maps:
-    """The same maps, remembered for the pictures."""
+    """Return `maps` as they are, also stored in `kept` for the contact sheet."""
 
     def keep(frame: str) -> Iterator[np.ndarray]:
         kept[frame] = []

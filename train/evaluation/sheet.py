@@ -24,21 +24,21 @@ def write_sheet(score: Score, maps: list[np.ndarray], clips: EvalSet, shards: Sh
     from matplotlib import pyplot as plt
 
     ranking = sorted(score.scored(), key=lambda row: (-row["ciou"], row["clip_id"]))
-    places = np.unique(np.linspace(0, len(ranking) - 1, min(COLUMNS * ROWS, len(ranking))).round().astype(int))
-    place_of = {clip_id: place for place, clip_id in enumerate(clips.sounding().clip_ids)}
-    columns = min(COLUMNS, len(places))
-    rows = -(-len(places) // columns)
+    ranks = np.unique(np.linspace(0, len(ranking) - 1, min(COLUMNS * ROWS, len(ranking))).round().astype(int))
+    position_of = {clip_id: position for position, clip_id in enumerate(clips.sounding().clip_ids)}
+    columns = min(COLUMNS, len(ranks))
+    rows = -(-len(ranks) // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(3 * columns, 2.75 * rows + 0.8), squeeze=False, layout="constrained"
     )
     for axis in axes.flat:
         axis.axis("off")
-    for axis, place in zip(axes.flat, places, strict=False):
-        row = ranking[place]
-        number = place_of[row["clip_id"]]
-        frame = shards.frame(int(clips.numbers[number]))
+    for axis, rank in zip(axes.flat, ranks, strict=False):
+        row = ranking[rank]
+        position = position_of[row["clip_id"]]
+        frame = shards.frame(int(clips.numbers[position]))
         protocol = PROTOCOLS[score.protocol]
-        _draw(axis, frame, protocol.enlarge(maps[number]), protocol.frame, clips.boxes[number], plt)
+        _draw(axis, frame, protocol.enlarge(maps[position]), protocol.frame, clips.boxes[position], plt)
         label = one_line(row["label"] or row["clip_id"], 60)
         axis.set_title(f"{label}\ncIoU {row['ciou']:.2f}", fontsize=9, parse_math=False)
     figure.suptitle(one_line(title), fontsize=11, parse_math=False)
@@ -48,15 +48,15 @@ def write_sheet(score: Score, maps: list[np.ndarray], clips: EvalSet, shards: Sh
 
 
 def _draw(axis, frame, map_224: np.ndarray, view: str, boxes: list[dict], plt) -> None:
-    """The frame, the map over the part of it that the network saw, the map's maximum, and the boxes."""
+    """Draw the frame, the map over the region that the network received, the map's maximum, and the boxes."""
     width, height = frame.size
-    left, top, seen_w, seen_h = visible_region(frame, view)
+    left, top, region_w, region_h = visible_region(frame, view)
     axis.imshow(frame, extent=(0, width, height, 0))
-    seen = (left, left + seen_w, top + seen_h, top)
-    axis.imshow(map_224, cmap="jet", alpha=OPACITY, extent=seen, interpolation="bilinear")
+    extent = (left, left + region_w, top + region_h, top)
+    axis.imshow(map_224, cmap="jet", alpha=OPACITY, extent=extent, interpolation="bilinear")
     axis.set(xlim=(0, width), ylim=(height, 0))
     peak_x, peak_y = peak(map_224)
-    axis.plot(left + peak_x * seen_w, top + peak_y * seen_h, "w+", markersize=9, markeredgewidth=1.5)
+    axis.plot(left + peak_x * region_w, top + peak_y * region_h, "w+", markersize=9, markeredgewidth=1.5)
     for box in boxes:
         corner = box["xmin"] * width, box["ymin"] * height
         size = (box["xmax"] - box["xmin"]) * width, (box["ymax"] - box["ymin"]) * height

@@ -1,9 +1,9 @@
-"""Detection on sets with silent and mismatched clips: SLAVC's statistics as published, and corrected ones beside them.
+"""Detection on sets with silent and mismatched clips: SLAVC's statistics as published, and corrected ones.
 
-A model detects a sound where its confidence reaches a threshold. On a clip in which something sounds that is right if
-the cIoU is high enough, and a false positive otherwise; on a negative, where nothing in the frame makes the sound, it
-is a false positive. The published code calls a sounding object missed only if nothing was detected: one that was looked
-for in the wrong place is no miss, so recall comes out too high. Corrected, it is one.
+A model detects a sound if its confidence reaches a threshold. On a sounding clip that is correct if the cIoU is high
+enough, else a false positive; on a negative, where nothing in the frame makes the sound, it is a false positive. The
+published code counts a sounding object as missed only if nothing was detected: a detection in the wrong location is not
+a miss, so recall is too high. The corrected statistics count it as one.
 
 Shapes: N clips, T thresholds.
 """
@@ -20,17 +20,17 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """What a model said of N clips."""
+    """A model's results on N clips."""
 
     cious: Floats
-    """(N,) cIoU, in [0, 1]; NaN is a miss, and that of a negative is never looked at."""
+    """(N,) cIoU, in [0, 1]; NaN is a miss, and the value of a negative is ignored."""
     confidences: Floats
-    """(N,) how sure the model is that something in the frame sounds, in any unit."""
+    """(N,) the model's confidence that something in the frame sounds, in any unit."""
     sounding: NDArray[np.bool_]
     """(N,) whether something in the frame sounds; False for a negative."""
 
     def of(self, chosen: NDArray) -> "Detections":
-        """Return the clips of a mask or of indices (N,)."""
+        """Return the clips that a mask or indices (N,) select."""
         return Detections(self.cious[chosen], self.confidences[chosen], self.sounding[chosen])
 
 
@@ -39,8 +39,8 @@ def precision_recall(
 ) -> tuple[Floats, Floats]:
     """Return precision (T,) and recall (T,), in [0, 1], of detections whose confidence reaches each threshold.
 
-    A detection is right from a cIoU of `ciou_at`. Where nothing is detected the precision is 1, and where nothing could
-    be missed the recall. `misplaced_is_missed`: the correction that the module's text describes.
+    A detection is correct if its cIoU is at least `ciou_at`. Precision is 1 if nothing is detected, recall is 1 if
+    nothing could be missed. `misplaced_is_missed` is the correction described in the module's docstring.
     """
     clips = clips.of(np.argsort(clips.confidences, kind="stable"))
     correct_N = clips.sounding & (clips.cious >= ciou_at)
@@ -56,19 +56,19 @@ def precision_recall(
 
 
 def f1(precision_T: Floats, recall_T: Floats) -> Floats:
-    """Return the harmonic mean (T,) of precision and recall, 0 where both are."""
+    """Return the harmonic mean (T,) of precision and recall, 0 where both are 0."""
     total = precision_T + recall_T
     return np.divide(2 * precision_T * recall_T, total, out=np.zeros(len(total)), where=total > 0)
 
 
 def published(clips: Detections, size_N: Floats) -> dict:
-    """Return the statistics as SLAVC's evaluator gives them, all in [0, 1].
+    """Return the statistics as SLAVC's evaluator computes them, all in [0, 1].
 
-    At the top `loc_acc` (share of sounding clips with a cIoU above, not at, 0.5), `ap`, `max_f1` (the highest of the
-    ten or so that it prints) and `f1_at_half` (where the confidence reaches 0.5); under `subsets` its table, for all
-    clips, the sounding ones, and these by `size_N`, the pixels of the annotation: at a cIoU of 0.5 and of 0.75
-    `precision` of detecting always, `f1` at each tenth of the confidences, `ap`, and `auc` over the sounding clips.
-    None stands for what no clip defines.
+    At the top level: `loc_acc` (fraction of sounding clips with a cIoU above, not at, 0.5), `ap`, `max_f1` (the highest
+    of the ten or so that it prints) and `f1_at_half` (at a confidence threshold of 0.5). Under `subsets`, its table for
+    all clips, the sounding ones, and these by `size_N`, the pixels of the annotation: at a cIoU of 0.5 and of 0.75
+    `precision` of always detecting, `f1` at each tenth of the confidences, `ap`, and `auc` over the sounding clips.
+    A value is None if no clip defines it.
 
     Source: SLAVC, utils.py, commit 05b429c.
     """
@@ -108,7 +108,7 @@ def _subset(clips: Detections, ciou_at: float) -> dict:
 
 
 def _published_ap(clips: Detections, ordered_N: Floats, ciou_at: float) -> float:
-    """Return the area under the envelope of precision, over some 200 steps that leave out the first gain of recall."""
+    """Return the area under the envelope of precision, over about 200 steps that omit the first gain of recall."""
     thresholds_T = ordered_N[:-1][:: -max(1, len(ordered_N) // 200)]
     precision_T, recall_T = precision_recall(clips, thresholds_T, ciou_at, misplaced_is_missed=False)
     envelope_T = np.maximum.accumulate(precision_T[::-1])[::-1]
@@ -116,11 +116,11 @@ def _published_ap(clips: Detections, ordered_N: Floats, ciou_at: float) -> float
 
 
 def corrected(clips: Detections) -> dict:
-    """Return `loc_acc`, `ap` and `max_f1`, in [0, 1], at a cIoU of 0.5, where a misplaced sound is also a missed one.
+    """Return `loc_acc`, `ap` and `max_f1`, in [0, 1], at a cIoU of 0.5, counting a misplaced detection as a miss, too.
 
-    Every confidence that occurs is a threshold, and `max_f1_confidence` the one that gives `max_f1`. `ap` is precision
-    weighted by gains of recall, without an envelope: scikit-learn's average precision times the recall of detecting
-    always. None stands for what no clip defines: without a sounding clip, all.
+    Every confidence that occurs is a threshold; `max_f1_confidence` is the one with `max_f1`. `ap` is precision
+    weighted by gains of recall, without an envelope: scikit-learn's average precision times the recall of always
+    detecting. Without a sounding clip all values are None.
     """
     if not clips.sounding.any():
         return {"loc_acc": None, "ap": None, "max_f1": None, "max_f1_confidence": None}

@@ -1,8 +1,8 @@
-"""The result of an evaluation as text: each number between its floor and its ceiling, and what else it says."""
+"""The result of an evaluation as text: scores with floor and ceiling, detection, audio ablation, training data."""
 
 
 def table(result: dict) -> str:
-    """A result as text: each number between its floor and its ceiling."""
+    """Return a result as text, each score with its floor and ceiling."""
     where = result["split"] + (f", only {result['only']}" if result["only"] else "")
     lines = [
         f"{result['model']} on {where}: {result['clips_scored']:,} of {result['clips_listed']:,} listed "
@@ -24,7 +24,7 @@ def table(result: dict) -> str:
 
 
 def _detection_table(protocols: dict[str, dict]) -> list[str]:
-    """Lines on how well negatives are told from the rest, where there are any."""
+    """Return lines on how well negatives are detected, if there are any."""
     rows = [(name, score["negatives"], score["slavc"]) for name, score in protocols.items() if "slavc" in score]
     lines = [f"{'with negatives':14} {'AP':>7} {'max-F1':>7} {'LocAcc':>7}"] if rows else []
     for name, negatives, found in rows:
@@ -36,7 +36,7 @@ def _detection_table(protocols: dict[str, dict]) -> list[str]:
 
 
 def _listening_lines(result: dict) -> list[str]:
-    """Whether the model hears: what is left with other sounds."""
+    """Return lines on the scores with other sounds, which show whether the model uses the audio."""
     lines = []
     for name, what in (("wrong_audio", "the sound of another class"), ("silence", "silence")):
         if name in result:
@@ -49,7 +49,7 @@ def _listening_lines(result: dict) -> list[str]:
 
 
 def _training_lines(result: dict) -> list[str]:
-    """What the checkpoint has seen of the scored clips, and how it was chosen."""
+    """Return lines on which scored clips the checkpoint was trained on, and how it was chosen."""
     if (trained := result.get("trained_on")) is None:
         return []
     leak = trained["leak"]
