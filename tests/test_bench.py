@@ -67,8 +67,9 @@ def test_a_step_that_waits_for_nothing_is_the_limit():
     assert verdict.epoch_s == pytest.approx(143_872 / 2950)
     assert verdict.training_s == pytest.approx(20 * verdict.epoch_s)
     assert verdict.text == (
-        "The training step limits: with 7 threads to load it waits 1.0% of its time for data, and 4 would be enough. "
-        "An epoch of 143,872 samples takes 48.8 s, the recipe's 20 together 16 min."
+        "The training step is the bottleneck: with 7 threads loading it waits 1.0% of its time for data; "
+        "--workers 4 would be enough. "
+        "An epoch of 143,872 samples takes 48.8 s, all 20 epochs of the recipe 16 min."
     )
     for words in ("20,000", "2,500 MB/s", "loading, 8 threads", "7,000", "9,000 MB", "2,950.0", "1.0%"):
         assert words in table(BUSY, verdict)
@@ -78,14 +79,14 @@ def test_a_disk_that_cannot_feed_the_step_is_the_limit():
     slow = replace(BUSY, read=900.0, read_mb_per_s=110.0, loaded=dict.fromkeys((1, 2, 4, 8), 850.0), data_wait=0.7)
     verdict = judge(slow)
     assert (verdict.limit, verdict.enough_threads) == ("disk", None)
-    assert "reading gives 900 samples/s (110 MB/s), where the step could take 3,000" in verdict.text
+    assert "it reads 900 samples/s (110 MB/s), the step could take 3,000" in verdict.text
 
 
 @pytest.mark.parametrize(
     ("changes", "enough", "words"),
     [
         ({"cores": 4, "threads": 3, "step": 3500.0}, 4, "4 would be enough (--workers 4)"),
-        ({"step": 14_000.0}, 16, "about 16 cores would be needed, here are 8"),
+        ({"step": 14_000.0}, 16, "about 16 cores would be needed, this machine has 8"),
         ({"step": 2900.0}, 4, "they share 8 cores with the step"),
     ],
 )

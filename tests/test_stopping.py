@@ -86,12 +86,12 @@ def test_ctrl_c_in_a_validation_saves_at_once_and_nothing_is_different(shards, t
 
 def test_a_second_ctrl_c_ends_at_once():
     code = "import time; from avpipe.train.run.preemption import StopSignals as S\n"
-    code += "with S(alone=True):\n print(1, flush=True)\n"
+    code += "with S(single_process=True):\n print(1, flush=True)\n"
     code += " while True: time.sleep(0.1)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    assert "Ctrl-C again ends at once" in process.stderr.readline() + process.stderr.readline()
+    assert "press Ctrl-C again to stop at once" in process.stderr.readline() + process.stderr.readline()
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == -signal.SIGINT and not process.stderr.read()
@@ -110,11 +110,11 @@ def test_what_would_end_a_training_after_its_first_epoch_is_said_before_it(shard
     parts = {"network": None, "samples": SimpleNamespace(feature="logspec", shards=shards), "inputs": None}
     parts |= {"workers": 0, "classes": None, "on_damage": None}
     ranks = SimpleNamespace(world_size=4)
-    with pytest.raises(AvpipeError, match="validation holds back 3 clips, fewer than the 4 processes"):
-        Validation(fabric=ranks, held_back=np.arange(3), select_on=None, **parts)
+    with pytest.raises(AvpipeError, match="validation holds out 3 clips, fewer than the 4 processes"):
+        Validation(fabric=ranks, held_out=np.arange(3), select_on=None, **parts)
     with pytest.raises(AvpipeError, match="no clip with a usable box"):
-        Validation(fabric=ranks, held_back=np.arange(0), select_on=shards, **parts)
+        Validation(fabric=ranks, held_out=np.arange(0), select_on=shards, **parts)
     other = SimpleNamespace(feature="tie-mel", shards=shards)
-    chooser = open_shards(done_root.shards / "synth_test")
+    select_shards = open_shards(done_root.shards / "synth_test")
     with pytest.raises(AvpipeError, match="holds tie-mel None, the shards of the training None"):
-        Validation(fabric=ranks, held_back=np.arange(0), select_on=chooser, **parts | {"samples": other})
+        Validation(fabric=ranks, held_out=np.arange(0), select_on=select_shards, **parts | {"samples": other})

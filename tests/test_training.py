@@ -63,7 +63,7 @@ def test_every_method_goes_on_with_the_same_losses(all_features, tmp_path, recip
 
 def test_signals_go_where_they_went_before():
     before = signal.getsignal(signal.SIGTERM)
-    with StopSignals(alone=True) as signals:
+    with StopSignals(single_process=True) as signals:
         os.kill(os.getpid(), signal.SIGUSR1)
         assert signals.received
         assert signals.stopped(3).exit_code == 128 + signal.SIGUSR1
@@ -92,13 +92,13 @@ def test_the_best_epoch_is_kept_and_patience_ends_training(shards, tmp_path, mon
     assert load_checkpoint(trained.run)["step"] == best["step"]  # of a run's folder the best one
     again = train(shards, trained.run, *changes)
     assert again.stopped_early and again.resumed_at == trained.steps and again.loss is None
-    with pytest.raises(AvpipeError, match="patience needs something to compare epochs by"):
+    with pytest.raises(AvpipeError, match="patience needs a validation"):
         train(shards, tmp_path / "other", "patience=1")
 
 
 def test_the_best_epoch_by_boxes_is_marked(shards, done_root, tmp_path):
-    chooser = open_shards(done_root.shards / "synth_test")
-    trained = train(shards, tmp_path / "run", select_on=chooser)
+    select_shards = open_shards(done_root.shards / "synth_test")
+    trained = train(shards, tmp_path / "run", select_on=select_shards)
     assert trained.best["measure"] == "ciou_synth_test" and 0 <= trained.best["value"] <= 1
     assert load_checkpoint(trained.run / BEST)["select_on"] == "synth_test"
     with pytest.raises(AvpipeError, match="begun with another select_on"):

@@ -1,1 +1,1 @@
-"""Training: the loop, its checkpoints and logs, the choice of the best epoch, the benchmark."""
+"""Training: the loop, its checkpoints and logs, selection of the best epoch, the benchmark."""

@@ -1,8 +1,8 @@
-"""What disk, processor and device can do for a training over given shards, and which of them limits it.
+"""Benchmark of training over given shards: the throughput of disk, loader and device, and which one is the bottleneck.
 
-Four measurements of a few seconds each: reading, loading by different numbers of threads, the training step on one
-batch that lies on the device, and all of it together, by the very parts that `run.fit` is made of. Loading goes on
-where the measurement before it ended, so no sample comes twice before all have come.
+Four measurements of a few seconds each, with the code that `run.fit` uses: reading, loading with different numbers of
+threads, the training step on one batch in the device's memory, and loading and steps together. Loading continues where
+the previous measurement ended, so that no sample is repeated before all were used.
 """
 
 import math
@@ -31,57 +31,57 @@ from avpipe.train.models.recipes import Recipe
 from avpipe.train.run.logs import Meter
 from avpipe.train.run.training import Training
 
-# Share of the time spent waiting for data from which on the data counts as the limit.
+# Fraction of the time spent waiting for data from which the data counts as the bottleneck.
 WAITING = 0.05
-# Steps before the clock runs: cuDNN chooses its kernels, the optimiser gets its state, torch compiles.
+# Steps before timing starts: cuDNN selects its kernels, the optimiser creates its state, torch compiles.
 WARM_UP = 3
 TEXT_COLUMNS = 120
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figures:
-    """What was measured; rates are samples a second."""
+    """The measurements; rates are samples per second."""
 
     device: str
     cores: int
     batch_size: int
     read: float
-    """Frames and features copied out of the tars, not decoded, by as many threads as there are cores."""
+    """Frames and features copied out of the tars, not decoded, with one thread per core."""
     read_mb_per_s: float
     loaded: dict[int, float]
-    """Number of threads to what the training loader makes with them."""
+    """Number of threads to the rate of the training loader with them."""
     step: float
-    """Forward, backward and optimiser on a batch that lies on the device."""
+    """Forward, backward and optimiser on a batch in the device's memory."""
     peak_device_mb: float | None
-    """Most memory of a GPU in use during a step; None on a CPU."""
+    """Peak GPU memory during a step; None on a CPU."""
     threads: int
-    """Of the loader in the measurements that follow: as many as `avpipe train` takes."""
+    """Loader threads in the measurements that follow: as many as `avpipe train` uses."""
     together: float
-    """Loading and steps, as in a training."""
+    """Loading and steps together, as in a training."""
     data_wait: float
-    """Share of that time spent waiting for data."""
+    """Fraction of that time spent waiting for data."""
     epoch_samples: int
-    """Samples that the steps of an epoch take."""
+    """Samples used by the steps of an epoch."""
     epochs: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What the figures mean."""
+    """The interpretation of the figures."""
 
     limit: str
     """`disk`, `threads` or `step`."""
     enough_threads: int | None
-    """Loader threads that keep the step busy; None where the disk cannot."""
+    """Loader threads that keep the step busy; None if the disk is too slow for that."""
     epoch_s: float
     training_s: float
-    """Of all epochs; without validation, checkpoints and the search for sounds to mix."""
+    """Time of all epochs; without validation, checkpoints and the search for sounds to mix."""
     text: str
-    """The same in sentences."""
+    """The same as text."""
 
 
 def bench(recipe: Recipe, shards: Shards, seconds: float) -> tuple[Figures, Verdict]:
-    """Measure each part for about `seconds` s, at least one batch; the weights are fresh, which changes no speed.
+    """Measure each stage for about `seconds` s, at least one batch, with random weights, which do not affect speed.
 
     Raises AvpipeError as `run.fit.fit` does: shards without the recipe's feature, too few samples for a batch.
     """
@@ -124,21 +124,21 @@ def bench(recipe: Recipe, shards: Shards, seconds: float) -> tuple[Figures, Verd
 
 
 def thread_counts(cores: int) -> list[int]:
-    """1, 2, 4, … and the number of cores itself."""
+    """Return 1, 2, 4, … up to the number of cores, and that number."""
     return sorted({cores, *(2**power for power in range(cores.bit_length()) if 2**power <= cores)})
 
 
 def _reading(training: Training, threads: int, seconds: float) -> tuple[float, float]:
-    """(samples/s, MB/s) of copying frame and feature of random samples, each once, until the time is over."""
+    """Return (samples/s, MB/s) of copying frame and feature of random samples, each once, until the time is up."""
     shards, members = training.shards, [FRAME, feature_member(training.recipe.feature)]
     numbers = iter(np.random.default_rng(0).permutation(training.numbers).tolist())
     begin = time.monotonic()
 
     def copied(_) -> tuple[int, int]:
-        """(samples, bytes) of one thread."""
+        """Return (samples, bytes) of one thread."""
         samples = size = 0
         for number in numbers:
-            # NumPy's copy lets the other threads wait for the disk at the same time; bytes() would not.
+            # NumPy's copy releases the GIL, so that other threads can read from disk meanwhile; bytes() does not.
             size += sum(np.frombuffer(shards.view(number, member), np.uint8).copy().nbytes for member in members)
             samples += 1
             if time.monotonic() > begin + seconds:
@@ -152,14 +152,14 @@ def _reading(training: Training, threads: int, seconds: float) -> tuple[float, f
 
 
 def _stream(training: Training, steps: Iterator[int], threads: int) -> Iterator[Batch]:
-    """Batches of one step after the other, past the recipe's last epoch too."""
+    """Yield the batches of consecutive steps, also beyond the recipe's last epoch."""
     return batches(training.samples(0), training.plan, 0, steps, threads, training.skipped)
 
 
 def _loading(training: Training, steps: Iterator[int], threads: int, seconds: float) -> float:
-    """Samples/s of the training loader with nobody else at work."""
+    """Return samples/s of the training loader while nothing else runs."""
     stream = _stream(training, steps, threads)
-    next(stream)  # threads start, loops are compiled
+    next(stream)  # starts the threads and compiles the loops
     begin, samples = time.monotonic(), 0
     while not samples or time.monotonic() < begin + seconds:
         samples += len(next(stream)["number"])
@@ -169,7 +169,7 @@ def _loading(training: Training, steps: Iterator[int], threads: int, seconds: fl
 
 
 def _step(training: Training, steps: Iterator[int], seconds: float) -> tuple[float, float | None]:
-    """(samples/s of the step on data in the device's memory, peak MB of a GPU)."""
+    """Return (samples/s of the step on data in the device's memory, peak MB of a GPU)."""
     batch = training.inputs.to_device(next(_stream(training, steps, 0)))
     for _ in range(WARM_UP):
         training.take_step(batch)
@@ -187,7 +187,7 @@ def _step(training: Training, steps: Iterator[int], seconds: float) -> tuple[flo
 
 
 def _together(training: Training, steps: Iterator[int], threads: int, seconds: float) -> tuple[float, float]:
-    """(samples/s, share of the time spent waiting for data) of loading and steps, as in a training."""
+    """Return (samples/s, fraction of the time spent waiting for data) of loading and steps, as in a training."""
     meter, stream = Meter(training.recipe.batch_size), _stream(training, steps, threads)
     training.take_step(next(stream))
     while meter.seconds < seconds:
@@ -201,10 +201,10 @@ def _on_gpu(training: Training) -> bool:
 
 
 def judge(figures: Figures) -> Verdict:
-    """Which part limits a training: a pure function of the figures.
+    """Return the bottleneck of a training: a pure function of the figures.
 
-    The step, where the training waits less than 5 % of its time; the disk, where loading is too slow for the step with
-    any number of threads and more than half of its time is reading; else the loader's threads.
+    It is the step if the training waits less than 5 % of its time; the disk if loading is too slow for the step with
+    any number of threads and spends more than half of its time reading; else the loader's threads.
     """
     fastest = max(figures.loaded.values())
     enough = min((n for n, rate in figures.loaded.items() if rate >= figures.step), default=None)
@@ -217,27 +217,29 @@ def judge(figures: Figures) -> Verdict:
     epoch_s = figures.epoch_samples / figures.together
     training_s = epoch_s * figures.epochs
     epoch = f"An epoch of {figures.epoch_samples:,} samples takes {_duration(epoch_s)}"
-    times = f"{epoch}, the recipe's {figures.epochs} together {_duration(training_s)}."
+    times = f"{epoch}, all {figures.epochs} epochs of the recipe {_duration(training_s)}."
     text = f"{_why(figures, limit, enough)} {times}"
     return Verdict(limit=limit, enough_threads=enough, epoch_s=epoch_s, training_s=training_s, text=text)
 
 
 def _why(figures: Figures, limit: str, enough: int | None) -> str:
-    """The sentence on what limits."""
+    """Return the explanation of the bottleneck."""
     f = figures
     if limit == "step":
-        waits = f"with {_threads(f.threads)} to load it waits {f.data_wait:.1%} of its time for data"
-        return f"The training step limits: {waits}, and {enough} would be enough."
+        waits = f"with {_threads(f.threads)} loading it waits {f.data_wait:.1%} of its time for data"
+        return f"The training step is the bottleneck: {waits}; --workers {enough} would be enough."
     if limit == "disk":
         rate = f"{f.read:,.0f} samples/s ({f.read_mb_per_s:,.0f} MB/s)"
-        helps = "no number of threads helps, shards on a faster disk do"
-        return f"The disk limits: reading gives {rate}, where the step could take {f.step:,.0f}; {helps}."
-    head = f"Loading limits: with {_threads(f.threads)} to load the step waits {f.data_wait:.1%} of its time for data"
+        helps = "more threads do not help, a faster disk does"
+        return f"The disk is the bottleneck: it reads {rate}, the step could take {f.step:,.0f}; {helps}."
+    head = (
+        f"Loading is the bottleneck: with {_threads(f.threads)} the step waits {f.data_wait:.1%} of its time for data"
+    )
     if enough > f.cores:
-        return f"{head}; about {enough} cores would be needed, here are {f.cores}."
+        return f"{head}; about {enough} cores would be needed, this machine has {f.cores}."
     if enough > f.threads:
         return f"{head}; {enough} would be enough (--workers {enough})."
-    return f"{head}; alone they would be fast enough, but they share {f.cores} cores with the step."
+    return f"{head}; on their own they would be fast enough, but they share {f.cores} cores with the step."
 
 
 def _threads(count: int) -> str:
@@ -251,16 +253,16 @@ def _duration(seconds: float) -> str:
 
 
 def table(figures: Figures, verdict: Verdict) -> str:
-    """The measurements and the verdict as text."""
+    """Return the measurements and the verdict as text."""
     rows = Table("", "samples/s", "", box=None, pad_edge=False)
     rows.columns[1].justify = "right"
-    note = f"{figures.read_mb_per_s:,.0f} MB/s; what was read before comes from memory"
+    note = f"{figures.read_mb_per_s:,.0f} MB/s; files read before come from the page cache"
     rows.add_row("reading", f"{figures.read:,.0f}", note)
     for threads, rate in figures.loaded.items():
         rows.add_row(f"loading, {_threads(threads)}", f"{rate:,.0f}", "")
     peak = "" if figures.peak_device_mb is None else f"; {figures.peak_device_mb:,.0f} MB of its memory"
     rows.add_row("training step", f"{figures.step:,.1f}", f"batches of {figures.batch_size} on {figures.device}{peak}")
-    wait = f"{_threads(figures.threads)} to load, waiting for data {figures.data_wait:.1%} of the time"
+    wait = f"{_threads(figures.threads)} loading, waiting for data {figures.data_wait:.1%} of the time"
     rows.add_row("loading and steps", f"{figures.together:,.1f}", wait)
     console = Console(width=TEXT_COLUMNS, no_color=True, force_terminal=False, highlight=False)
     with console.capture() as capture:
@@ -270,5 +272,5 @@ def table(figures: Figures, verdict: Verdict) -> str:
 
 
 def record(figures: Figures, verdict: Verdict) -> dict:
-    """Both as plain values, for scripts."""
+    """Return both as plain values, for scripts."""
     return asdict(figures) | {"verdict": asdict(verdict)}

@@ -1,4 +1,4 @@
-"""The training loop: plan, step, log, checkpoint; a run that was killed goes on where its last checkpoint stands."""
+"""The training loop: plan, step, log, checkpoint; a run that was killed resumes from its last checkpoint."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,24 +14,24 @@ from avpipe.train.run.training import Training
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
-    """How a training ended."""
+    """The result of a training."""
 
     run: Path
     steps: int
-    """Steps done, of this process and those before it."""
+    """Steps done by this process and those before it."""
     resumed_at: int
-    """Step of the checkpoint that this process began from; 0 for a fresh run."""
+    """Step of the checkpoint that this process resumed from; 0 for a new run."""
     loss: float | None
-    """Of the last step; None where all steps were done before."""
+    """Loss of the last step; None if all steps had been done before."""
     seconds: float
     clips_per_s: float
     data_wait: float
-    """Share of the time that was spent waiting for data."""
+    """Fraction of the time spent waiting for data."""
     best: dict | None
     """`epoch`, `measure` and `value` of the best epoch; None without validation."""
     stopped_early: bool
     skipped: int
-    """Damaged samples that were left out."""
+    """Number of damaged samples that were left out."""
 
 
 def fit(
@@ -45,12 +45,12 @@ def fit(
 ) -> Trained:
     """Train to the end of the recipe, from the run's last checkpoint if it has one.
 
-    Writes `run/last.pt`, `run/log.csv`, TensorBoard's files, and `run/best.pt` where epochs are compared: by the loss
-    on the part that `recipe.validation` holds back, or by the cIoU on `select_on`. A damaged sample is left out of its
-    batch and named in `run/skipped.csv`; with more processes than one it stops them. Under `torchrun` every rank calls
-    it. Raises AvpipeError when the run was made with other settings or data or is being trained by another process,
-    when the shards do not fill a batch or lack the feature, when the loss stops being finite, and StoppedError after a
-    signal.
+    Writes `run/last.pt`, `run/log.csv`, TensorBoard's files, and `run/best.pt` if epochs are compared: by the loss on
+    the clips that `recipe.validation` holds out, or by the cIoU on `select_on`. A damaged sample is left out of its
+    batch and named in `run/skipped.csv`; with several processes it stops them. Under `torchrun` every rank calls this
+    function. Raises AvpipeError if the run was created with other settings or data or is being trained by another
+    process, if the shards do not fill a batch or lack the feature, or if the loss is no longer finite; StoppedError
+    after a signal.
     """
     fabric = start_fabric(recipe.precision)
     with locked_by_first(fabric, run, "a training"):
@@ -59,11 +59,11 @@ def fit(
 
 
 def _train(training: Training, wandb_project: str | None) -> Trained:
-    """All epochs that are still to be done; a signal ends them with a checkpoint."""
+    """Run the remaining epochs; a signal ends them with a checkpoint."""
     fabric, recipe, run, plan = training.fabric, training.recipe, training.run, training.plan
     meter, first_step, first = Meter(recipe.batch_size), training.step, fabric.is_global_zero
     log = Log(run, first_step, training.epochs_done, recipe.record(), wandb_project) if first else NoLog()
-    signals = StopSignals(alone=fabric.world_size == 1)
+    signals = StopSignals(single_process=fabric.world_size == 1)
     with log, ProgressLine("train", plan.steps, "steps", shown=first) as line, signals:
         line.start_at(first_step)
         try:
@@ -88,14 +88,14 @@ def _train(training: Training, wandb_project: str | None) -> Trained:
 
 
 def _train_epoch(training: Training, meter: Meter, log: Log, line: ProgressLine, signals: StopSignals) -> None:
-    """The steps of the epoch in hand that are still to be done. Raises StopNowError between two of them."""
+    """Run the remaining steps of the current epoch. Raises StopNowError between two steps."""
     recipe, plan, epoch = training.recipe, training.plan, training.epochs_done
     stream = training.batches_of(epoch)
     for _ in range(training.step, (epoch + 1) * plan.steps_per_epoch):
         with signals.interrupting():
             batch = meter.wait_for(stream)
         meter.finish_step(training.take_step(batch))
-        log.step(training.step, epoch + 1, meter, training.parts)
+        log.step(training.step, epoch + 1, meter, training.terms)
         line.advance(note=f"epoch {epoch + 1}/{plan.epochs} · {meter}{training.skipped}")
         if any_rank(training.fabric, signals.received):
             raise StopNowError

@@ -1,4 +1,4 @@
-"""What a training tells: tables with a row a step and an epoch, TensorBoard, Weights & Biases, its line's figures."""
+"""Logs of a training: tables with a row per step and per epoch, TensorBoard, Weights & Biases, progress figures."""
 
 import csv
 import math
@@ -17,14 +17,14 @@ COLUMNS = {
     LOG: ("step", "epoch", "loss", "clips_per_s", "data_wait"),
     VALIDATION: ("step", "epoch", "measure", "value"),
 }
-# Weight of the newest step in the figures of the progress line.
+# Weight of the latest step in the figures of the progress line.
 SMOOTHING = 0.1
-# Steps from one point of a curve to the next, in TensorBoard and W&B.
+# Steps between the points of a curve, in TensorBoard and W&B.
 CURVE_STEPS = 10
 
 
 class Meter:
-    """Loss, speed and share of time without data, smoothed for the eye and summed for the end."""
+    """Loss, speed and fraction of time waiting for data: smoothed for the progress line, totalled for the result."""
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
@@ -34,14 +34,14 @@ class Meter:
         self._smooth_loss = math.nan
 
     def wait_for(self, stream: Iterator):
-        """The next batch, on the clock."""
+        """Return the next batch and measure the wait for it."""
         self._begin = time.monotonic()
         batch = next(stream)
         self._wait_s = time.monotonic() - self._begin
         return batch
 
     def finish_step(self, loss: float) -> None:
-        """Take the time since the wait for the batch began."""
+        """Record a step with its loss and the time since the wait for its batch began."""
         step_s = time.monotonic() - self._begin
         self.loss = loss
         self._steps += 1
@@ -53,12 +53,12 @@ class Meter:
 
     @property
     def total_rate(self) -> float:
-        """Clips a second over all steps."""
+        """Clips per second over all steps."""
         return self._steps * self._batch_size / self.seconds if self.seconds else 0.0
 
     @property
     def total_wait(self) -> float:
-        """Share of all time spent waiting for data."""
+        """Fraction of the total time spent waiting for data."""
         return self._waited / self.seconds if self.seconds else 0.0
 
     def __str__(self) -> str:
@@ -70,7 +70,7 @@ def _smoothed(old: float, new: float) -> float:
 
 
 class Log:
-    """Rows and curves of a run; what lies behind the checkpoint that it goes on from is dropped."""
+    """Rows and curves of a run; those after the checkpoint that it resumes from are dropped."""
 
     def __init__(self, run: Path, first_step: int, epochs_done: int, settings: dict, wandb_project: str | None):
         self._curves = [_TensorBoard(run, first_step)] if find_spec("tensorboard") else []
@@ -88,15 +88,15 @@ class Log:
         for curves in self._curves:
             curves.close()
 
-    def step(self, step: int, epoch: int, meter: Meter, parts: dict[str, Tensor]) -> None:
-        """Append one step; the loss with all its digits, so that runs can be compared bit for bit."""
+    def step(self, step: int, epoch: int, meter: Meter, terms: dict[str, Tensor]) -> None:
+        """Append one step and the terms of its loss; the loss has all digits, so that runs compare bit for bit."""
         self._steps.append([step, epoch, repr(meter.loss), f"{meter.rate:.2f}", f"{meter.wait:.4f}"])
         if step % CURVE_STEPS == 0:
             figures = {"loss": meter.loss, "clips_per_s": meter.rate, "data_wait": meter.wait}
-            self._points(step, figures | {name: part.item() for name, part in parts.items()})
+            self._points(step, figures | {name: term.item() for name, term in terms.items()})
 
     def epoch(self, step: int, epoch: int, measure: str, value: float) -> None:
-        """Append what the validation after an epoch measured."""
+        """Append the result of the validation after an epoch."""
         self._epochs.append([step, epoch, measure, repr(value)])
         self._points(step, {measure: value})
 
@@ -105,13 +105,13 @@ class Log:
             curves.add(step, values)
 
     def flush(self) -> None:
-        """Bring the rows to the disk; called before each checkpoint, which must not know more steps than the log."""
+        """Flush the rows; called before each checkpoint, which must not have more steps than the log."""
         self._steps.flush()
         self._epochs.flush()
 
 
 class NoLog(Log):
-    """Of the ranks that do not talk."""
+    """The log of all ranks but the first: it discards everything."""
 
     def __init__(self):
         self._curves = []
@@ -119,17 +119,17 @@ class NoLog(Log):
     def __exit__(self, *_) -> None: ...
 
     def step(self, *_) -> None:
-        """Nothing."""
+        """Discard a step."""
 
     def epoch(self, *_) -> None:
-        """Nothing."""
+        """Discard an epoch."""
 
     def flush(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class _Rows:
-    """A table that rows are appended to; those whose `column` is beyond `last` are dropped, and broken ones."""
+    """A table to append rows to; existing rows that are incomplete or have a `column` above `last` are dropped."""
 
     def __init__(self, path: Path, column: str, last: int):
         rows = []
@@ -144,7 +144,7 @@ class _Rows:
 
 
 def _whole(row: list[str], name: str, column: str, last: int) -> bool:
-    """Whether a row of the table of that name has all its columns, and the number in `column` is at most `last`."""
+    """Return whether a row of the table `name` has all columns and a number of at most `last` in `column`."""
     columns = COLUMNS[name]
     if len(row) != len(columns):
         return False
@@ -172,7 +172,7 @@ class _WeightsAndBiases:
             raise AvpipeError("--wandb needs the package wandb, which is not installed; run: pip install wandb")
         import wandb
 
-        # The same id again: a run that was killed goes on in the same curves.
+        # The same id each time, so that a run that was killed continues the same curves.
         self._run = wandb.init(project=project, name=run.name, id=run.name, dir=run, resume="allow", config=settings)
 
     def add(self, step: int, values: dict[str, float]) -> None:

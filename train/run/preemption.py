@@ -1,4 +1,4 @@
-"""Stopping: a signal lets the step end, a checkpoint follows, and the same command goes on from there."""
+"""Stopping on a signal: the step ends, a checkpoint is written, and the same command resumes from it."""
 
 import contextlib
 import os
@@ -7,32 +7,32 @@ from collections.abc import Iterator
 
 from avpipe.pipeline.core.errors import AvpipeError
 
-# SIGTERM is what schedulers send before they kill; SLURM sends SIGUSR1 early with `--signal=USR1@90`.
+# Schedulers send SIGTERM before SIGKILL; SLURM sends SIGUSR1 early with `--signal=USR1@90`.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 STDERR = 2
 
 
 class StoppedError(AvpipeError):
-    """A training that a signal ended; the exit code is the shell's for that signal."""
+    """A training was ended by a signal; the exit code is the shell's for that signal."""
 
     def __init__(self, number: int, step: int):
-        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; the same command goes on there")
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; rerun the command to resume")
         self.exit_code = 128 + number
 
 
 class StopNowError(BaseException):
-    """Raised where a training can stop with its state whole. No Exception: nothing on the way may take it for one."""
+    """Raised where a training can stop with a consistent state; a BaseException, so that no handler swallows it."""
 
 
 class StopSignals:
-    """Takes note of the signals while it is entered, and handles them as before afterwards.
+    """A context manager that records signals, and restores the previous handlers on exit.
 
-    A second Ctrl-C ends the process at once, unless it is one of several (`alone` is false): `torchrun` passes on the
-    one that the terminal has sent to all.
+    A second Ctrl-C ends the process at once, unless there are several processes (`single_process` is false): `torchrun`
+    forwards the signal that the terminal has already sent to all of them.
     """
 
-    def __init__(self, alone: bool):
-        self._alone = alone
+    def __init__(self, single_process: bool):
+        self._single_process = single_process
         self._number: int | None = None
         self._raising = False
 
@@ -46,34 +46,34 @@ class StopSignals:
 
     @property
     def received(self) -> bool:
-        """Whether one has come."""
+        """Whether a signal was received."""
         return self._number is not None
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Around what takes long and changes nothing: a signal raises StopNowError in it, also one from before.
+        """Raise StopNowError on a signal in the block, or on an earlier one; for long work that changes no state.
 
-        Not with several processes: all must stop after the same step, or they wait for each other for ever.
+        Not with several processes: all must stop after the same step, or they would wait for each other forever.
         """
-        self._raising = self._alone
+        self._raising = self._single_process
         try:
             self._raise_if_due()
             yield
-            self._raise_if_due()  # what is raised in a finaliser is lost
+            self._raise_if_due()  # an exception raised in a finaliser is lost
         finally:
             self._raising = False
 
     def stopped(self, step: int) -> StoppedError:
-        """What to raise after the step that was the last; on another rank the signal may not have come."""
+        """Return the error to raise after the last step; another rank may not have received the signal."""
         return StoppedError(self._number or signal.SIGTERM, step)
 
     def _note(self, number: int, _frame) -> None:
-        again, self._number = self.received, number  # first of all: the next signal may come in the middle of this
-        if number == signal.SIGINT and self._alone:
+        again, self._number = self.received, number  # first: another signal may arrive during this method
+        if number == signal.SIGINT and self._single_process:
             if again:
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
                 signal.raise_signal(signal.SIGINT)
-            _say("\navpipe: stopping after this step; Ctrl-C again ends at once\n")
+            _say("\navpipe: stopping after this step; press Ctrl-C again to stop at once\n")
         self._raise_if_due()
 
     def _raise_if_due(self) -> None:
@@ -82,6 +82,6 @@ class StopSignals:
 
 
 def _say(text: str) -> None:
-    """Write to standard error past its buffer, which the main thread may hold when a signal comes."""
+    """Write to standard error without its buffer, which the main thread may hold when a signal arrives."""
     with contextlib.suppress(OSError):
         os.write(STDERR, text.encode())

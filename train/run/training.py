@@ -1,4 +1,4 @@
-"""A training between two steps: network, optimiser, validation, and what its checkpoints hold."""
+"""The state of a training between two steps: network, optimiser, validation, checkpoints."""
 
 import math
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 class Training:
-    """A run between two steps: what its checkpoints hold, and what follows from it."""
+    """A run between two steps: the state in its checkpoints and what is derived from it."""
 
     def __init__(
         self,
@@ -57,10 +57,10 @@ class Training:
         self.skipped = Skipped(run / SKIPPED)
         self.method = METHODS[recipe.method]
         self.inputs = Inputs(fabric.device, recipe.feature)
-        self.parts: dict[str, Tensor] = {}
-        """Of the last step's loss."""
+        self.terms: dict[str, Tensor] = {}
+        """The terms of the last step's loss."""
         torch.manual_seed(recipe.seed)
-        self.numbers, held_back = training_part(shards, recipe.validation, recipe.seed)
+        self.numbers, held_out = training_part(shards, recipe.validation, recipe.seed)
         self.plan = self._plan(self.numbers)
         if recipe.mixing != "none":
             mixing.check_mixing(shards, self.numbers, recipe.feature)
@@ -71,7 +71,7 @@ class Training:
         self.classes = self._class_numbers() if self.method.labelled else None
         self.step = state.get("step", 0)
         self.epochs_done = state.get("epochs_done", self.step // self.plan.steps_per_epoch)
-        """Epochs that were compared and ended: a run may be stopped between the last step of one and its end."""
+        """Completed epochs, validation included: a run may be stopped between an epoch's last step and its end."""
         self.best, self.stopped_early = state.get("best"), state.get("stopped_early", False)
         self.neighbours = self._checked_neighbours(state["neighbours"]) if "neighbours" in state else None
         self.module, self.fabric_optimizer = fabric.setup(self.network, self.optimizer)
@@ -80,37 +80,37 @@ class Training:
             network=self.network,
             samples=self.samples(None),
             inputs=self.inputs,
-            held_back=held_back,
+            held_out=held_out,
             select_on=select_on,
             workers=workers,
             classes=self.classes,
             on_damage=self.skipped,
         )
         if recipe.patience and not self.validation:
-            raise AvpipeError("patience needs something to compare epochs by: --set validation=SHARE or --select-on")
+            raise AvpipeError("patience needs a validation: use --set validation=FRACTION or --select-on")
 
     def batches_of(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch that are still to be done."""
+        """Yield the remaining batches of an epoch."""
         steps = range(self.step, (epoch + 1) * self.plan.steps_per_epoch)
         return batches(self.samples(epoch), self.plan, self.fabric.global_rank, steps, self.workers, self.skipped)
 
     def take_step(self, batch: Batch) -> float:
-        """One optimiser step; returns the loss, the mean over its parts and over the ranks."""
-        chunks = zip(*(part.chunk(self.recipe.accumulate) for part in batch.values()), strict=True)
-        portions = [dict(zip(batch, chunk, strict=True)) for chunk in chunks]
+        """Take one optimiser step; return the loss, averaged over microbatches and ranks."""
+        chunks = zip(*(tensor.chunk(self.recipe.accumulate) for tensor in batch.values()), strict=True)
+        microbatches = [dict(zip(batch, chunk, strict=True)) for chunk in chunks]
         total = torch.zeros((), device=self.fabric.device, dtype=torch.float64)
-        for number, portion in enumerate(portions):
-            labels = () if self.classes is None else (self.classes[portion["number"]],)
-            last = number == len(portions) - 1
+        for position, microbatch in enumerate(microbatches):
+            labels = () if self.classes is None else (self.classes[microbatch["number"]],)
+            last = position == len(microbatches) - 1
             with self.fabric.no_backward_sync(self.module, enabled=not last and self.fabric.world_size > 1):
-                loss, parts = self.module(*self.inputs(portion), *labels)
-                self.fabric.backward(loss / len(portions))
-            total += loss.detach() / len(portions)
+                loss, terms = self.module(*self.inputs(microbatch), *labels)
+                self.fabric.backward(loss / len(microbatches))
+            total += loss.detach() / len(microbatches)
         value = self.fabric.all_reduce(total, reduce_op="mean").item()
-        self.parts = parts
+        self.terms = terms
         self.step += 1
         if not math.isfinite(value):
-            shown = ", ".join(f"{name} {part.item():.4g}" for name, part in parts.items())
+            shown = ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items())
             raise AvpipeError(f"the loss is {value} at step {self.step} ({shown}); try a smaller learning rate")
         if self.recipe.clip_norm:
             self.fabric.clip_gradients(self.module, self.fabric_optimizer, max_norm=self.recipe.clip_norm)
@@ -119,9 +119,9 @@ class Training:
         return value
 
     def end_epoch(self, log: Log, signals: StopSignals) -> None:
-        """Compare the epoch in hand with those before it, look for like sounds, write the checkpoints.
+        """Validate the current epoch, find similar sounds for mixing, write the checkpoints.
 
-        Raises StopNowError, with nothing changed, where a signal comes while that is computed.
+        Raises StopNowError, with no state changed, if a signal arrives during validation or search.
         """
         epoch, more, value = self.epochs_done, self.step < self.plan.steps, None
         with signals.interrupting():
@@ -136,7 +136,7 @@ class Training:
         if self.validation:
             log.epoch(self.step, epoch + 1, self.validation.name, value)
         log.flush()
-        # The last one at the end: a run that is killed before it goes on from the one before, and writes all again.
+        # LAST at the end: a run that is killed before this resumes from the previous one and writes all of them again.
         if improved:
             self._write(BEST)
         if self.recipe.keep_epochs and (epoch + 1) % self.recipe.keep_epochs == 0:
@@ -144,7 +144,7 @@ class Training:
         self._write(LAST)
 
     def _compared(self, epoch: int, value: float | None) -> tuple[bool, dict | None, bool]:
-        """(whether `value` is the best so far, the best one, whether patience is at its end)."""
+        """Return (whether `value` is the best so far, the best one, whether patience is exhausted)."""
         if value is None:
             return False, self.best, False
         improved = self.best is None or self.validation.better(value, self.best["value"])
@@ -159,7 +159,7 @@ class Training:
         )
 
     def save(self, log: Log) -> None:
-        """Write the last checkpoint, and before it the log."""
+        """Flush the log, then write the last checkpoint."""
         log.flush()
         self._write(LAST)
 
@@ -184,7 +184,7 @@ class Training:
         recipe, world_size = self.recipe, self.fabric.world_size
         if recipe.batch_size % (world_size * recipe.accumulate):
             raise AvpipeError(
-                f"a batch of {recipe.batch_size} clips cannot be parted equally among {world_size} processes with "
+                f"a batch of {recipe.batch_size} clips cannot be split equally among {world_size} processes with "
                 f"accumulate={recipe.accumulate}; use --set batch_size=…"
             )
         return BatchPlan(
@@ -196,11 +196,11 @@ class Training:
         )
 
     def samples(self, epoch: int | None) -> TrainingSamples:
-        """The samples of an epoch; for validation (None) the same ones each time, nothing mixed."""
+        """Return the samples of an epoch; for validation (None) the same ones each time, without mixing."""
         recipe, blend = self.recipe, None
         if epoch is not None and self.neighbours is not None:
-            weight, share = mixing.schedule(recipe.mixing, epoch, recipe.epochs)
-            blend = mixing.Mixing(neighbours=self.neighbours, weight=weight, share=share)
+            weight, fraction = mixing.schedule(recipe.mixing, epoch, recipe.epochs)
+            blend = mixing.Mixing(neighbours=self.neighbours, weight=weight, share=fraction)
         return TrainingSamples(
             shards=self.shards,
             feature=recipe.feature,
@@ -213,14 +213,14 @@ class Training:
         )
 
     def _build(self, state: dict, weights: Path | None):
-        """Network and optimiser, from the checkpoint if there is one."""
+        """Return network and optimiser, from the checkpoint if there is one."""
         recipe, fabric = self.recipe, self.fabric
         if state:
-            network = network_of(state)  # needs no ImageNet weights again
+            network = network_of(state)  # does not need the ImageNet weights again
         else:
             network = self.method.network(recipe.options, imagenet_file=weights)
-        network = network.to(memory_format=torch.channels_last)  # what tensor cores read; 5 % on a CPU
-        if fabric.world_size > 1 and fabric.device.type == "cuda":  # torch has no such layer for CPUs
+        network = network.to(memory_format=torch.channels_last)  # the layout of tensor cores; 5 % faster on a CPU
+        if fabric.world_size > 1 and fabric.device.type == "cuda":  # torch's layer does not support CPUs
             network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
         network.ranks = ranks_of(fabric, recipe.negatives)
         network.train()
@@ -233,10 +233,10 @@ class Training:
             fused=True,  # one pass over the parameters, 8 times faster on a CPU
         )
         if state:
-            self._go_on(state, optimizer)
+            self._restore(state, optimizer)
         return network, optimizer
 
-    def _go_on(self, state: dict, optimizer: torch.optim.Optimizer) -> None:
+    def _restore(self, state: dict, optimizer: torch.optim.Optimizer) -> None:
         try:
             optimizer.load_state_dict(state["optimizer"])
             self.fabric.strategy.precision.load_state_dict(state["scaler"])
@@ -247,32 +247,34 @@ class Training:
             if any(
                 isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape for value in kept.values()
             ):
-                raise self._misfit("its optimizer is another network's")
+                raise self._misfit("its optimizer belongs to another network")
 
     def _checked_neighbours(self, neighbours: Tensor) -> np.ndarray:
         if neighbours.shape != (len(self.shards),) or neighbours.dtype != torch.int32:
-            raise self._misfit("its neighbours are not those of the shards")
+            raise self._misfit("its neighbours do not match the shards")
         if not ((neighbours >= -1) & (neighbours < len(self.shards))).all():
-            raise self._misfit("its neighbours are no samples of the shards")
+            raise self._misfit("its neighbours are not samples of the shards")
         return neighbours.numpy()
 
     def _misfit(self, reason: str) -> AvpipeError:
-        return AvpipeError(f"{self.run / LAST} does not fit the training ({reason}); give another --name to start anew")
+        return AvpipeError(
+            f"{self.run / LAST} does not fit the training ({reason}); start a new run with another --name"
+        )
 
     def _class_numbers(self) -> Tensor:
-        """(N,) the class of each sample, numbered in the order of the labels."""
+        """Return the class (N,) of each sample, numbered in the order of the labels."""
         names = sorted({label for label in self.shards.labels if label})
         missing = sum(not label for label in self.shards.labels)
         if missing or len(names) > self.recipe.options.classes:
             raise AvpipeError(
-                f"{self.recipe.method} learns from labels: {self.shards.folder} has {missing} clips without one and "
+                f"{self.recipe.method} needs labels: {self.shards.folder} has {missing} clips without a label and "
                 f"{len(names)} labels, {self.recipe.options.classes} are expected (--set classes=…)"
             )
         return torch.tensor([names.index(label) for label in self.shards.labels], device=self.fabric.device)
 
 
 def _parameters(network: torch.nn.Module, learning_rate: float) -> list:
-    """All that learns, in groups where a method wants them."""
+    """Return the trainable parameters, in groups if the method defines them."""
     if hasattr(network, "parameter_groups"):
         return [group for group in network.parameter_groups(learning_rate) if group["params"]]
     return [parameter for parameter in network.parameters() if parameter.requires_grad]

@@ -1,4 +1,4 @@
-"""Which epoch was the best: by the loss on a part held back from the training list, or by cIoU on a list with boxes."""
+"""Selection of the best epoch: by the loss on held-out training clips, or by cIoU on a split with boxes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,49 +17,51 @@ from avpipe.train.data.training_samples import TrainingSamples, batches
 from avpipe.train.networks.resnet import evaluating
 
 BATCH = 64
-# Of the views and transforms that the loss is measured under: the same in every epoch, and in no training.
+# Seed of the views and transforms for the validation loss: the same in every epoch, and not used in training.
 SEED = 2**31 - 1
 
 
 @dataclass
 class Validation:
-    """Measures a network after an epoch; false where there is nothing to measure it on."""
+    """Validates a network after an epoch; false if there is no validation data."""
 
     fabric: Fabric
     network: nn.Module
     samples: TrainingSamples
     inputs: Inputs
-    held_back: np.ndarray
+    held_out: np.ndarray
     select_on: Shards | None
     workers: int
     classes: torch.Tensor | None
     """(N,) class of each sample, for a loss that takes it."""
     on_damage: Callable[[DamagedError], None]
-    """See `data.training_samples.batches`."""
+    """Called with each damaged sample, as in `data.training_samples.batches`."""
 
     def __post_init__(self):
-        """Raise AvpipeError now for what would end the training after its first epoch."""
+        """Raise AvpipeError now for errors that would otherwise end the training after its first epoch."""
         if self.select_on is not None:
             self._check_select_on(self.select_on)
-        elif 0 < len(self.held_back) < self.fabric.world_size:
+        elif 0 < len(self.held_out) < self.fabric.world_size:
             raise AvpipeError(
-                f"validation holds back {len(self.held_back)} clips, fewer than the {self.fabric.world_size} processes "
-                "that share them; choose a larger share with --set validation=…"
+                f"validation holds out {len(self.held_out)} clips, fewer than the {self.fabric.world_size} processes "
+                "that share them; use a larger fraction with --set validation=…"
             )
 
     def _check_select_on(self, select_on: Shards) -> None:
-        name, of_training = self.samples.feature, self.samples.shards
-        here, there = (some.metadata["extract"]["features"].get(name) for some in (of_training, select_on))
+        name, training_shards = self.samples.feature, self.samples.shards
+        here, there = (some.metadata["extract"]["features"].get(name) for some in (training_shards, select_on))
         if here != there or not {FRAME, feature_member(name)} <= set(select_on.offset):
             raise AvpipeError(
                 f"{select_on.folder} holds {name} {there}, the shards of the training {here}; extract and shard both "
                 "with the same feature"
             )
         if not any(select_on.boxes):
-            raise AvpipeError(f"{select_on.folder} has no clip with a usable box to select epochs by; name others")
+            raise AvpipeError(
+                f"{select_on.folder} has no clip with a usable box to select epochs by; use another split"
+            )
 
     def __bool__(self) -> bool:
-        return self.select_on is not None or len(self.held_back) > 0
+        return self.select_on is not None or len(self.held_out) > 0
 
     @property
     def name(self) -> str:
@@ -72,7 +74,7 @@ class Validation:
         return float.__gt__ if self.select_on else float.__lt__
 
     def measure(self) -> float:
-        """The mean loss on what was held back, or cIoU@0.5 (protocol avpipe) on `select_on`; the same on all ranks."""
+        """Return the mean loss on held-out clips, or cIoU@0.5 (protocol avpipe) on `select_on`; equal on all ranks."""
         if self.select_on is None:
             return self._loss()
         return self.fabric.broadcast(self._ciou() if self.fabric.is_global_zero else 0.0)
@@ -80,8 +82,8 @@ class Validation:
     def _loss(self) -> float:
         world_size = self.fabric.world_size
         plan = BatchPlan(
-            numbers=self.held_back,
-            batch_size=max(1, min(BATCH, len(self.held_back)) // world_size),
+            numbers=self.held_out,
+            batch_size=max(1, min(BATCH, len(self.held_out)) // world_size),
             world_size=world_size,
             epochs=1,
             seed=SEED,
@@ -93,7 +95,7 @@ class Validation:
             torch.manual_seed(SEED)
             dtype = next(self.network.parameters()).dtype
             for batch in stream:
-                inputs = [part.to(dtype) for part in self.inputs(batch)]
+                inputs = [tensor.to(dtype) for tensor in self.inputs(batch)]
                 labels = () if self.classes is None else (self.classes[batch["number"]],)
                 total += self.network.loss(*inputs, *labels)[0].float()
         return self.fabric.all_reduce(total / plan.steps, reduce_op="mean").item()
@@ -103,11 +105,11 @@ class Validation:
         from avpipe.train.evaluation.eval_set import clips_of_shards
         from avpipe.train.evaluation.predict import network_maps
 
-        clips, lost = clips_of_shards(self.select_on), {}
+        clips, damaged = clips_of_shards(self.select_on), {}
         maps = network_maps(
-            self.network, self.select_on, clips, self.samples.feature, self.samples.image_px, self.workers, lost
+            self.network, self.select_on, clips, self.samples.feature, self.samples.image_px, self.workers, damaged
         )
         (score,) = evaluate.evaluate(clips, maps, [evaluate.DEFAULT])
-        for _, error in sorted(lost.items()):
+        for _, error in sorted(damaged.items()):
             self.on_damage(error)
-        return score.without(lost).summary()["ciou"]
+        return score.without(damaged).summary()["ciou"]
