@@ -219,7 +219,7 @@ def test_wrong_outputs_and_models_are_sentences(tmp_path, trained, monkeypatch):
         (["-o", film], "is the input"),
         (["-o", tmp_path / "link.mp4"], "is the input"),
         (["-o", tmp_path / "out.mp4", "--maps", film], "is the input"),
-        (["-o", tmp_path / "out.mp4", "--maps", tmp_path / "out.mp4"], "named for two outputs"),
+        (["-o", tmp_path / "out.mp4", "--maps", tmp_path / "out.mp4"], "given for two outputs"),
         (["-o", tmp_path], "is a folder"),
         (["-o", tmp_path / "file" / "out.mp4"], "cannot be written"),
         (["-o", tmp_path / "out.mp4", "--checkpoint", "small", "--baseline", "object"], "give either"),
@@ -231,7 +231,7 @@ def test_wrong_outputs_and_models_are_sentences(tmp_path, trained, monkeypatch):
     deaf = METHODS["vgg-h"].network(METHODS["vgg-h"].config())
     for model, sentence in (
         (replace(bright(), network=deaf), "vgg-h hears and does not see"),
-        (replace(bright(), feature_digest="00000000"), "reads logspec 00000000, not this avpipe's"),
+        (replace(bright(), feature_digest="00000000"), "needs logspec 00000000, not this version's"),
     ):
         monkeypatch.setattr(lo, "named_model", lambda *_, model=model: model)
         with pytest.raises(AvpipeError, match=sentence):

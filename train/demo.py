@@ -1,6 +1,6 @@
-"""`make demo`: the whole main job on a synthetic corpus, each step a command that a user could type.
+"""`make demo`: the entire pipeline on a synthetic corpus, each step a command that a user could type.
 
-The clips are served on 127.0.0.1 and fetched by yt-dlp. Run again, finished steps are found finished.
+The clips are served on 127.0.0.1 and downloaded by yt-dlp. A second run skips finished steps.
 """
 
 import argparse
@@ -19,18 +19,18 @@ from pathlib import Path
 TRAIN, TEST, RUN = "synth_train", "synth_test", "demo"
 
 
-class _Quiet(SimpleHTTPRequestHandler):
+class _SilentHandler(SimpleHTTPRequestHandler):
     def log_message(self, *_) -> None: ...
 
 
 class _Server(ThreadingHTTPServer):
-    def handle_error(self, *_) -> None: ...  # yt-dlp looks at the first bytes of a file and hangs up
+    def handle_error(self, *_) -> None: ...  # yt-dlp reads the first bytes of a file and disconnects
 
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """Serve a folder over HTTP on a free port of 127.0.0.1; yields its address."""
-    server = _Server(("127.0.0.1", 0), functools.partial(_Quiet, directory=folder))
+    """Serve a folder over HTTP on a free port of 127.0.0.1 and yield its address."""
+    server = _Server(("127.0.0.1", 0), functools.partial(_SilentHandler, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
@@ -39,7 +39,7 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def avpipe(*arguments: str) -> None:
-    """Show and run one avpipe command; ends the demo with its exit code if it fails."""
+    """Print and run one avpipe command; end the demo with its exit code if it fails."""
     print(f"\n$ avpipe {shlex.join(arguments)}", flush=True)
     begin = time.monotonic()
     code = subprocess.run([sys.executable, "-m", "avpipe.train.cli", *arguments]).returncode
@@ -49,8 +49,8 @@ def avpipe(*arguments: str) -> None:
 
 
 def main() -> None:
-    """Run all steps into a folder and say where the picture is."""
-    parser = argparse.ArgumentParser(description="The whole main job on a synthetic corpus.")
+    """Run all steps; their results go to one folder."""
+    parser = argparse.ArgumentParser(description="Run the entire pipeline on a synthetic corpus.")
     parser.add_argument("folder", type=Path, nargs="?", default=Path("demo"))
     parser.add_argument("--clips", default="500", help="number of clips, a fifth of them held out")
     parser.add_argument("--set", dest="changes", action="append", default=[], help="changes to the recipe, key=value")

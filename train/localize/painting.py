@@ -1,4 +1,4 @@
-"""Heat over frames, and a video file with them: colour, contact sheet, H.264 and AAC by PyAV."""
+"""Heat maps painted over frames, contact sheets, and video files with H.264 and AAC through PyAV."""
 
 import io
 from collections.abc import Iterator
@@ -20,9 +20,9 @@ from avpipe.train.core.text import one_line
 
 COLOURS = "turbo"
 OPACITY = 0.6
-"""Of the hottest places; the coldest are clear, so that the picture stays to be seen."""
+"""Opacity of the hottest pixels; the coldest are transparent, so that the picture stays visible."""
 SHEET_COLUMNS = 4
-# 30 fps, 30000/1001 fps and most others are a whole number of these ticks a frame.
+# At 30 fps, 30000/1001 fps and most other rates a frame lasts a whole number of these ticks.
 TIME_BASE = Fraction(1, 90_000)
 FRAME_SAMPLES = 1024
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
@@ -32,27 +32,27 @@ LIMITED_RANGE = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Heat:
-    """Which map values are cold and hot: one scale for a whole video, so that its frames compare."""
+    """The map values that are cold and hot: one scale for the entire video, so that its frames are comparable."""
 
     low: float
-    """Drawn clear; lower ones, too."""
+    """Drawn transparent, like all lower values."""
     high: float
-    """Drawn hottest; higher ones, too."""
+    """Drawn hottest, like all higher values."""
 
     @classmethod
     def of(cls, maps_NHW: np.ndarray) -> "Heat":
-        """From the 1st to the 99th percentile of all values: a single odd position does not set the scale."""
+        """The scale from the 1st to the 99th percentile of all values, so that outliers do not set it."""
         low, high = np.percentile(maps_NHW, (1, 99))
         return cls(low=float(low), high=float(high))
 
     def paint(self, frame_HW3: np.ndarray, map_HW: np.ndarray) -> np.ndarray:
-        """uint8 (H, W, 3): the frame under its map, bicubically enlarged to it. A scale without width stays clear."""
-        share = (map_HW.astype(np.float64) - self.low) / max(self.high - self.low, 1e-6)
-        heat_HW = Image.fromarray((np.clip(share, 0, 1) * 255).round().astype(np.uint8))
+        """Return the frame under its bicubically enlarged map, uint8 (H, W, 3); transparent if the scale is empty."""
+        level = (map_HW.astype(np.float64) - self.low) / max(self.high - self.low, 1e-6)
+        heat_HW = Image.fromarray((np.clip(level, 0, 1) * 255).round().astype(np.uint8))
         heat = heat_HW.resize(frame_HW3.shape[1::-1], Image.Resampling.BICUBIC)
         colour = heat.copy()
         colour.putpalette(_palette())
-        cover = heat.point([round(OPACITY * level) for level in range(256)])
+        cover = heat.point([round(OPACITY * value) for value in range(256)])
         return np.asarray(Image.composite(colour.convert("RGB"), Image.fromarray(frame_HW3), cover))
 
 
@@ -79,7 +79,7 @@ class VideoWriter:
         self._sound = _SoundWriter(container, sound)
 
     def add_frame(self, frame_HW3: np.ndarray, time_s: float) -> None:
-        """A frame, uint8, shown from `time_s` on; times grow."""
+        """Add a frame, uint8, shown from `time_s` on; times must increase."""
         frame = av.VideoFrame.from_ndarray(frame_HW3, format="rgb24").reformat(
             format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
         )
@@ -87,25 +87,25 @@ class VideoWriter:
         self._container.mux(self._video.encode(frame))
 
     def add_sound(self, frame: av.AudioFrame, start_s: float) -> None:
-        """A decoded piece of sound and its time, s; where one is missing before it there will be silence."""
+        """Add decoded sound and its time, s; a gap before it is filled with silence."""
         self._container.mux(self._sound.encode(frame, start_s))
 
     def finish(self) -> None:
-        """Write what the encoders still hold."""
+        """Flush the encoders."""
         self._container.mux(self._sound.rest())
         self._container.mux(self._video.encode(None))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SoundKind:
-    """What a stream of sound is like at its beginning."""
+    """Sample rate and channels of an audio stream at its beginning."""
 
     rate_hz: int
     channels: int
 
 
 class _SoundWriter:
-    """AAC of decoded sound, whatever its format; rates and channels that AAC does not have are changed."""
+    """Encodes decoded sound of any format as AAC; rates and channels that AAC does not support are converted."""
 
     def __init__(self, container: av.container.OutputContainer, kind: SoundKind):
         self._rate = kind.rate_hz if kind.rate_hz in AAC_RATES else 48_000
@@ -117,7 +117,7 @@ class _SoundWriter:
         self._end_s = 0.0
 
     def encode(self, frame: av.AudioFrame, start_s: float) -> list[av.Packet]:
-        """Packets that one frame of sound completes; `start_s`, seconds, is where it belongs."""
+        """Return the packets that one frame of sound completes; `start_s` is its time in seconds."""
         packets = []
         if self._next is None:
             self._next = round(start_s * self._rate)
@@ -125,10 +125,10 @@ class _SoundWriter:
             packets = self._silence_until(start_s)
         self._end_s = start_s + frame.samples / frame.sample_rate
         frame = mono(frame)
-        frame.pts = None  # samples are counted between the gaps: untrusted time stamps jitter
+        frame.pts = None  # between gaps samples are counted, because untrusted timestamps jitter
         try:
             return packets + self._packets(self._resampler.resample(frame))
-        except ValueError:  # from here on the sound has another rate or other channels
+        except ValueError:  # the sample rate or the channels change here
             packets += self._flushed()
             return packets + self._packets(self._resampler.resample(frame))
 
@@ -164,10 +164,10 @@ class _SoundWriter:
 
 @contextmanager
 def new_video(path: Path, rate: Fraction, size: tuple[int, int], sound: SoundKind) -> Iterator[VideoWriter]:
-    """A writer of an mp4 that takes the name `path`, whatever its ending, once all is written.
+    """Yield a writer of an mp4 that is renamed to `path`, whatever its suffix, when complete.
 
-    `rate` is about how many frames a second there will be, `size` their (width, height), both even. Raises AvpipeError
-    where it cannot be written.
+    `rate` is the approximate number of frames per second, `size` their (width, height), both even. Raises AvpipeError
+    if the file cannot be written.
     """
     with (
         atomic_video(path) as temporary,
@@ -180,12 +180,12 @@ def new_video(path: Path, rate: Fraction, size: tuple[int, int], sound: SoundKin
 
 @contextmanager
 def atomic_video(path: Path) -> Iterator[Path]:
-    """As `atomic_write`, but what hinders the writing is raised as AvpipeError."""
+    """As `atomic_write`, but errors of writing are raised as AvpipeError."""
     try:
         with atomic_write(path) as temporary:
             yield temporary
     except (OSError, av.error.FFmpegError) as error:
-        raise AvpipeError(f"{path} cannot be written ({error.strerror or error}); choose another place") from None
+        raise AvpipeError(f"{path} cannot be written ({error.strerror or error}); choose another path") from None
 
 
 def contact_sheet(frames: list[np.ndarray], times_s: list[float], heat: Heat, title: str, path: Path) -> None:

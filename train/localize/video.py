@@ -1,7 +1,7 @@
-"""A heat map over any video: where in the picture the sound comes from, moment by moment, in bounded memory.
+"""Heat maps over any video, which show where in the picture the sound comes from, in bounded memory.
 
 The file is read three times, for its sound, for the maps and for the new video: only the sound (at 16 kHz), the maps
-and a few frames are ever held. Times count from the container's start, as in avpipe.pipeline.media.
+and a few frames are in memory. Times are relative to the container's start, as in avpipe.pipeline.media.
 Shapes: N moments, H × W positions of a map (pixels of a frame).
 """
 
@@ -33,7 +33,7 @@ from avpipe.train.localize.painting import Heat, SoundKind, atomic_video, contac
 from avpipe.train.models.load import NEWEST_RUN, Model, ModelChoice, named_model
 
 BATCH = 16
-# Neighbouring moments share all their sound but 0.2 of 3 s or more: maps in between would show little else.
+# Neighbouring moments share all but 0.2 s of 3 s or more of sound: maps in between would hardly differ.
 EVERY_S = 0.2
 FRAME = "squash"
 SHEET_FRAMES = 8
@@ -47,25 +47,25 @@ class VideoMaps:
     maps: np.ndarray
     """(N, H, W) float32, as the network gives them."""
     times_s: np.ndarray
-    """(N,) when the frames of the maps are shown; growing."""
+    """(N,) display times of the maps' frames, increasing."""
     frames: int
-    """Frames of the whole video."""
+    """Number of frames of the entire video."""
     end_s: float
-    """When its last frame is shown."""
+    """Display time of the last frame."""
     size: tuple[int, int]
-    """(width, height) of the frames to write: even, the longer side at most 1,280 pixels."""
+    """(width, height) of the output frames: even, the longer side at most 1,280 pixels."""
 
     def at(self, time_s: float) -> np.ndarray:
-        """map_HW of any moment: blended linearly from the maps before and after it; those at the ends are held."""
+        """Return map_HW at any time, interpolated linearly between maps and constant beyond the first and last."""
         after = int(np.searchsorted(self.times_s, time_s))
         if after in (0, len(self.times_s)):
             return self.maps[min(after, len(self.times_s) - 1)]
         before_s, after_s = self.times_s[after - 1 : after + 1]
-        share = np.float32((time_s - before_s) / (after_s - before_s))
-        return (1 - share) * self.maps[after - 1] + share * self.maps[after]
+        weight = np.float32((time_s - before_s) / (after_s - before_s))
+        return (1 - weight) * self.maps[after - 1] + weight * self.maps[after]
 
     def rate(self) -> Fraction:
-        """Frames a second, about."""
+        """Return the approximate number of frames per second."""
         length_s = max(self.end_s - self.times_s[0], 0.001)
         return min(max(Fraction((self.frames - 1) / length_s).limit_denominator(1001), Fraction(1)), Fraction(240))
 
@@ -78,16 +78,18 @@ def localize(
     picture: Path | None = None,
     maps: Path | None = None,
 ) -> dict:
-    """Write `out`, an mp4 of the video under its heat map with its own sound, whatever ending the name has.
+    """Write `out`, an mp4 of the video under its heat map with its original sound, whatever the suffix of the name.
 
-    The colours run from the 1st to the 99th percentile of all values of the video. `picture` becomes a PNG of eight
-    moments, `maps` an .npz of maps (N, H, W), float16, and times_s (N,). Returns what was done as plain values. Raises
-    AvpipeError for a file that is no whole video with sound, for a method without maps, and for outputs that cannot be
-    written or would overwrite one another or the input.
+    The colours span the 1st to the 99th percentile of all values of the video. `picture` is the path of a PNG of eight
+    moments, `maps` that of an .npz with maps (N, H, W), float16, and times_s (N,). Returns a summary as plain values.
+    Raises AvpipeError for a file that is not a complete video with sound, for a method without maps, and for outputs
+    that cannot be written or would overwrite one another or the input.
     """
     choice.check_choice("object", "random-init")
     if choice.baseline == "centre":
-        raise AvpipeError("the baseline centre is the same disc for every frame; there is nothing to show of it")
+        raise AvpipeError(
+            "the baseline centre is the same disc for every frame, so there is nothing to show; use another baseline"
+        )
     _check_paths(video, [path for path in (out, picture, maps) if path])
     model = named_model(root, {name: spec.digest for name, spec in SPECS.items()}, choice)
     with usable(video):
@@ -125,31 +127,32 @@ def _check_paths(video: Path, outputs: list[Path]) -> None:
         if path.exists() and path.samefile(video):
             raise AvpipeError(f"{path} is the input, which is never overwritten; give another name")
         if any(path.resolve() == other.resolve() for other in outputs[:number]):
-            raise AvpipeError(f"{path} is named for two outputs; give each a name of its own")
+            raise AvpipeError(f"{path} is given for two outputs; give each its own name")
 
 
 @contextmanager
 def usable(video: Path) -> Iterator[None]:
-    """Within the block what is wrong with the video becomes one sentence, an AvpipeError."""
+    """Turn a MediaError in the block into an AvpipeError that names the video."""
     try:
         yield
     except MediaError as error:
         raise AvpipeError(
-            f"{video} cannot be used ({error.detail}); give a whole video with picture and sound"
+            f"{video} cannot be used ({error.detail}); give a complete video with picture and sound"
         ) from None
 
 
 def video_maps(video: Path, model: Model) -> VideoMaps:
-    """Maps of the first frame and of each that is at least 0.2 s after the last one, each with the sound around it.
+    """Return maps of the first frame and of each at least 0.2 s after the previous one, with the sound around it.
 
-    Frame and feature are those of extraction and evaluation: scaled to 256 pixels, squashed to the network's square;
-    sound as long as the feature's, moved inside at the ends, repeated where there is less. Raises MediaError for an
-    unusable video, AvpipeError for a method without maps or another feature than this avpipe's.
+    Frame and feature are as in extraction and evaluation: scaled to 256 pixels, squashed to the network's square; the
+    sound window has the feature's length, is shifted inside the video at its ends, and is repeated if the video is
+    shorter. Raises MediaError for an unusable video, AvpipeError for a method without maps or a feature that differs
+    from this version's.
     """
     spec = SPECS.get(model.feature)
     if spec is None or spec.digest != model.feature_digest:
         raise AvpipeError(
-            f"{model.run} reads {model.feature} {model.feature_digest}, not this avpipe's; train it again"
+            f"{model.run} needs {model.feature} {model.feature_digest}, not this version's; train it again"
         )
     sound_i16, start_s = whole_sound(video, spec.sample_rate_hz)
     fabric = Fabric(accelerator="auto", devices=1)
@@ -157,7 +160,7 @@ def video_maps(video: Path, model: Model) -> VideoMaps:
     made, times_s, batch, frames, time_s, size = [], [], [], 0, 0.0, None
 
     def run_batch() -> None:
-        views, features = (fabric.to_device(torch.from_numpy(np.stack(part))) for part in zip(*batch, strict=True))
+        views, features = (fabric.to_device(torch.from_numpy(np.stack(arrays))) for arrays in zip(*batch, strict=True))
         made.append(network.localize(normalise(views), features.float()).float().cpu().numpy())
         line.advance(len(batch))
         batch.clear()
@@ -181,22 +184,22 @@ def video_maps(video: Path, model: Model) -> VideoMaps:
 
 
 def network_frame(frame: av.VideoFrame, geometry: Geometry, px: int) -> np.ndarray:
-    """uint8 (px, px, 3): a decoded frame as the network sees the stored frames of clips, but never compressed."""
+    """Return a decoded frame, uint8 (px, px, 3), prepared like the stored frames of clips, but without compression."""
     geometry.check(frame)
     rgb_HW3 = geometry.rgb(frame, ExtractSettings().frame_short_side)
     return TEST_VIEWS[FRAME](Image.fromarray(rgb_HW3), px)
 
 
 def network_audio(sound_i16: np.ndarray, centre_s: float, spec: Spec) -> np.ndarray:
-    """float16 (1, F, T): the feature of the sound around `centre_s` seconds from its beginning, as extraction does."""
+    """Return the feature, float16 (1, F, T), of the sound around `centre_s` s from its start, as in extraction."""
     window_i16, _ = window_around(sound_i16, spec.samples, round(centre_s * spec.sample_rate_hz))
     return spec.compute(pcm_to_float(window_i16)).astype(np.float16)[None]
 
 
 def decoded(video: Path, sound: bool) -> Iterator[tuple[av.VideoFrame | av.AudioFrame, float, Geometry]]:
-    """Each frame of the picture, and of the `sound` if asked for, with its time (s) and how pictures are shown.
+    """Yield each video frame, and audio frame if `sound`, with its time (s) and the display geometry.
 
-    Raises MediaError where the picture is not whole.
+    Raises MediaError if the video stream is incomplete.
     """
     with open_clip(video) as clip:
         geometry = Geometry.of(clip)
@@ -205,9 +208,9 @@ def decoded(video: Path, sound: bool) -> Iterator[tuple[av.VideoFrame | av.Audio
 
 
 def write_video(video: Path, found: VideoMaps, heat: Heat, out: Path) -> dict[float, np.ndarray]:
-    """Write the painted video, its sound encoded anew; returns eight of its frames, made small, by their times."""
-    places = np.linspace(0, len(found.times_s) - 1, min(SHEET_FRAMES, len(found.times_s))).round().astype(int)
-    wanted, shown = set(found.times_s[places].tolist()), {}
+    """Write the painted video with its sound re-encoded; return thumbnails of eight frames by their times."""
+    positions = np.linspace(0, len(found.times_s) - 1, min(SHEET_FRAMES, len(found.times_s))).round().astype(int)
+    wanted, shown = set(found.times_s[positions].tolist()), {}
     with open_clip(video) as clip:
         kind = SoundKind(rate_hz=clip.audio.codec_context.sample_rate, channels=clip.audio.codec_context.channels)
     with (
@@ -227,10 +230,10 @@ def write_video(video: Path, found: VideoMaps, heat: Heat, out: Path) -> dict[fl
 
 
 def scaled(frame: av.VideoFrame, geometry: Geometry, size: tuple[int, int] | None = None) -> np.ndarray:
-    """uint8 (H, W, 3): a decoded frame as shown, of even sides, the longer one at most 1,280 pixels, or of this size.
+    """Return a decoded frame as displayed, uint8 (H, W, 3), with even sides, the longer at most 1,280 pixels.
 
-    `size` is (width, height): a video may change its own midway. H.264 in 4:2:0 has no odd sides; the last row or
-    column goes.
+    With `size`, (width, height), the frame is scaled to it, because a video may change its size midway. H.264 in 4:2:0
+    needs even sides, so an odd last row or column is dropped.
     """
     shown = geometry.displayed_size(frame)
     rgb_HW3 = geometry.rgb(frame, max(2, round(min(shown) * min(1, LONG_SIDE / max(shown)))))
