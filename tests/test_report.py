@@ -109,7 +109,9 @@ def test_the_tables_say_what_the_evaluation_says(two_runs, page_of_two):
         assert f"{name}: trained on synth_train (16 clips), step 8" in text
         assert all(label in text for label in result["by_class"])
     assert "4 of 4 listed clips scored" in text
-    assert all(words in text for words in ("Training loss, from", "Share of clips that reach a threshold", "By class"))
+    assert all(
+        words in text for words in ("Training loss, from", "Fraction of clips that reach a threshold", "By class")
+    )
 
 
 def test_the_gallery_holds_picture_map_boxes_and_sound(two_runs, page_of_two):
@@ -205,12 +207,12 @@ def test_what_strangers_wrote_stays_text(own_root, monkeypatch, tmp_path):
     assert {clip["label"] for clip in embedded(tmp_path / "hostile.html")["clips"]} == {HOSTILE, None}
 
 
-def test_what_is_missing_or_newer_is_told_and_the_rest_is_there(own_root, tmp_path, capsys):
+def test_what_is_missing_or_newer_is_told_and_the_rest_is_there(own_root, tmp_path, caplog):
     out = tmp_path / "report.html"
     shutil.copy(own_root.runs / "second/last.pt", own_root.runs / "first/last.pt")
     done = write_report(own_root, ["first"], out)
-    assert "maps of first do not give the cIoU that was stored" in done["notes"][0]
-    assert "do not give the cIoU" in out.read_text() and "run `avpipe eval` again" in capsys.readouterr().err
+    assert "maps of first do not give the stored cIoU" in done["notes"][0]
+    assert "do not give the stored cIoU" in out.read_text() and "run `avpipe eval` again" in caplog.text
     (own_root.runs / "first/last.pt").write_bytes(b"no checkpoint")
     (own_root.runs / "first/log.csv").write_text("step,epoch,loss,clips_per_s,data_wait\n1,1,0.5\n2,1")
     done = write_report(own_root, ["first"], out)
@@ -236,29 +238,29 @@ def change(**values):
 @pytest.mark.parametrize(
     ("spoil", "runs", "split", "sentence"),
     [
-        (shutil.rmtree, ["first"], None, r"first is not evaluated; run: avpipe eval --split SPLIT --checkpoint "),
-        (None, ["first"], "vggss", r"not evaluated on vggss; run: avpipe eval --split vggss --checkpoint .*first"),
+        (shutil.rmtree, ["first"], None, r"first has no evaluation; run: avpipe eval --split SPLIT --checkpoint "),
+        (None, ["first"], "vggss", r"no evaluation on vggss; run: avpipe eval --split vggss --checkpoint .*first"),
         (None, ["baseline-centre"], "vggss", r"run: avpipe eval --split vggss --baseline centre"),
         (None, ["nobody"], None, "there is no run 'nobody'"),
-        (None, ["first", "first"], None, "first is named twice"),
+        (None, ["first", "first"], None, "first is given twice"),
         (None, ["first"], "../x", "not the name of a split"),
         (
             lambda eval: shutil.copytree(eval, eval.with_name("other")),
             ["first"],
             None,
-            r"evaluated on other, synth_test; choose one with --split",
+            r"evaluations on other, synth_test; choose one with --split",
         ),
         (change(split="other"), ["second", "first"], None, "on different splits"),
         (change(listed_sha256="00" * 32), ["second", "first"], None, "on different lists"),
         (change(protocols={}), ["second", "first"], None, "different protocols; run `avpipe eval --protocol all`"),
-        (change(protocols={"x": {}}), ["first"], None, "not a whole evaluation"),
+        (change(protocols={"x": {}}), ["first"], None, "not a complete evaluation"),
         (
             lambda eval: (eval / "metrics.json").write_text('{"split": '),
             ["first"],
             None,
-            "not a whole evaluation .* again",
+            "not a complete evaluation .* again",
         ),
-        (lambda eval: (eval / "per_clip.parquet").unlink(), ["first"], None, "not a whole evaluation"),
+        (lambda eval: (eval / "per_clip.parquet").unlink(), ["first"], None, "not a complete evaluation"),
         (None, [], None, "about 1 to 6 runs, not 0"),
     ],
 )

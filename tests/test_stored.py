@@ -52,10 +52,10 @@ def test_a_flipped_bit_in_the_scores_is_found(run):
 def test_what_does_not_fit_is_named(run):
     path = next(run.rglob("metrics.json"))
     path.write_text(path.read_text().replace('"clips_listed": 60', '"clips_listed": "60"'))
-    with pytest.raises(AvpipeError, match=r"metrics\.json is not what avpipe writes \(clips_listed: .*valid integer"):
+    with pytest.raises(AvpipeError, match=r"metrics\.json was not written by avpipe \(clips_listed: .*valid integer"):
         read_metrics(path)
     path.write_bytes(b" " * ((1 << 26) + 1))
-    with pytest.raises(AvpipeError, match="more than the 67,108,864 that it may have"):
+    with pytest.raises(AvpipeError, match="more than the limit of 67,108,864"):
         read_metrics(path)
 
 

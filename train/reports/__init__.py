@@ -1,1 +1,1 @@
-"""What people look at: the report, the sheet, the papers' tables."""
+"""Reports: an HTML page about runs, and the papers' tables."""

@@ -1,4 +1,4 @@
-"""What runs have written, read for reports as untrusted input: each file is checked once, here, whole or refused."""
+"""Read the files of runs for reports as untrusted input: each file is validated here, or refused as a whole."""
 
 import csv
 import json
@@ -23,28 +23,28 @@ from avpipe.train.core.text import one_line
 from avpipe.train.evaluation.evaluate import PER_CLIP, Score
 from avpipe.train.evaluation.protocols import PROTOCOLS
 
-# Of 200,000 clips under all protocols these files have 1, 100 and 10 MB.
+# For 200,000 clips under all protocols these files have 1, 100 and 10 MB.
 MOST_BYTES = {".json": 1 << 26, ".parquet": 1 << 30, ".csv": 1 << 28}
 MOST_ROWS = 20_000_000
-# What a chart can show; a float holds more.
+# The largest value that a chart can show.
 LARGEST = 1e30
 
 
-def _share(value: float) -> float:
+def _fraction(value: float) -> float:
     if not (math.isnan(value) or -1 <= value <= 1):
-        raise ValueError("is no share")
+        raise ValueError("is not a fraction")
     return value
 
 
-Share = Annotated[float, AfterValidator(_share)]
-"""From 0 to 1, of differences from -1 on; NaN where there is nothing to count."""
-Interval = Annotated[list[Share], Field(min_length=2, max_length=2)]
+Fraction = Annotated[float, AfterValidator(_fraction)]
+"""From 0 to 1, or from -1 for differences; NaN if there is nothing to count."""
+Interval = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
 
 
 @with_config(strict=True)
 class _Ends(TypedDict):
-    ciou: Share
-    auc: Share
+    ciou: Fraction
+    auc: Fraction
 
 
 @with_config(strict=True)
@@ -57,20 +57,20 @@ class _Intervals(TypedDict):
 @with_config(strict=True)
 class _Group(TypedDict):
     clips: Count
-    ciou: Share
-    mean: Share
+    ciou: Fraction
+    mean: Fraction
 
 
 @with_config(strict=True)
 class _Summary(TypedDict):
-    """As `evaluation.evaluate.Score.summary` makes it."""
+    """The result of `evaluation.evaluate.Score.summary`."""
 
     clips_scored: Count
     clips_without_box: Count
-    ciou: Share
-    auc: Share
-    mean: Share
-    pointing: Share
+    ciou: Fraction
+    auc: Fraction
+    mean: Fraction
+    pointing: Fraction
     interval: _Intervals
     floor: _Ends
     ceiling: _Ends
@@ -80,8 +80,8 @@ class _Summary(TypedDict):
 
 @with_config(strict=True)
 class _OtherSound(TypedDict):
-    ciou: Share
-    drop: Share
+    ciou: Fraction
+    drop: Fraction
     interval: Interval
 
 
@@ -108,7 +108,7 @@ class _Checkpoint(TypedDict):
 
 @with_config(strict=True)
 class _Metrics(_Summary):
-    """As `evaluation.run.run_eval` writes it."""
+    """The metrics.json of `evaluation.run.run_eval`."""
 
     model: PlainText
     split: PlainText
@@ -124,82 +124,82 @@ class _Metrics(_Summary):
 
 
 @with_config(strict=True)
-class _Search(TypedDict):
-    """As `evaluation.retrieval.run_retrieval` writes it."""
+class _Retrieval(TypedDict):
+    """The metrics.json of `evaluation.retrieval.run_retrieval`."""
 
     clips_listed: Count
     clips_scored: Count
     trained_on: NotRequired[_TrainedOn]
-    audio_retrieval: NotRequired[dict[PlainText, Share | dict[PlainText, Share]]]
-    cross_modal_retrieval: NotRequired[dict[PlainText, Share | dict[PlainText, Share]]]
+    audio_retrieval: NotRequired[dict[PlainText, Fraction | dict[PlainText, Fraction]]]
+    cross_modal_retrieval: NotRequired[dict[PlainText, Fraction | dict[PlainText, Fraction]]]
 
 
-_METRICS, _SEARCH = TypeAdapter(_Metrics), TypeAdapter(_Search)
+_METRICS, _RETRIEVAL = TypeAdapter(_Metrics), TypeAdapter(_Retrieval)
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """What an evaluation wrote to metrics.json. Raises AvpipeError for another file."""
+    """Return the metrics.json of an evaluation. Raises AvpipeError for any other file."""
     return _checked(path, _METRICS)
 
 
 def read_search(path: Path) -> dict[str, Any]:
-    """What a retrieval wrote to metrics.json. Raises AvpipeError for another file."""
-    return _checked(path, _SEARCH)
+    """Return the metrics.json of a retrieval. Raises AvpipeError for any other file."""
+    return _checked(path, _RETRIEVAL)
 
 
-def _checked(path: Path, form: TypeAdapter) -> dict[str, Any]:
+def _checked(path: Path, schema: TypeAdapter) -> dict[str, Any]:
     _check_file(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        form.validate_python(content)
+        schema.validate_python(content)
     except ValidationError as error:
-        raise AvpipeError(f"{path} is not what avpipe writes ({first_fault(error)})") from None
+        raise AvpipeError(f"{path} was not written by avpipe ({first_fault(error)})") from None
     except (OSError, RecursionError, ValueError) as error:
         raise AvpipeError(f"{path} is damaged ({one_line(error)})") from None
     return content
 
 
 def read_scores(path: Path) -> dict[str, Score]:
-    """By protocol, what `write_per_clip` wrote. Raises AvpipeError for another file."""
+    """Return, by protocol, the scores that `write_per_clip` wrote. Raises AvpipeError for any other file."""
     _check_file(path)
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
         if file.metadata.num_rows > MOST_ROWS:
             raise ValueError(f"{file.metadata.num_rows:,} rows")
-        if lacking := [field.name for field in PER_CLIP if field not in list(file.schema_arrow)]:
-            raise ValueError(f"no column {lacking[0]} of the right type")
+        if missing := [field.name for field in PER_CLIP if field not in list(file.schema_arrow)]:
+            raise ValueError(f"no column {missing[0]} of the right type")
         table = file.read(PER_CLIP.names)
         _check_values(table)
         rows_of: dict[str, list[dict]] = {}
         for row in table.to_pylist():
             rows_of.setdefault(row["protocol"], []).append(row)
         scores = {name: Score(protocol=name, rows=rows) for name, rows in rows_of.items()}
-        if bare := [name for name, some in scores.items() if not any(row["box_area"] > 0 for row in some.scored())]:
-            raise ValueError(f"no clip with a box under {bare[0]}")
+        if boxless := [name for name, some in scores.items() if not any(row["box_area"] > 0 for row in some.scored())]:
+            raise ValueError(f"no clip with a box under {boxless[0]}")
     except (pa.ArrowException, MemoryError, OSError, OverflowError, ValueError) as error:
-        raise AvpipeError(f"{path} is damaged or not what avpipe writes ({one_line(error)})") from None
+        raise AvpipeError(f"{path} is damaged or was not written by avpipe ({one_line(error)})") from None
     return scores
 
 
 def _check_values(table: pa.Table) -> None:
-    """Raise ValueError for what no evaluation gives."""
+    """Raise ValueError for values that no evaluation produces."""
     for name in PER_CLIP.names:
         column = table[name]
         if column.null_count and name != "label":
-            raise ValueError(f"{name} is missing somewhere")
+            raise ValueError(f"{name} has missing values")
         if pa.types.is_floating(column.type):
             known = column.filter(pc.invert(pc.is_nan(column)))
             most = math.inf if name in ("confidence", "gt_pixels") else 1
             if len(known) and not (name == "confidence" or 0 <= pc.min(known).as_py() <= pc.max(known).as_py() <= most):
-                raise ValueError(f"{name} is no share somewhere")
+                raise ValueError(f"{name} has values outside its range")
     if pc.any(pc.is_nan(table["box_area"])).as_py() or pc.any(pc.is_nan(table["gt_pixels"])).as_py():
-        raise ValueError("the size of a box is no number")
+        raise ValueError("the size of a box is not a number")
     if unknown := set(pc.unique(table["protocol"]).to_pylist()) - PROTOCOLS.keys():
         raise ValueError(f"unknown protocol {min(unknown)}")
 
 
 def read_log(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[float, ...]]:
-    """The columns of each whole row; a run that was killed may have left half a one. None where there is no file."""
+    """Yield the columns of each complete row; a killed run may leave half a row. Yields nothing without a file."""
     if not path.exists():
         return
     _check_file(path)
@@ -221,8 +221,8 @@ def _numbers(row: dict, columns: tuple[str, ...]) -> tuple[float, ...] | None:
 
 
 def _check_file(path: Path) -> None:
-    """Raise AvpipeError for what is not a regular file, or too large for what it should be."""
+    """Raise AvpipeError unless `path` is a regular file of plausible size."""
     if not path.is_file():
         raise AvpipeError(f"{path} {'is not a regular file' if path.exists() else 'does not exist'}")
     if (size := path.stat().st_size) > MOST_BYTES[path.suffix]:
-        raise AvpipeError(f"{path} has {size:,} bytes, more than the {MOST_BYTES[path.suffix]:,} that it may have")
+        raise AvpipeError(f"{path} has {size:,} bytes, more than the limit of {MOST_BYTES[path.suffix]:,}")

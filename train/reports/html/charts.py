@@ -1,5 +1,6 @@
-"""Charts of a report: SVG whose colours the page sets, so that they are right in the dark, too. No names of runs or
-classes enter them: those are untrusted, and the page escapes text.
+"""Charts of a report: SVG whose colours the page sets, so that they also work in dark mode.
+
+They contain no names of runs or classes: those are untrusted, and the page escapes them.
 """
 
 import io
@@ -15,8 +16,8 @@ from avpipe.train.evaluation.evaluate import Score
 
 MARKERS = "os^DvP"
 GLYPHS = "●■▲◆▼✚"
-"""What stands for MARKERS in the page's legend."""
-# Colours that stand for a variable of the page's style sheet until the SVG is written.
+"""The characters for MARKERS in the page's legend."""
+# Placeholder colours that become variables of the page's style sheet when the SVG is written.
 _INK, _RULE = "#00cd00", "#00cd01"
 _RUNS = [f"#00ab{number:02x}" for number in range(len(MARKERS))]
 _VARIABLES = {_INK: "var(--ink)", _RULE: "var(--rule)"} | {c: f"var(--run-{n})" for n, c in enumerate(_RUNS)}
@@ -37,14 +38,14 @@ _STYLE = {
     "ytick.color": _INK,
 }
 _SIZE = (4.4, 2.9)
-# Points of a training curve: more than a chart of this width can show.
+# Points of a training curve: more than a chart of this width can resolve.
 _POINTS = 400
 
 
 def thresholds(scores: list[Score]) -> str:
-    """Success against cIoU threshold, 0 to 1, a line for each run, between floor and ceiling (of the first run)."""
+    """Plot success against cIoU threshold, 0 to 1, a line per run, with floor and ceiling (of the first run)."""
     with matplotlib.rc_context(_STYLE):
-        figure, axis = _axis("cIoU threshold", "share of clips that reach it")
+        figure, axis = _axis("cIoU threshold", "fraction of clips that reach it")
         fine = np.linspace(0, 1, 101)
         rows = scores[0].scored()
         for column, line in (("floor_ciou", (0, (5, 2))), ("ceiling_ciou", (0, (1, 1.5)))):
@@ -58,12 +59,12 @@ def thresholds(scores: list[Score]) -> str:
 
 
 def success_shares(cious: list[float], at: np.ndarray) -> np.ndarray:
-    """Share of clips, in [0, 1], whose cIoU is at least each value of `at`; NaN is a miss."""
+    """Return the fraction of clips, in [0, 1], whose cIoU is at least each value of `at`; NaN is a miss."""
     return np.array([metrics.success(cious, threshold) for threshold in at])
 
 
 def by_size(groups: list[dict[str, dict]], floor: dict[str, dict], ceiling: dict[str, dict]) -> str:
-    """cIoU@0.5 by size of the boxes: a bar a run, floor and ceiling as lines; groups are those of `metrics.grouped`."""
+    """Plot cIoU@0.5 by size of the boxes: a bar per run, floor and ceiling as lines; groups as in `metrics.grouped`."""
     with matplotlib.rc_context(_STYLE):
         figure, axis = _axis("size of the boxes", "cIoU@0.5")
         names = list(floor)
@@ -73,9 +74,9 @@ def by_size(groups: list[dict[str, dict]], floor: dict[str, dict], ceiling: dict
             heights = [of_run.get(name, {}).get("ciou", 0) for name in names]
             axis.bar(at, heights, 0.86 * width, color=_RUNS[number], alpha=0.75)
             axis.plot(at, heights, color=_RUNS[number], marker=MARKERS[number], ms=5, ls="")
-        for place, name in enumerate(names):
-            axis.hlines(floor[name]["ciou"], place - 0.45, place + 0.45, _INK, linestyles=(0, (5, 2)), lw=1.2)
-            axis.hlines(ceiling[name]["ciou"], place - 0.45, place + 0.45, _INK, linestyles=(0, (1, 1.5)), lw=1.2)
+        for x, name in enumerate(names):
+            axis.hlines(floor[name]["ciou"], x - 0.45, x + 0.45, _INK, linestyles=(0, (5, 2)), lw=1.2)
+            axis.hlines(ceiling[name]["ciou"], x - 0.45, x + 0.45, _INK, linestyles=(0, (1, 1.5)), lw=1.2)
         axis.set_xticks(range(len(names)), [f"{name}\n({floor[name]['clips']:,})" for name in names])
         axis.set(ylim=(0, 1.02))
         axis.grid(axis="x", visible=False)
@@ -85,9 +86,9 @@ def by_size(groups: list[dict[str, dict]], floor: dict[str, dict], ceiling: dict
 def training(
     steps: np.ndarray, losses: np.ndarray, epochs: np.ndarray, number: int, measured: list[tuple[float, float]]
 ) -> str:
-    """The loss of one run, step by step and smoothed; where an epoch ends is a line. `number` is the run's place.
+    """Plot the loss of one run, raw and smoothed, with a line at the end of each epoch. `number` is the run's index.
 
-    `measured` are step and value of what epochs were compared by: dots on a scale of their own, on the right.
+    `measured` are step and value of the validation: dots on a separate scale on the right.
     """
     with matplotlib.rc_context(_STYLE):
         figure, axis = _axis("step", "loss")
@@ -104,26 +105,26 @@ def training(
             scale.grid(visible=False)
             scale.spines["right"].set_visible(True)
             scale.set_ylabel("validation (dotted)")
-        words = f"from {losses[0]:.3f} to {losses[-1]:.3f} in {steps[-1]:,} steps"
-        return _svg(figure, f"Training loss, {words}")
+        description = f"from {losses[0]:.3f} to {losses[-1]:.3f} in {steps[-1]:,} steps"
+        return _svg(figure, f"Training loss, {description}")
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
-    """A running mean over a twentieth of the curve; fewer values at its ends."""
+    """Return the running mean over a twentieth of the curve, over fewer values at its ends."""
     kernel = np.ones(max(1, len(values) // 20))
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
 def _axis(x: str, y: str):
-    # Not through pyplot, which would keep the figure and change the caller's backend.
+    # Without pyplot, which would keep a reference to the figure and change the caller's backend.
     figure = Figure(figsize=_SIZE, layout="constrained")
     axis = figure.subplots()
     axis.set(xlabel=x, ylabel=y)
     return figure, axis
 
 
-def _svg(figure: Figure, words: str) -> str:
-    """The figure as an element for the page: it scales, has its own ids, and `words` for those who cannot see it."""
+def _svg(figure: Figure, description: str) -> str:
+    """Return the figure as a scalable element with unique ids and `description` as its accessible label."""
     buffer = io.StringIO()
     figure.savefig(
         buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -131,11 +132,11 @@ def _svg(figure: Figure, words: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
-    own = f"c{crc32(text.encode()):08x}-"  # ids of several charts must not meet on one page
+    own = f"c{crc32(text.encode()):08x}-"  # ids of several charts on one page must differ
     text = re.sub(r'(?<= id=")|(?<=href="#)|(?<=url\(#)', own, text)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, variable)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     head, rest = text.split(">", 1)
     head = re.sub(r' (width|height|version|xmlns\S*)="[^"]*"', "", head)
-    return f'{head} role="img" aria-label="{words}">{rest}'
+    return f'{head} role="img" aria-label="{description}">{rest}'

@@ -1,4 +1,4 @@
-"""The clips that a report shows: which, and their frames, heat maps, boxes and sound as text for the page.
+"""The clips that a report shows: their selection, and their frames, heat maps, boxes and sound as data URIs.
 
 Shapes: 224 × 224 grid of a protocol; N clips.
 """
@@ -32,10 +32,10 @@ from avpipe.train.models.load import Model, ModelChoice, choose_model, object_mo
 
 FRAME_LONG_SIDE, MAP_PX = 320, 112
 SOUND_BIT_RATE = 32_000
-# MP3 plays everywhere; an ffmpeg without its encoder has AAC of its own.
+# MP3 plays everywhere; an ffmpeg without its encoder has a native AAC encoder.
 ENCODERS = {"libmp3lame": ("mp3", "audio/mpeg"), "aac": ("mp4", "audio/mp4")}
-# How far a recomputed cIoU may be off from the stored one before the map is said to be another model's: devices and
-# precisions differ by a few pixels at the threshold.
+# Allowed difference between a recomputed cIoU and the stored one before the map is attributed to another model: devices
+# and precisions differ by a few pixels at the threshold.
 TOLERANCE = 0.02
 
 
@@ -49,62 +49,62 @@ class Shown:
     score: Score
     object_guided: bool = False
     published: dict | None = None
-    """Of another codebase's checkpoint what its evaluation says of it: `file`, `format`."""
+    """`file` and `format` of another codebase's checkpoint, from its evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """What the page shows of single clips."""
+    """The clips that the page shows."""
 
     groups: list[str]
-    """Names, for people."""
+    """Display names."""
     clips: list[dict]
-    """Per clip the values that report.js reads, `groups` among them as places in `groups`."""
+    """Per clip the values that report.js reads; its `groups` are indices into `groups`."""
     notes: list[str]
-    """Sentences on what is missing or doubtful."""
+    """Messages about what is missing or doubtful."""
 
 
 def rows_with_boxes(score: Score) -> dict[str, dict]:
-    """Clip to its row, for the clips that enter the means and have a box."""
+    """Return clip id to row, for the clips that count in the means and have a box."""
     return {row["clip_id"]: row for row in score.scored() if row["box_area"] > 0}
 
 
 def choose_clips(shown: list[Shown], held: set[str], count: int) -> dict[str, list[str]]:
-    """Group to its clips, at most `count` each: best and worst of each run, random ones, most changed from the first.
+    """Return group to clips, at most `count` each: best and worst of each run, random, most changed from the first run.
 
-    Only clips that every run scored, with a box, and that are in `held`. Ties go by clip id; the same input gives the
-    same clips. The groups of change hold clips that did change, so they may be short or empty.
+    All clips have a box, were scored by every run and are in `held`. Ties are broken by clip id; the same input gives
+    the same clips. The groups of changes contain only clips that changed, so they may be short or empty.
     """
     rows = [rows_with_boxes(run.score) for run in shown]
     common = sorted(set(held).intersection(*rows))
     groups = {}
     cious = [{clip_id: np.nan_to_num(some[clip_id]["ciou"]) for clip_id in common} for some in rows]
-    for run, of_run in zip(shown, cious, strict=True):
-        ranking = sorted(common, key=of_run.__getitem__, reverse=True)
+    for run, ciou_of in zip(shown, cious, strict=True):
+        ranking = sorted(common, key=ciou_of.__getitem__, reverse=True)
         groups[f"Best of {run.name}"] = ranking[:count]
         groups[f"Worst of {run.name}"] = ranking[::-1][:count]
     first = shown[0].name
-    for run, of_run in list(zip(shown, cious, strict=True))[1:]:
-        gain = {clip_id: of_run[clip_id] - cious[0][clip_id] for clip_id in common}
+    for run, ciou_of in list(zip(shown, cious, strict=True))[1:]:
+        gain = {clip_id: ciou_of[clip_id] - cious[0][clip_id] for clip_id in common}
         ranking = sorted(common, key=gain.__getitem__, reverse=True)
         groups[f"Most improved: {run.name} against {first}"] = [c for c in ranking[:count] if gain[c] > 0]
         groups[f"Most worsened: {run.name} against {first}"] = [c for c in ranking[::-1][:count] if gain[c] < 0]
     drawn = np.random.default_rng(0).permutation(len(common))[:count]
-    return groups | {"Random": [common[place] for place in sorted(drawn)]}
+    return groups | {"Random": [common[position] for position in sorted(drawn)]}
 
 
 def gallery(
     root: Root, shown: list[Shown], clips: EvalSet, shards: Shards, count: int, weights: Path | None = None
 ) -> Gallery:
-    """Choose clips, compute their maps anew, and make their pictures and sound.
+    """Choose clips, recompute their maps, and encode their pictures and sound.
 
-    A run whose network cannot be had is shown without maps, and a note says why; so does one whose maps give another
-    cIoU than its evaluation. Raises AvpipeError for samples that cannot be read.
+    A run whose network is not available is shown without maps, and a note gives the reason; another note names a run
+    whose maps give a different cIoU than its evaluation. Raises AvpipeError for samples that cannot be read.
     """
     groups = choose_clips(shown, set(clips.clip_ids), count)
     wanted = sorted({clip_id for some in groups.values() for clip_id in some})
     if not wanted:
-        return Gallery(groups=[], clips=[], notes=["The runs share no clip with a box that the shards hold."])
+        return Gallery(groups=[], clips=[], notes=["The shards contain no clip with a box that all runs scored."])
     some = only(clips, wanted)
     protocol = PROTOCOLS[shown[0].score.protocol]
     maps, notes = [], []
@@ -117,21 +117,21 @@ def gallery(
             notes.append(f"No maps of {run.name}: {error}.")
     rows = [rows_with_boxes(run.score) for run in shown]
     records = []
-    for place, clip_id in enumerate(wanted):
-        found = [(of_run[clip_id]["ciou"], large[place]) for of_run, large in zip(rows, maps, strict=True)]
-        number = int(some.numbers[place])
-        own = {"id": clip_id, "label": some.labels[place], "sound": sound_uri(shards, number)}
+    for position, clip_id in enumerate(wanted):
+        found = [(row_of[clip_id]["ciou"], large[position]) for row_of, large in zip(rows, maps, strict=True)]
+        number = int(some.numbers[position])
+        own = {"id": clip_id, "label": some.labels[position], "sound": sound_uri(shards, number)}
         own["groups"] = [number for number, ids in enumerate(groups.values()) if clip_id in ids]
-        records.append(own | _picture(shards, number, some.boxes[place], found, protocol.frame))
+        records.append(own | _picture(shards, number, some.boxes[position], found, protocol.frame))
     if not all(record["sound"] for record in records):
-        notes.append("The shards hold no sound of some clips; they have no player.")
+        notes.append("Some clips have no player, because the shards contain no sound for them.")
     return Gallery(groups=list(groups), clips=records, notes=notes)
 
 
 def _maps(
     root: Root, run: Shown, clips: EvalSet, shards: Shards, protocol: Protocol, weights: Path | None
 ) -> Iterator[Grid]:
-    """The maps (224, 224) of one run as its protocol scores them, in the order of the clips."""
+    """Yield the maps (224, 224) of one run as its protocol scores them, in the order of the clips."""
     if run.path.name == "baseline-centre":
         yield from (protocol.enlarge(metrics.centre_map()) for _ in clips.clip_ids)
         return
@@ -140,8 +140,8 @@ def _maps(
     if not run.object_guided:
         yield from (protocol.enlarge(map_HW) for map_HW in own)
         return
-    sees = object_model(root, shards.metadata["extract"]["features"], weights)
-    objects = network_maps(sees.network, shards, clips, sees.feature, sees.image_px, 0)(protocol.frame)
+    guide = object_model(root, shards.metadata["extract"]["features"], weights)
+    objects = network_maps(guide.network, shards, clips, guide.feature, guide.image_px, 0)(protocol.frame)
     for map_HW, object_HW in zip(own, objects, strict=True):
         yield ogl.blend(protocol.enlarge(map_HW), protocol.enlarge(object_HW), protocol.values)
 
@@ -160,37 +160,37 @@ def _model(root: Root, run: Shown, shards: Shards, weights: Path | None) -> Mode
 
 
 def _doubts(run: Shown, maps: list[Grid], clips: EvalSet, protocol: Protocol) -> list[str]:
-    """A sentence if the maps are not those that were scored, e.g. since the run was trained on."""
+    """Return a note if the maps are not those that were scored, e.g. because the training continued."""
     rows, differ = rows_with_boxes(run.score), 0
     for clip_id, boxes, large in zip(clips.clip_ids, clips.boxes, maps, strict=True):
-        annotators = [box["annotator"] for box in boxes] if clips.voted else None
+        annotators = [box["annotator"] for box in boxes] if clips.multi_annotator else None
         gt = protocol.annotate([[box[corner] for corner in CORNERS] for box in boxes], annotators)
         again, before = metrics.ciou(protocol.foreground(large), gt), rows[clip_id]["ciou"]
         differ += abs(np.nan_to_num(again) - np.nan_to_num(before)) > TOLERANCE
     if not differ:
         return []
     return [
-        f"{differ} of the {len(maps)} maps of {run.name} do not give the cIoU that was stored: its checkpoint or the "
-        "shards changed since; run `avpipe eval` again."
+        f"{differ} of the {len(maps)} maps of {run.name} do not give the stored cIoU: its checkpoint or the "
+        "shards have changed since; run `avpipe eval` again."
     ]
 
 
 def _picture(shards: Shards, number: int, boxes: list[dict], found: list[tuple], view: str) -> dict:
-    """The frame, the part of it that the network saw, boxes and maps; all places as fractions of the whole frame."""
+    """Return the frame, the region that the network received, boxes and maps; positions are fractions of the frame."""
     frame = shards.frame(number)
-    left, top, seen_w, seen_h = np.array(visible_region(frame, view)) / (frame.size * 2)
+    left, top, region_w, region_h = np.array(visible_region(frame, view)) / (frame.size * 2)
     runs = []
     for ciou, large in found:
         one = {"ciou": None if np.isnan(ciou) else round(ciou, 4), "map": None, "peak": None}
         if large is not None:
             x, y = metrics.peak(large)
-            one |= {"map": map_uri(large), "peak": _rounded([left + x * seen_w, top + y * seen_h])}
+            one |= {"map": map_uri(large), "peak": _rounded([left + x * region_w, top + y * region_h])}
         runs.append(one)
     frame.thumbnail((FRAME_LONG_SIDE, FRAME_LONG_SIDE), Image.Resampling.LANCZOS)
     return {
         "frame": _image_uri(frame, "JPEG", quality=80),
         "size": list(frame.size),
-        "seen": _rounded([left, top, seen_w, seen_h]),
+        "seen": _rounded([left, top, region_w, region_h]),
         "boxes": [_rounded([box[corner] for corner in CORNERS]) for box in boxes],
         "runs": runs,
     }
@@ -201,10 +201,10 @@ def _rounded(values: list[float]) -> list[float]:
 
 
 def map_uri(large: Grid) -> str:
-    """A map (224, 224) as a picture to lay over the frame: the coldest place clear, the hottest opaque."""
-    share = (large - large.min()) / max(float(large.max() - large.min()), 1e-12)
-    colours = matplotlib.colormaps[COLOURS](share, bytes=True)
-    colours[..., 3] = (255 * share).round()
+    """Return a map (224, 224) as an overlay for the frame: transparent at its minimum, opaque at its maximum."""
+    level = (large - large.min()) / max(float(large.max() - large.min()), 1e-12)
+    colours = matplotlib.colormaps[COLOURS](level, bytes=True)
+    colours[..., 3] = (255 * level).round()
     image = Image.fromarray(colours).resize((MAP_PX, MAP_PX), Image.Resampling.BILINEAR)
     return _image_uri(image, "WEBP", quality=75, exact=True)
 
@@ -216,9 +216,9 @@ def _image_uri(image: Image.Image, kind: str, **options) -> str:
 
 
 def sound_uri(shards: Shards, number: int) -> str | None:
-    """The sound of a sample, compressed for a browser; None if the shards hold none.
+    """Return the sound of a sample, compressed for a browser; None if the shards contain no sound.
 
-    Raises AvpipeError for one that cannot be read.
+    Raises AvpipeError if it cannot be read.
     """
     if AUDIO not in shards.offset:
         return None

@@ -1,12 +1,12 @@
-"""One HTML file about evaluated runs: scores between floor and ceiling, curves, groups, and clips to see and hear.
+"""One HTML file about evaluated runs: scores with floor and ceiling, curves, groups, and clips to see and hear.
 
-The page asks for nothing from anywhere: style, script, pictures and sounds are in it, and its policy forbids the rest.
+The page is self-contained: it embeds style, script, pictures and sounds, and its policy forbids any request.
 """
 
 import base64
 import hashlib
 import json
-import sys
+import logging
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -26,18 +26,20 @@ from avpipe.train.reports.html.runs import Evaluated, common_protocol, distinct,
 from avpipe.train.reports.stored import read_log
 from avpipe.train.run.logs import LOG, VALIDATION
 
+log = logging.getLogger(__name__)
+
 CLIPS = 12
 
 
 def write_report(
     root: Root, runs: list[str], out: Path, split: str | None = None, clips: int = CLIPS, weights: Path | None = None
 ) -> dict:
-    """Write `out`, an HTML page about the runs, the first of which the others are compared with.
+    """Write `out`, an HTML page that compares the runs with the first of them.
 
-    A run is a name, a folder, a checkpoint file, or a folder that `avpipe eval` wrote. `split` is needed where runs
-    were evaluated on several; `clips` is the size of each group of the gallery, 0 for none; `weights` as in `eval`.
-    Returns what was done as plain values. Raises AvpipeError for a run that is not evaluated there and for runs that
-    were scored on different lists or by different protocols.
+    A run is a name, a folder, a checkpoint file, or a folder that `avpipe eval` wrote. `split` is needed if runs were
+    evaluated on several; `clips` is the size of each group of the gallery, 0 for no gallery; `weights` as in `eval`.
+    Returns a summary as plain values. Raises AvpipeError for a run that was not evaluated on the split and for runs
+    that were scored on different lists or by different protocols.
     """
     if not 1 <= len(runs) <= len(charts.MARKERS):
         raise AvpipeError(f"a report is about 1 to {len(charts.MARKERS)} runs, not {len(runs)}")
@@ -47,7 +49,7 @@ def write_report(
     protocol = common_protocol(found)
     pictures = _gallery(root, found, protocol, clips, weights)
     for note in pictures.notes:
-        print(f"avpipe: {note}", file=sys.stderr)
+        log.warning("%s", note)
     page = _page(found, protocol, pictures)
     with atomic_write(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
@@ -85,7 +87,7 @@ def _gallery(root: Root, runs: list[Evaluated], protocol: str, count: int, weigh
 def _page(runs: list[Evaluated], protocol: str, pictures: Gallery) -> str:
     names = [run.name for run in runs]
     results = [run.result | run.result["protocols"][protocol] for run in runs]
-    if protocol != runs[0].result["protocol"]:  # what was measured with other sounds is of the first protocol alone
+    if protocol != runs[0].result["protocol"]:  # scores with other sounds exist only for the first protocol
         results = [{k: v for k, v in some.items() if k not in ("wrong_audio", "silence")} for some in results]
     scores = [run.scores[protocol] for run in runs]
     style, script, page = (_packaged(name) for name in ("report.css", "report.js", "report_page.html"))
@@ -117,7 +119,7 @@ def _page(runs: list[Evaluated], protocol: str, pictures: Gallery) -> str:
 
 
 def listed(names: list[str]) -> str:
-    """Names for a sentence: A, B and C."""
+    """Return the names as text: A, B and C."""
     *others, last = names
     return f"{', '.join(others)} and {last}" if others else last
 
@@ -127,13 +129,13 @@ def _packaged(name: str) -> str:
 
 
 def _embedded(data: dict) -> str:
-    """JSON that can neither end the element it stands in nor begin another one."""
+    """Return JSON that can neither close the element that contains it nor open another one."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _notes(runs: list[Evaluated], others: list[str]) -> str:
-    """What a reader must know before the numbers: leaks, how a checkpoint was chosen, what is missing."""
+    """Return notes to read before the scores: leakage, how a checkpoint was chosen, what is missing."""
     lines = []
     for run in runs:
         trained = run.result.get("trained_on")
@@ -156,17 +158,17 @@ def _notes(runs: list[Evaluated], others: list[str]) -> str:
 
 
 def _training(runs: list[Evaluated]) -> str:
-    parts = []
+    figures = []
     for number, run in enumerate(runs):
         rows = list(read_log(run.folder / LOG, ("step", "epoch", "loss")))
         if len(rows) < 2:
-            parts.append(f"<p>{tables.run_name(number, run.name)}: no training log.</p>")
+            figures.append(f"<p>{tables.run_name(number, run.name)}: no training log.</p>")
             continue
         steps, epochs, losses = np.array(rows).T
         measured = list(read_log(run.folder / VALIDATION, ("step", "value")))
         svg = charts.training(steps.astype(int), losses, epochs, number, measured)
-        parts.append(f"<figure><figcaption>{tables.run_name(number, run.name)}</figcaption>{svg}</figure>")
-    return f'<div class="charts">{"".join(parts)}</div>'
+        figures.append(f"<figure><figcaption>{tables.run_name(number, run.name)}</figcaption>{svg}</figure>")
+    return f'<div class="charts">{"".join(figures)}</div>'
 
 
 def _thresholds(names: list[str], scores: list[Score]) -> str:

@@ -1,4 +1,4 @@
-"""Tables of a report as HTML. All text from runs and lists is escaped here."""
+"""Tables of a report as HTML; all text from runs and lists is escaped."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -10,7 +10,7 @@ from avpipe.train.reports.html.charts import GLYPHS
 
 
 def key(names: list[str], lines: bool = True) -> str:
-    """The legend of charts and tables: a colour and a sign for each run; with `lines` floor and ceiling, too."""
+    """Return the legend: a colour and a marker per run; with `lines` also floor and ceiling."""
     items = [f"<li>{run_name(number, name)}</li>" for number, name in enumerate(names)]
     if lines:
         items += ['<li><span class="dash"></span>floor</li>', '<li><span class="dot"></span>ceiling</li>']
@@ -18,12 +18,12 @@ def key(names: list[str], lines: bool = True) -> str:
 
 
 def run_name(number: int, name: str) -> str:
-    """A run's sign and name."""
+    """Return a run's marker and name."""
     return f'<span class="run-{number}"><span aria-hidden="true">{GLYPHS[number]}</span> {escape(name)}</span>'
 
 
 def table(caption: str, head: Iterable[str], rows: Iterable[Iterable[str]], kind: str = "") -> str:
-    """A table whose cells are HTML; the first of each row is its header. It scrolls by itself if it is too wide."""
+    """Return a table whose cells are HTML; the first cell of a row is its header. It scrolls if it is too wide."""
     top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     body = "".join(
         f'<tr><th scope="row">{first}</th>{"".join(c if c.startswith("<td") else f"<td>{c}</td>" for c in rest)}</tr>'
@@ -35,7 +35,7 @@ def table(caption: str, head: Iterable[str], rows: Iterable[Iterable[str]], kind
 
 
 def number(value: float | None) -> str:
-    """Three digits behind the point; a dash for what is not known."""
+    """Return the value with three decimals; a dash if it is unknown."""
     return "–" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
@@ -52,7 +52,7 @@ def _with_interval(value: float, interval: list[float]) -> str:
 
 
 def summary(names: list[str], results: list[dict], scores: list[Score]) -> str:
-    """The main protocol's scores between floor and ceiling, and what is left of them with other sounds."""
+    """Return the main protocol's scores with floor and ceiling, and the scores with other sounds."""
     head = ["Score", "Floor", *(run_name(n, name) for n, name in enumerate(names)), "Ceiling"]
     floor, ceiling = results[0]["floor"], results[0]["ceiling"]
     first = scores[0].scored()
@@ -86,9 +86,9 @@ def _other_sound(found: dict | None) -> str:
 
 
 def tracks(names: list[str], results: list[dict]) -> str:
-    """Each run's cIoU@0.5 as a point with its interval, on a line from 0 to 1 with floor and ceiling marked."""
+    """Return each run's cIoU@0.5 as a point with its interval, on a line from 0 to 1 with floor and ceiling."""
     lines = []
-    for place, (name, some) in enumerate(zip(names, results, strict=True)):
+    for index, (name, some) in enumerate(zip(names, results, strict=True)):
         low, high = some["interval"]["ciou"]
         marks = "".join(
             f'<i class="{kind}" style="left:{100 * value:.1f}%"></i>'
@@ -96,24 +96,24 @@ def tracks(names: list[str], results: list[dict]) -> str:
         )
         span = f'<i class="span" style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></i>'
         point = f'<i class="point" style="left:{100 * some["ciou"]:.1f}%"></i>'
-        lines.append(f'<p>{run_name(place, name)}</p><div class="track run-{place}">{marks}{span}{point}</div>')
+        lines.append(f'<p>{run_name(index, name)}</p><div class="track run-{index}">{marks}{span}{point}</div>')
     lines.append('<p class="ends"><b>0</b><b>cIoU@0.5</b><b>1</b></p>')
     return f'<div class="tracks" aria-hidden="true">{"".join(lines)}</div>'
 
 
 def differences(names: list[str], scores: list[Score]) -> str:
-    """Sentences on how far each run is from the first on the clips that both scored."""
+    """Return text on the difference of each run from the first on the clips that both scored."""
     lines = []
-    for place, (name, score) in list(enumerate(zip(names, scores, strict=True)))[1:]:
+    for index, (name, score) in list(enumerate(zip(names, scores, strict=True)))[1:]:
         found = bootstrap.compare(score.scored(), scores[0].scored())
         low, high = found["interval"]
         verdict = (
-            "more than chance in the choice of clips explains"
+            "more than the choice of clips explains"
             if low > 0 or high < 0
             else "which the choice of clips alone could explain"
         )
         lines.append(
-            f"<p>{run_name(place, name)} against {run_name(0, names[0])}: cIoU@0.5 "
+            f"<p>{run_name(index, name)} against {run_name(0, names[0])}: cIoU@0.5 "
             f"<strong>{_signed(found['difference'])}</strong> ({_signed(low)} to {_signed(high)}) on "
             f"{found['clips']:,} clips, {verdict}.</p>"
         )
@@ -121,7 +121,7 @@ def differences(names: list[str], scores: list[Score]) -> str:
 
 
 def protocols(names: list[str], results: list[dict]) -> str:
-    """cIoU@0.5 under every protocol that any of the runs was scored by; nothing for a single one."""
+    """Return cIoU@0.5 under every protocol of any run; empty if there is only one."""
     every = list(dict.fromkeys(name for some in results for name in some["protocols"]))
     if len(every) < 2:
         return ""
@@ -136,7 +136,7 @@ def protocols(names: list[str], results: list[dict]) -> str:
 
 
 def groups(caption: str, names: list[str], of_runs: list[dict[str, dict]], first: str, sortable: bool = False) -> str:
-    """cIoU@0.5 and, for one run, mean cIoU of groups of clips; for two runs the difference. `sortable` by its heads."""
+    """Return cIoU@0.5 of groups of clips, for one run also mean cIoU, for two the difference; `sortable` by column."""
     every = list(dict.fromkeys(group for some in of_runs for group in some))
     head = [first, "Clips", *(run_name(n, name) for n, name in enumerate(names))]
     head += {1: ["mean cIoU"], 2: ["Difference"]}.get(len(names), [])
@@ -147,7 +147,7 @@ def groups(caption: str, names: list[str], of_runs: list[dict[str, dict]], first
         found = [some.get(group) for some in of_runs]
         values = [some["ciou"] if some else math.nan for some in found]
         row = [escape(group), _cell(max(some["clips"] for some in found if some), "{:,}".format)]
-        row += [_bar(value, place) for place, value in enumerate(values)]
+        row += [_bar(value, index) for index, value in enumerate(values)]
         row += [_cell(found[0]["mean"], number)] if len(names) == 1 else []
         row += [_cell(values[1] - values[0], _signed)] if len(names) == 2 else []
         rows.append(row)
@@ -160,15 +160,15 @@ def _cell(value: float, show: Callable) -> str:
     return f'<td data-value="{value}">{show(value)}</td>'
 
 
-def _bar(value: float, place: int) -> str:
+def _bar(value: float, index: int) -> str:
     if math.isnan(value):
         return '<td data-value="">–</td>'
-    bar = f'<i class="bar run-{place}" style="--share:{value:.3f}"></i>'
+    bar = f'<i class="bar run-{index}" style="--share:{value:.3f}"></i>'
     return f'<td data-value="{value}">{number(value)}{bar}</td>'
 
 
 def success_table(names: list[str], shares: list[list[float]], at: list[float]) -> str:
-    """What the threshold curves show, as numbers: `shares` are floor, the runs, ceiling."""
+    """Return the threshold curves as numbers: `shares` are floor, the runs, ceiling."""
     head = ["cIoU at least", "Floor", *(run_name(n, name) for n, name in enumerate(names)), "Ceiling"]
-    rows = [[f"{limit:.2f}", *(number(some[place]) for some in shares)] for place, limit in enumerate(at)]
-    return table("Share of clips that reach a threshold", head, rows)
+    rows = [[f"{limit:.2f}", *(number(some[index]) for some in shares)] for index, limit in enumerate(at)]
+    return table("Fraction of clips that reach a threshold", head, rows)

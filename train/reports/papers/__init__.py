@@ -1,1 +1,1 @@
-"""The papers' tables with avpipe's figures beside them."""
+"""The papers' tables with avpipe's results next to the published ones."""

@@ -1,7 +1,7 @@
-"""Trains and scores what the papers' tables need and the shards are there for."""
+"""Train and score what the papers' tables need, as far as the shards are available."""
 
+import logging
 import os
-import sys
 from pathlib import Path
 
 from avpipe.pipeline.core.errors import AvpipeError
@@ -14,79 +14,87 @@ from avpipe.train.reports.papers.reproduce import PaperRuns, metrics_of
 from avpipe.train.run.fit import fit
 from avpipe.train.run.preemption import StoppedError
 
+log = logging.getLogger(__name__)
 
-def run(bench: PaperRuns, selected: Selected, weights: Path | None, workers: int) -> list[dict]:
-    """Train and score what the rows need and have the shards for, one after another; what is done is not done again.
 
-    A training that was killed goes on. Returns for each run what came of it: `training` and, by evaluation, `scored`
-    (`done`, `done before`, or why not). Raises StoppedError after a signal, AvpipeError under `torchrun`.
+def run(paper_runs: PaperRuns, selected: Selected, weights: Path | None, workers: int) -> list[dict]:
+    """Train and score what the rows need and have shards for, one after another; finished work is skipped.
+
+    A training that was killed is resumed. Returns the outcome of each run: `training` and, by evaluation, `scored`
+    (`done`, `done before`, or the reason why not). Raises StoppedError after a signal, AvpipeError under `torchrun`.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise AvpipeError(
-            "reproduce --run is one process; under torchrun use `train … --name RUN`, RUN as --plan names it, "
-            "then repeat this without torchrun"
+            "reproduce --run uses a single process; under torchrun run `train … --name RUN` with RUN from --plan, "
+            "then rerun this command without torchrun"
         )
-    with stage_lock(bench.root.runs, "a reproduction"):
-        return _run_all(bench, selected, weights, workers)
+    with stage_lock(paper_runs.root.runs, "a reproduction"):
+        return _run_all(paper_runs, selected, weights, workers)
 
 
-def _run_all(bench: PaperRuns, selected: Selected, weights: Path | None, workers: int) -> list[dict]:
-    names = dict.fromkeys(what.run for _, what in selected if isinstance(what, Runnable))
+def _run_all(paper_runs: PaperRuns, selected: Selected, weights: Path | None, workers: int) -> list[dict]:
+    names = dict.fromkeys(runnable.run for _, runnable in selected if isinstance(runnable, Runnable))
     outcomes = []
     for number, name in enumerate(names, 1):
         wanted = evaluations(selected, name)
         first = wanted[0]
         about = " ".join([*first.changes, "on", first.train_split]) if first.recipe else "not trained"
-        print(f"avpipe: {number} of {len(names)}: {name} ({first.settings.method} {about})", file=sys.stderr)
-        outcome = {"run": name, "training": _train(bench, first, weights, workers), "scored": {}}
-        for what, shown in zip(wanted, scored_on(selected, name), strict=True):
-            outcome["scored"][shown] = _score(bench, what, weights, workers)
+        log.info("%d of %d: %s (%s %s)", number, len(names), name, first.settings.method, about)
+        outcome = {"run": name, "training": _train(paper_runs, first, weights, workers), "scored": {}}
+        for runnable, shown in zip(wanted, scored_on(selected, name), strict=True):
+            outcome["scored"][shown] = _score(paper_runs, runnable, weights, workers)
         outcomes.append(outcome)
     return outcomes
 
 
-def _train(bench: PaperRuns, what: Runnable, weights: Path | None, workers: int) -> str:
-    if bench.training(what).finished:
-        return "done before" if what.recipe else "none"
-    if missing := bench.lacks(what.train_split, what.settings.feature):
+def _train(paper_runs: PaperRuns, runnable: Runnable, weights: Path | None, workers: int) -> str:
+    if paper_runs.training(runnable).finished:
+        return "done before" if runnable.recipe else "none"
+    if missing := paper_runs.lacks(runnable.train_split, runnable.settings.feature):
         return f"skipped: {missing}"
     try:
-        fit(what.settings, bench.shards(what.train_split), bench.root.runs / what.run, workers, weights)
+        fit(
+            runnable.settings,
+            paper_runs.shards(runnable.train_split),
+            paper_runs.root.runs / runnable.run,
+            workers,
+            weights,
+        )
     except StoppedError:
         raise
-    except AvpipeError as error:  # the next training may have all it needs
+    except AvpipeError as error:  # the next training may still succeed
         return f"failed: {error}"
-    bench.forget(what)
+    paper_runs.forget(runnable)
     return "done"
 
 
-def _score(bench: PaperRuns, what: Runnable, weights: Path | None, workers: int) -> str:
-    training = bench.training(what)
+def _score(paper_runs: PaperRuns, runnable: Runnable, weights: Path | None, workers: int) -> str:
+    training = paper_runs.training(runnable)
     if not training.finished:
         return "skipped: no finished training"
-    if not isinstance(metrics_of(bench.root, what, training), str):
+    if not isinstance(metrics_of(paper_runs.root, runnable, training), str):
         return "done before"
-    if missing := bench.lacks(what.eval_split, what.settings.feature):
+    if missing := paper_runs.lacks(runnable.eval_split, runnable.settings.feature):
         return f"skipped: {missing}"
     try:
-        if what.protocol is None:
-            choice = ModelChoice(checkpoint=what.run) if what.recipe else ModelChoice(baseline="random-init")
-            run_retrieval(bench.root, what.eval_split, choice, workers)
+        if runnable.protocol is None:
+            choice = ModelChoice(checkpoint=runnable.run) if runnable.recipe else ModelChoice(baseline="random-init")
+            run_retrieval(paper_runs.root, runnable.eval_split, choice, workers)
         else:
             request = Request(
-                split=what.eval_split,
-                checkpoint=what.run,
-                object_guided=what.object_guided,
-                weights=weights if what.object_guided else None,
-                protocol="all",  # one pass of the network serves all, and later questions need no second one
+                split=runnable.eval_split,
+                checkpoint=runnable.run,
+                object_guided=runnable.object_guided,
+                weights=weights if runnable.object_guided else None,
+                protocol="all",  # one pass of the network covers all, so that no protocol needs a second pass later
                 workers=workers,
             )
-            run_eval(bench.root, request)
+            run_eval(paper_runs.root, request)
     except AvpipeError as error:
         return f"failed: {error}"
     return "done"
 
 
 def any_failed(outcomes: list[dict]) -> bool:
-    """Whether anything that had all its shards still came to nothing."""
+    """Return whether a training or an evaluation that had its shards failed."""
     return any(text.startswith("failed") for one in outcomes for text in (one["training"], *one["scored"].values()))

@@ -1,4 +1,4 @@
-"""The papers' tables as rows, and what each row is in avpipe: a recipe, a training split, an evaluation, a protocol."""
+"""The papers' tables as rows with their equivalents in avpipe: recipe, training split, evaluation, protocol."""
 
 import csv
 import hashlib
@@ -12,26 +12,26 @@ from avpipe.train.models.recipes import Recipe, get_recipe
 
 TABLES = "paper_tables.csv"
 UNTRAINED, RANDOM = "untrained", "baseline-random-init"
-# Who stands behind a paper's name.
+# Display names of the papers.
 NAMES = {"lvs": "LVS", "sspl": "SSPL", "ssl-tie": "SSL-TIE", "marginnce": "MarginNCE"}
-# What is not known to be as in the paper, by the words in the table's last column.
+# Known or possible differences from the paper, by the keys in the table's last column.
 NOTES = {
-    "lvs_epochs": "LVS names no number of epochs; 20 is ours",
-    "marginnce_settings": "MarginNCE states no learning rate, batch or decay; EZ-VSL's and a decay of 1e-4 stand in",
-    "sspl_stop": "SSPL stops early without saying when; the part held back and the patience are ours",
-    "vggh_settings": "SSL-TIE names no training of VGG-H; all its numbers are ours",
-    "lvs_list": "LVS did not publish its list of {train_split}; the catalogue's {trained_on} stands in",
-    "sspl_list": "SSPL did not publish its list of {train_split}; the catalogue's {trained_on} stands in",
-    "ssltie_flickr": "SSL-TIE's Flickr list of 144k was never published; EZ-VSL's flickr_144k stands in",
+    "lvs_epochs": "LVS does not state the number of epochs; 20 is our choice",
+    "marginnce_settings": "MarginNCE states no learning rate, batch or decay; EZ-VSL's and a decay of 1e-4 are used",
+    "sspl_stop": "SSPL stops early without stating when; the held-out fraction and the patience are our choice",
+    "vggh_settings": "SSL-TIE does not describe the training of VGG-H; all its settings are our choice",
+    "lvs_list": "LVS did not publish its list of {train_split}; the catalogue's {trained_on} is used",
+    "sspl_list": "SSPL did not publish its list of {train_split}; the catalogue's {trained_on} is used",
+    "ssltie_flickr": "SSL-TIE's Flickr list of 144k was never published; EZ-VSL's flickr_144k is used",
     "heard_list": "the published list ezvsl_heard has 59,468 clips where the papers write 70k",
     "flickr_list": "the papers write 250 clips of Flickr, the published list flickr_test has 249",
-    "retrieval_list": "retrieval lists 21,253 clips, of which SSL-TIE had 20,304",
+    "retrieval_list": "the split retrieval lists 21,253 clips, of which SSL-TIE had 20,304",
 }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One figure of a paper, as its table has it."""
+    """One result of a paper, as in its table."""
 
     paper: str
     table: str
@@ -48,19 +48,19 @@ class Runnable:
     """What to train and score in avpipe for a row."""
 
     recipe: str | None
-    """A name in avpipe.train.models.recipes; None: a network before any training."""
+    """A name in avpipe.train.models.recipes; None for an untrained network."""
     changes: tuple[str, ...] = ()
     train_split: str | None
     eval_split: str
     protocol: str | None
-    """None: a search task of avpipe.train.evaluation.retrieval instead of a map."""
+    """None for a retrieval task of avpipe.train.evaluation.retrieval."""
     object_guided: bool = False
     notes: tuple[str, ...] = ()
-    """Where the set-up is not known to be the paper's."""
+    """Known or possible differences from the paper's setup."""
 
     @cached_property
     def settings(self) -> Recipe:
-        """The whole recipe; of an untrained network the one it would be trained by."""
+        """The complete recipe; for an untrained network the one that defines it."""
         return get_recipe(self.recipe or "lvs", list(self.changes) if self.recipe else ["init=random"])
 
     @cached_property
@@ -73,11 +73,11 @@ class Runnable:
 
 
 Selected = list[tuple[Row, Runnable | str]]
-"""Rows with what they are in avpipe, or why they are nothing there."""
+"""Rows with their equivalents in avpipe, or the reason why there is none."""
 
 
 def read_rows() -> Selected:
-    """All figures of the papers, in their order."""
+    """Return all results of the papers, in the order of the table."""
     text = resources.files("avpipe.manifests").joinpath(TABLES).read_text(encoding="utf-8")
     entries = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
     return [(_row(entry), _runnable(entry)) for entry in entries]
@@ -102,7 +102,7 @@ def _runnable(entry: dict[str, str]) -> Runnable | str:
 
 
 def select(paper: str | None, method: str | None) -> Selected:
-    """The rows of a paper and of a method, None for all. Raises AvpipeError for a name that no row has."""
+    """Return the rows of a paper and a method, None for all. Raises AvpipeError for a name that no row has."""
     rows = read_rows()
     for name, value, known in (
         ("paper", paper, {row.paper for row, _ in rows}),
@@ -110,28 +110,30 @@ def select(paper: str | None, method: str | None) -> Selected:
     ):
         if value is not None and value not in known:
             raise AvpipeError(f"no row has the {name} {value!r}; there are: {', '.join(sorted(known))}")
-    return [(row, what) for row, what in rows if paper in (None, row.paper) and method in (None, row.method)]
+    return [(row, runnable) for row, runnable in rows if paper in (None, row.paper) and method in (None, row.method)]
 
 
 def distinct(selected: Selected) -> list[Runnable]:
-    """One runnable for each training that the rows need."""
+    """Return one runnable per training that the rows need."""
     found: dict[str, Runnable] = {}
-    for _, what in selected:
-        if isinstance(what, Runnable) and what.recipe:
-            found.setdefault(what.run, what)
+    for _, runnable in selected:
+        if isinstance(runnable, Runnable) and runnable.recipe:
+            found.setdefault(runnable.run, runnable)
     return list(found.values())
 
 
 def evaluations(selected: Selected, run: str) -> list[Runnable]:
-    """One runnable for each evaluation of a run that the rows need."""
-    of_run = [what for _, what in selected if isinstance(what, Runnable) and what.run == run]
-    return list({(what.eval_split, what.protocol, what.object_guided): what for what in of_run}.values())
+    """Return one runnable per evaluation of a run that the rows need."""
+    of_run = [runnable for _, runnable in selected if isinstance(runnable, Runnable) and runnable.run == run]
+    return list(
+        {(runnable.eval_split, runnable.protocol, runnable.object_guided): runnable for runnable in of_run}.values()
+    )
 
 
 def scored_on(selected: Selected, run: str) -> list[str]:
-    """The same evaluations in words."""
+    """Return the same evaluations as text."""
     shown = []
-    for what in evaluations(selected, run):
-        how = what.protocol or "retrieval"
-        shown.append(f"{what.eval_split} ({how}{', object-guided' if what.object_guided else ''})")
+    for runnable in evaluations(selected, run):
+        how = runnable.protocol or "retrieval"
+        shown.append(f"{runnable.eval_split} ({how}{', object-guided' if runnable.object_guided else ''})")
     return shown

@@ -1,7 +1,7 @@
-"""The papers' tables run again: what has been run beside what they report.
+"""The papers' tables reproduced: results of runs next to the published ones.
 
-A figure of ours is read from the files of the run that bears the row's name, and only where its checkpoint was trained
-to the end by exactly the row's recipe on the row's split. Nothing else is ever filled in.
+A result is read from the files of the row's run, and only if its checkpoint was trained to the end with exactly the
+row's recipe on the row's split. No other value is ever filled in.
 """
 
 from dataclasses import asdict, dataclass
@@ -23,19 +23,19 @@ from avpipe.train.reports.stored import read_metrics, read_search
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
-    """How far the training of a row has come."""
+    """The progress of a row's training."""
 
     finished: bool
     reason: str
-    """Why there is nothing to read; empty where it is finished."""
+    """Why there is no result; empty if the training is finished."""
     step: int = 0
-    """Of the checkpoint that an evaluation takes: the best where epochs were compared, else the last."""
+    """Step of the checkpoint that an evaluation uses: the best if epochs were compared, else the last."""
     samples: int = 0
 
 
 @dataclass(frozen=True)
 class _Ids:
-    """As much of shards as `training_part` looks at."""
+    """The part of the interface of `Shards` that `training_part` uses."""
 
     clip_ids: list[str]
 
@@ -44,7 +44,7 @@ class _Ids:
 
 
 class PaperRuns:
-    """A root as the rows see it: shards and trainings, each opened once."""
+    """The shards and trainings of a root, each opened once."""
 
     def __init__(self, root: Root):
         self.root = root
@@ -52,7 +52,7 @@ class PaperRuns:
         self._trainings: dict[str, TrainingState] = {}
 
     def shards(self, split: str) -> Shards:
-        """The shards of a split. Raises AvpipeError where there are none, or damaged ones."""
+        """Return the shards of a split. Raises AvpipeError if they are missing or damaged."""
         if split not in self._shards:
             try:
                 self._shards[split] = open_shards(self.root.shards / split)
@@ -64,7 +64,7 @@ class PaperRuns:
         return found
 
     def lacks(self, split: str, feature: str) -> str | None:
-        """What of a split's shards is missing for a network that reads a feature, as a sentence; None: nothing."""
+        """Return what a split's shards lack for a network that reads a feature; None if they lack nothing."""
         if not (self.root.shards / split / INDEX).exists():
             return f"{split} has no shards"
         try:
@@ -73,28 +73,32 @@ class PaperRuns:
             return str(error)
         return None if feature in held else f"the shards of {split} hold no {feature}"
 
-    def training(self, what: Runnable) -> TrainingState:
-        """How far a row's training has come; an untrained network needs none."""
-        if what.recipe is None:
+    def training(self, runnable: Runnable) -> TrainingState:
+        """Return the progress of a row's training; an untrained network counts as finished."""
+        if runnable.recipe is None:
             return TrainingState(finished=True, reason="")
-        if what.run not in self._trainings:
-            self._trainings[what.run] = _training(self.root.runs / what.run, what)
-        return self._trainings[what.run]
+        if runnable.run not in self._trainings:
+            self._trainings[runnable.run] = _training(self.root.runs / runnable.run, runnable)
+        return self._trainings[runnable.run]
 
-    def forget(self, what: Runnable) -> None:
-        """Look at a training anew."""
-        self._trainings.pop(what.run, None)
+    def forget(self, runnable: Runnable) -> None:
+        """Drop a training from the cache, so that it is read again."""
+        self._trainings.pop(runnable.run, None)
 
 
-def _training(run: Path, what: Runnable) -> TrainingState:
+def _training(run: Path, runnable: Runnable) -> TrainingState:
     if not (run / LAST).exists():
         return TrainingState(finished=False, reason="not run")
     try:
         last = load_checkpoint(run / LAST)
         data = last["data"]
-        if (last["recipe"], data["split"], last["select_on"]) != (what.settings.record(), what.train_split, None):
+        if (last["recipe"], data["split"], last["select_on"]) != (
+            runnable.settings.record(),
+            runnable.train_split,
+            None,
+        ):
             return TrainingState(finished=False, reason=f"{run} was trained with other settings")
-        steps = steps_of(what.settings, data["clip_ids"])
+        steps = steps_of(runnable.settings, data["clip_ids"])
         if last["step"] != steps and not last["stopped_early"]:
             return TrainingState(finished=False, reason=f"at step {last['step']:,} of {steps:,}")
         chosen = load_checkpoint(run / BEST) if (run / BEST).exists() else last
@@ -104,7 +108,7 @@ def _training(run: Path, what: Runnable) -> TrainingState:
 
 
 def steps_of(recipe: Recipe, clip_ids: list[str]) -> int:
-    """Steps of a whole training on these clips. Raises AvpipeError where they do not fill a batch."""
+    """Return the steps of a complete training on these clips. Raises AvpipeError if they do not fill a batch."""
     numbers, _ = training_part(_Ids(clip_ids), recipe.validation, recipe.seed)
     return _plan(recipe, numbers).steps
 
@@ -115,29 +119,29 @@ def _plan(recipe: Recipe, numbers) -> BatchPlan:
     )
 
 
-def compare(bench: PaperRuns, selected: Selected) -> list[dict]:
-    """Every row with what it is in avpipe and, where it was run, our figure, the difference, coverage and leak.
+def compare(paper_runs: PaperRuns, selected: Selected) -> list[dict]:
+    """Return every row with its equivalent in avpipe and, if it was run, our result, difference, coverage and leak.
 
-    `status` is `run`, or why `ours` is None. `leak`: how many scored clips, and of their videos, were trained on; None
-    where it is not known or nothing was trained.
+    `status` is `run`, or the reason why `ours` is None. `leak`: how many scored clips, and how many of their videos,
+    were trained on; None if unknown or if nothing was trained.
     """
-    return [_compared(bench, row, what) for row, what in selected]
+    return [_compared(paper_runs, row, runnable) for row, runnable in selected]
 
 
-def _compared(bench: PaperRuns, row: Row, what: Runnable | str) -> dict:
+def _compared(paper_runs: PaperRuns, row: Row, runnable: Runnable | str) -> dict:
     record = asdict(row)
-    empty = {"theirs": record.pop("value"), "ours": None, "difference": None, "status": what}
+    empty = {"theirs": record.pop("value"), "ours": None, "difference": None, "status": runnable}
     record |= empty | dict.fromkeys(("clips_scored", "clips_listed", "leak", "trained_samples", "trained_listed"))
-    if isinstance(what, str):
+    if isinstance(runnable, str):
         return record | {"runnable": None}
-    record["runnable"] = asdict(what) | {"run": what.run}
-    training = bench.training(what)
+    record["runnable"] = asdict(runnable) | {"run": runnable.run}
+    training = paper_runs.training(runnable)
     if not training.finished:
         return record | {"status": training.reason}
-    metrics = metrics_of(bench.root, what, training)
+    metrics = metrics_of(paper_runs.root, runnable, training)
     if isinstance(metrics, str):
         return record | {"status": metrics}
-    figures = metrics["protocols"][what.protocol] if what.protocol else metrics.get(row.eval_split, {})
+    figures = metrics["protocols"][runnable.protocol] if runnable.protocol else metrics.get(row.eval_split, {})
     ours = figures.get("ciou" if row.metric == "ciou@0.5" else row.metric)
     if not isinstance(ours, float):
         return record | {"status": f"not scored by {row.metric}"}
@@ -145,34 +149,34 @@ def _compared(bench: PaperRuns, row: Row, what: Runnable | str) -> dict:
         "status": "run",
         "ours": ours,
         "difference": ours - row.value,
-        "clips_scored": figures["clips_scored"] if what.protocol else metrics["clips_scored"],
+        "clips_scored": figures["clips_scored"] if runnable.protocol else metrics["clips_scored"],
         "clips_listed": metrics["clips_listed"],
         "leak": metrics.get("trained_on", {}).get("leak"),
-        "trained_samples": training.samples if what.recipe else None,
-        "trained_listed": listed_clips(what.train_split),
+        "trained_samples": training.samples if runnable.recipe else None,
+        "trained_listed": listed_clips(runnable.train_split),
     }
 
 
 def listed_clips(split: str | None) -> int | None:
-    """Clips that a split has by the catalogue; None where it does not say."""
+    """Return the number of clips of a split in the catalogue; None if it is not stated."""
     definition = load_catalogue()[1].get(split)
     return definition.clips if definition else None
 
 
-def metrics_of(root: Root, what: Runnable, training: TrainingState) -> dict | str:
-    """What the row's evaluation wrote, or why it does not count."""
-    kind, suffix = ("eval" if what.protocol else "retrieval"), "-object-guided" if what.object_guided else ""
-    path = root.runs / what.run / kind / f"{what.eval_split}{suffix}" / "metrics.json"
+def metrics_of(root: Root, runnable: Runnable, training: TrainingState) -> dict | str:
+    """Return the results of the row's evaluation, or why they do not count."""
+    kind, suffix = ("eval" if runnable.protocol else "retrieval"), "-object-guided" if runnable.object_guided else ""
+    path = root.runs / runnable.run / kind / f"{runnable.eval_split}{suffix}" / "metrics.json"
     if not path.exists():
-        return "not scored" if what.recipe else "not run"
+        return "not scored" if runnable.recipe else "not run"
     try:
-        metrics = read_metrics(path) if what.protocol else read_search(path)
+        metrics = read_metrics(path) if runnable.protocol else read_search(path)
     except AvpipeError as error:
         return f"{error}; remove it"
-    seen = metrics.get("trained_on", {})
-    of_training = {"split": what.train_split, "step": training.step, "samples": training.samples}
-    if what.recipe and any(seen.get(name) != value for name, value in of_training.items()):
+    trained_on = metrics.get("trained_on", {})
+    expected = {"split": runnable.train_split, "step": training.step, "samples": training.samples}
+    if runnable.recipe and any(trained_on.get(name) != value for name, value in expected.items()):
         return "scored before the training ended"
-    if what.protocol and what.protocol not in metrics["protocols"]:
-        return f"not scored under {what.protocol}"
+    if runnable.protocol and runnable.protocol not in metrics["protocols"]:
+        return f"not scored under {runnable.protocol}"
     return metrics

@@ -1,4 +1,4 @@
-"""What the trainings behind the papers' tables take, and what makes the shards that they lack."""
+"""The cost of the trainings behind the papers' tables, and the commands that make their missing shards."""
 
 import statistics
 from collections.abc import Iterator
@@ -11,38 +11,38 @@ from avpipe.train.reports.papers.reproduce import PaperRuns, listed_clips, steps
 from avpipe.train.reports.stored import read_log
 from avpipe.train.run.logs import LOG
 
-# Settings of a recipe and of its method on which the speed of a training hangs.
+# Settings of a recipe and of its method that determine the speed of a training.
 SPEED = (
     *("method", "feature", "image_px", "view", "masking", "batch_size", "precision", "accumulate", "compile", "mixing"),
     *("spec_pool", "stride14", "geometric", "pcm", "cycles", "train_extractors"),
 )
 
 
-def plan(bench: PaperRuns, selected: Selected) -> dict:
-    """`trainings`: what each distinct one takes; `commands`: what makes the shards that are missing.
+def plan(paper_runs: PaperRuns, selected: Selected) -> dict:
+    """Return `trainings`, the cost of each distinct one, and `commands`, which make the missing shards.
 
-    `hours` are of the whole training at the speed of a finished run here that differs in nothing on which the speed
-    hangs (its own, if it is finished); None where there is none.
+    `hours` is the duration of the entire training at the speed of a finished run in this root with the same
+    speed-determining settings (the run itself, if it is finished); None if there is none.
     """
-    rates = dict(_rates(bench.root))
+    rates = dict(_rates(paper_runs.root))
     trainings = []
-    for what in distinct(selected):
-        recipe, samples, steps = what.settings, listed_clips(what.train_split), None
-        missing = bench.lacks(what.train_split, recipe.feature)
+    for runnable in distinct(selected):
+        recipe, samples, steps = runnable.settings, listed_clips(runnable.train_split), None
+        missing = paper_runs.lacks(runnable.train_split, recipe.feature)
         if missing is None:
-            clip_ids = bench.shards(what.train_split).clip_ids
+            clip_ids = paper_runs.shards(runnable.train_split).clip_ids
             samples, steps = len(clip_ids), steps_of(recipe, clip_ids)
-        elif samples:  # whole videos are held back, so that a step or two an epoch may differ
+        elif samples:  # entire videos are held out, so that an epoch may differ by a step or two
             steps = int(samples * (1 - recipe.validation)) // recipe.batch_size * recipe.epochs
         rate = rates.get(_speed(recipe.record()))
-        training = bench.training(what)
+        training = paper_runs.training(runnable)
         trainings.append(
             {
-                "run": what.run,
-                "recipe": what.recipe,
-                "changes": list(what.changes),
-                "split": what.train_split,
-                "scored_on": scored_on(selected, what.run),
+                "run": runnable.run,
+                "recipe": runnable.recipe,
+                "changes": list(runnable.changes),
+                "split": runnable.train_split,
+                "scored_on": scored_on(selected, runnable.run),
                 "samples": samples,
                 "samples_of": "list" if missing else "shards",
                 "steps": steps,
@@ -52,22 +52,22 @@ def plan(bench: PaperRuns, selected: Selected) -> dict:
                 "missing": missing,
             }
         )
-    return {"trainings": trainings, "commands": _commands(bench, selected)}
+    return {"trainings": trainings, "commands": _commands(paper_runs, selected)}
 
 
-def _commands(bench: PaperRuns, selected: Selected) -> list[str]:
-    """What makes the shards that the rows lack; each split with all the features that it needs."""
+def _commands(paper_runs: PaperRuns, selected: Selected) -> list[str]:
+    """Return the commands that make the missing shards, each split with all the features that it needs."""
     wanted: dict[str, set[str]] = {}
-    for _, what in selected:
-        if isinstance(what, Runnable):
-            for split in filter(None, (what.train_split, what.eval_split)):
-                wanted.setdefault(split, set()).add(what.settings.feature)
+    for _, runnable in selected:
+        if isinstance(runnable, Runnable):
+            for split in filter(None, (runnable.train_split, runnable.eval_split)):
+                wanted.setdefault(split, set()).add(runnable.settings.feature)
     commands = []
     for split, features in wanted.items():
-        if not any(bench.lacks(split, feature) for feature in features):
+        if not any(paper_runs.lacks(split, feature) for feature in features):
             continue
         try:
-            features |= set(bench.shards(split).metadata["extract"]["features"])
+            features |= set(paper_runs.shards(split).metadata["extract"]["features"])
             fetch = ""
         except AvpipeError:
             fetch = "avpipe import FOLDER" if split.startswith("flickr") else f"avpipe download --split {split}"
@@ -78,7 +78,7 @@ def _commands(bench: PaperRuns, selected: Selected) -> list[str]:
 
 
 def _rates(root: Root) -> Iterator[tuple[tuple, float]]:
-    """(what the speed hangs on, clips a second) of every finished run in the root, the newest last."""
+    """Yield (speed-determining settings, clips per second) of every finished run in the root, the newest last."""
     for path in sorted(root.runs.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime_ns):
         try:
             state = load_checkpoint(path)

@@ -1,10 +1,10 @@
-"""What `avpipe reproduce` prints: figures beside figures, the plan, and what a run came to."""
+"""The output of `avpipe reproduce`: the comparison, the plan, and the outcomes of a run."""
 
 from avpipe.train.reports.papers.paper_rows import NAMES
 
 
 def comparison_table(rows: list[dict]) -> str:
-    """Rows of `reports.papers.reproduce.compare` as text, by paper and table, what is to be known about them below."""
+    """Return rows of `reports.papers.reproduce.compare` as text, by paper and table, followed by notes."""
     lines, of_table = [], {}
     for row in rows:
         of_table.setdefault(f"{NAMES[row['paper']]}, table {row['table']}", []).append(row)
@@ -15,9 +15,9 @@ def comparison_table(rows: list[dict]) -> str:
     here = [row for row in rows if row["runnable"]]
     lines.append(f"{len(rows)} rows: {done} run, {len(here) - done} not run, {len(rows) - len(here)} not in avpipe")
     lines.append("coverage: clips scored of clips listed; leak: scored clips that were trained on")
-    seen = [(row["runnable"]["run"], row["trained_samples"], row["trained_listed"]) for row in here]
+    trainings = [(row["runnable"]["run"], row["trained_samples"], row["trained_listed"]) for row in here]
     lines += dict.fromkeys(
-        f"{run}: trained on {some:,} of {all_:,} listed clips" for run, some, all_ in seen if some and all_
+        f"{run}: trained on {some:,} of {all_:,} listed clips" for run, some, all_ in trainings if some and all_
     )
     lines += dict.fromkeys(_why(row) for row in rows if row["ours"] is None and row["status"] != "not run")
     lines += dict.fromkeys(note for row in here for note in row["runnable"]["notes"])
@@ -39,7 +39,7 @@ def _cells(row: dict) -> list[str]:
 
 
 def plan_table(planned: dict) -> str:
-    """What `plan` returns as text."""
+    """Return the result of `plan` as text."""
     cells, lines = [["run", "samples", "steps", "clips/s", "hours", "status"]], []
     for one in planned["trainings"]:
         forms = {"samples": ",", "steps": ",", "clips_per_s": ",.1f", "hours": ",.1f"}
@@ -51,16 +51,16 @@ def plan_table(planned: dict) -> str:
         settings = " ".join([one["recipe"], *one["changes"]])
         lines += [text, f"    {settings} on {one['split']}; scored on {', '.join(one['scored_on'])}"]
     lines.append(
-        "samples and steps by the published list where there are no shards yet; hours at the speed of a finished"
+        "samples and steps from the published list if there are no shards yet; hours at the speed of a finished"
     )
-    lines.append("run here with the same network, view and batch, – where there is none")
+    lines.append("run on this machine with the same network, view and batch, – if there is none")
     if planned["commands"]:
-        lines += ["Shards that are missing:", *(f"  {command}" for command in planned["commands"])]
+        lines += ["Missing shards:", *(f"  {command}" for command in planned["commands"])]
     return "\n".join(lines)
 
 
 def outcome_table(outcomes: list[dict]) -> str:
-    """What `run` returns as text."""
+    """Return the result of `run` as text."""
     lines = []
     for one in outcomes:
         lines.append(f"{one['run']}: training {one['training']}")
@@ -69,7 +69,7 @@ def outcome_table(outcomes: list[dict]) -> str:
 
 
 def _aligned(cells: list[list[str]], left: int) -> list[str]:
-    """Lines of equal columns, the first `left` of them flush left; nothing is cut."""
+    """Return lines with aligned columns, the first `left` of them left-aligned; nothing is truncated."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     sides = "<" * left + ">" * (len(widths) - left)
     rows = ([f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)] for row in cells)
