@@ -1,4 +1,4 @@
-"""The `avpipe` command: the stages of `pipeline` with training and evaluation beside them. Light at import."""
+"""The `avpipe` command: the stages of the pipeline, training and evaluation. Imports no torch until a command runs."""
 
 import sys
 from pathlib import Path
@@ -20,7 +20,7 @@ MethodOption = Annotated[
     typer.Option("--method", help="lvs, ez-vsl, marginnce, ssl-tie or sspl.  [default: the recipe's, or lvs]"),
 ]
 RecipeOption = Annotated[
-    str | None, typer.Option("--recipe", help="A named set-up.  [default: the method's published one]")
+    str | None, typer.Option("--recipe", help="A named recipe.  [default: the method's published one]")
 ]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="Change a setting of the recipe: key=value.")]
 
@@ -39,27 +39,26 @@ def train(
     weights: Annotated[
         Path | None, typer.Option(help="File with the ImageNet weights, or folder with all published weights needed.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Of the run.  [default: <recipe>-<split>]")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run.  [default: <recipe>-<split>]")] = None,
     select_on: Annotated[
         str | None,
-        typer.Option(help="Shards with boxes; the best epoch is the one with the highest cIoU on them, and says so."),
+        typer.Option(help="Shards with boxes; the best epoch is the one with the highest cIoU on them."),
     ] = None,
     forbid_leak: Annotated[
         bool, typer.Option("--forbid-leak", help="Refuse to train on clips or videos of a test split.")
     ] = False,
-    wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Log to Weights & Biases, too.")] = None,
+    wandb: Annotated[str | None, typer.Option(metavar="PROJECT", help="Also log to Weights & Biases.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Threads that load data.  [default: cores - 1]")] = None,
     cache_gb: Annotated[
         float | None,
         typer.Option(
             min=0,
-            help="Of shards at an address like s3://…: so many gigabytes are kept on this machine.  "
-            "[default: half of the free disk]",
+            help="Gigabytes of remote shards (s3://…) to cache on this machine.  [default: half of the free disk]",
         ),
     ] = None,
     as_json: Json = False,
 ):
-    """Train a model; the same command again goes on where a killed run stopped.
+    """Train a model; rerun the command to resume a run that was killed.
 
     Under `torchrun -m avpipe.train.cli.main train …` several processes and devices share each batch.
     """
@@ -77,30 +76,30 @@ def train(
 
     root: Root = context.obj
     recipe, chosen = choose_recipe(recipe, method, [*(changes or []), *([f"init={init}"] if init else [])])
-    room = DiskBudget.below(root.remote, cache_gb)
-    data = open_shards(shards, room)
+    budget = DiskBudget.below(root.remote, cache_gb)
+    data = open_shards(shards, budget)
     run = root.runs / (name or f"{recipe}-{data.split}")
     loaders = max(1, default_workers() - 1) if workers is None else workers
-    chooser = open_shards(select_on, room) if select_on else None
+    select_shards = open_shards(select_on, budget) if select_on else None
     found = warn_or_refuse(data.split, leakage_into_tests(root.manifest, data.clip_ids), forbid_leak)
     if is_first():
         print(f"avpipe: {summary(chosen)}" + (f"\navpipe: {found}" if found else ""), file=sys.stderr)
-    trained = fit(chosen, data, run, loaders, weights, chooser, wandb)
+    trained = fit(chosen, data, run, loaders, weights, select_shards, wandb)
     if is_first():
-        say(asdict(trained) | {"recipe": chosen.record()}, _ending(trained), as_json)
+        say(asdict(trained) | {"recipe": chosen.record()}, _summary(trained), as_json)
 
 
-def _ending(trained) -> str:
+def _summary(trained) -> str:
     if trained.loss is None:
-        return f"{trained.run}: all {trained.steps} steps were done before"
-    parts = [f"{trained.steps} steps" + (f", resumed at step {trained.resumed_at}" if trained.resumed_at else "")]
-    parts += [f"loss {trained.loss:.3f}", f"{trained.clips_per_s:.1f} clips/s"]
-    parts += [f"waited {trained.data_wait:.1%} of the time for data"]
+        return f"{trained.run}: all {trained.steps} steps had been done before"
+    facts = [f"{trained.steps} steps" + (f", resumed at step {trained.resumed_at}" if trained.resumed_at else "")]
+    facts += [f"loss {trained.loss:.3f}", f"{trained.clips_per_s:.1f} clips/s"]
+    facts += [f"waited {trained.data_wait:.1%} of the time for data"]
     if trained.best:
-        parts += [f"best epoch {trained.best['epoch']} ({trained.best['measure']} {trained.best['value']:.4f})"]
+        facts += [f"best epoch {trained.best['epoch']} ({trained.best['measure']} {trained.best['value']:.4f})"]
     if trained.stopped_early:
-        parts += ["stopped early"]
-    return f"{trained.run}: {' · '.join(parts)}"
+        facts += ["stopped early"]
+    return f"{trained.run}: {' · '.join(facts)}"
 
 
 @app.command("eval", epilog="Example: avpipe eval --split vggss --checkpoint lvs-ssltie_144k --protocol all")
@@ -108,7 +107,7 @@ def evaluate(
     context: typer.Context,
     split: Split,
     only: Annotated[
-        str | None, typer.Option(help="Score the clips of a list alone: a file with an id a line, or another split.")
+        str | None, typer.Option(help="Score only the clips of a list: a file with one id per line, or another split.")
     ] = None,
     checkpoint: Checkpoint = None,
     format_name: FormatName = None,
@@ -130,7 +129,7 @@ def evaluate(
     workers: Workers = None,
     as_json: Json = False,
 ):
-    """Score a model or a baseline on a split's boxes, beside floor, ceiling and coverage."""
+    """Score a model or a baseline on a split's boxes, with floor, ceiling and coverage."""
     require_training()
     from avpipe.train.evaluation.run import Request, UnsavedError, run_eval
     from avpipe.train.evaluation.table import table
@@ -165,7 +164,7 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0.1, help="How long each measurement takes.")] = 5.0,
     as_json: Json = False,
 ):
-    """Measure reading, loading and training steps on your shards: which of them limits a training here."""
+    """Measure reading, loading and training steps on your shards, and find the bottleneck of training."""
     require_training()
     from avpipe.train.data.open import open_shards
     from avpipe.train.models.recipes import choose_recipe, summary
@@ -179,7 +178,7 @@ def bench(
 
 
 def main() -> NoReturn:
-    """Run the command line, see `cli.command`."""
+    """Run the command line and exit with its code."""
     run(app)
 
 

@@ -1,4 +1,4 @@
-"""The commands that look at what was trained: search by sound, maps over a video, reports, the papers' tables."""
+"""Commands for trained models: retrieval by sound, maps over a video, reports, the papers' tables."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +14,7 @@ Checkpoint = Annotated[
 ]
 FormatName = Annotated[
     str | None,
-    typer.Option("--format", help="Whose published checkpoint it is: lvs, ez-vsl, ssl-tie or sspl (a folder, too)."),
+    typer.Option("--format", help="Format of a published checkpoint: lvs, ez-vsl, ssl-tie or sspl (a file or folder)."),
 ]
 
 results_app = typer.Typer()
@@ -30,7 +30,7 @@ def retrieve(
     workers: Workers = None,
     as_json: Json = False,
 ):
-    """Search a split's sounds and pictures by sound: how often the category is right, beside chance."""
+    """Retrieve a split's sounds and frames by sound: how often the category matches, compared with chance."""
     require_training()
     from avpipe.train.evaluation.retrieval import run_retrieval
     from avpipe.train.evaluation.retrieval_table import table
@@ -56,11 +56,11 @@ def localize(
     checkpoint: Checkpoint = None,
     format_name: FormatName = None,
     baseline: Annotated[str | None, typer.Option(help="Instead of a checkpoint: `object` or `random-init`.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Write eight moments as a PNG, too.")] = None,
-    maps: Annotated[Path | None, typer.Option(help="Write the maps and their times as an .npz, too.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Also write eight moments as a PNG.")] = None,
+    maps: Annotated[Path | None, typer.Option(help="Also write the maps and their times as an .npz.")] = None,
     as_json: Json = False,
 ):
-    """Show where in a video its sound comes from. The colours are scaled to the video: compare within it alone."""
+    """Show where in a video its sound comes from. The colours are scaled per video: compare only within one."""
     require_training()
     from avpipe.train.localize.video import localize as run
     from avpipe.train.models.load import ModelChoice
@@ -76,18 +76,20 @@ def localize(
 @results_app.command(epilog="Example: avpipe report lvs-ssltie_144k ez-vsl-ssltie_144k --split vggss -o report.html")
 def report(
     context: typer.Context,
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names or folders; the first is compared with.")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Names or folders; the others are compared with the first.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file to write.")],
-    split: Annotated[
-        str | None, typer.Option(help="Which evaluation to show.  [default: the only one that a run has]")
-    ] = None,
-    clips: Annotated[int, typer.Option(min=0, help="In each group of the gallery: best, worst, random, changed.")] = 12,
+    split: Annotated[str | None, typer.Option(help="Evaluation to show.  [default: the only one of the run]")] = None,
+    clips: Annotated[
+        int, typer.Option(min=0, help="Clips per group of the gallery: best, worst, random, changed.")
+    ] = 12,
     weights: Annotated[
         Path | None, typer.Option(help="File or folder with the ImageNet weights, for object-guided maps.")
     ] = None,
     as_json: Json = False,
 ):
-    """Write one HTML page about evaluated runs: scores, curves, and clips to see and hear. Opens without a network."""
+    """Write one HTML page about evaluated runs: scores, curves, and clips to see and hear. Works offline."""
     require_training()
     from avpipe.train.reports.html.report import listed, write_report
 
@@ -103,9 +105,9 @@ def reproduce(
         str | None, typer.Option(help="Only rows of lvs, sspl, ssl-tie or marginnce.  [default: all]")
     ] = None,
     method: Annotated[str | None, typer.Option(help="Only rows about this method.  [default: all]")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Show what the trainings take, and what is missing.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Show what the trainings need, and what is missing.")] = False,
     run: Annotated[
-        bool, typer.Option("--run", help="Train and score the rows whose shards are there; again goes on.")
+        bool, typer.Option("--run", help="Train and score the rows whose shards are available; rerun to resume.")
     ] = False,
     weights: Annotated[
         Path | None, typer.Option(help="File with the ImageNet weights, or folder with all published weights needed.")
@@ -113,24 +115,23 @@ def reproduce(
     workers: Annotated[int | None, typer.Option(min=0, help="Threads that load data.  [default: cores - 1]")] = None,
     as_json: Json = False,
 ):
-    """Show the papers' tables with our figures beside theirs. Nothing is filled in that was not run."""
+    """Show the papers' tables with our results next to theirs. Only results of actual runs are shown."""
     require_training()
     from avpipe.pipeline.work.base import default_workers
-    from avpipe.train.reports.papers import execute, schedule
-    from avpipe.train.reports.papers import tables as tables
-    from avpipe.train.reports.papers.paper_rows import select
+    from avpipe.train.reports.papers import execute, tables
+    from avpipe.train.reports.papers.plan import plan as plan_runs
     from avpipe.train.reports.papers.reproduce import PaperRuns, compare
 
     if plan and run:
         raise AvpipeError("give either --plan or --run")
-    bench, selected = PaperRuns(context.obj), select(paper, method)
+    paper_runs, selected = PaperRuns(context.obj), select(paper, method)
     if plan:
-        planned = schedule.plan(bench, selected)
+        planned = plan_runs(paper_runs, selected)
         say(planned, "" if as_json else tables.plan_table(planned), as_json)
         return
     loaders = max(1, default_workers() - 1) if workers is None else workers
-    outcomes = execute.run(bench, selected, weights, loaders) if run else None
-    compared = compare(bench, selected)
+    outcomes = execute.run(paper_runs, selected, weights, loaders) if run else None
+    compared = compare(paper_runs, selected)
     text = (
         ""
         if as_json
@@ -142,7 +143,7 @@ def reproduce(
 
 
 def require_training() -> None:
-    """Raise AvpipeError, saying what to install, on a machine that has the pipeline alone."""
+    """Raise AvpipeError with the command to install what is missing if only the pipeline is installed."""
     from importlib.util import find_spec
 
     if missing := [name for name in ("torch", "torchvision", "lightning_fabric", "matplotlib") if not find_spec(name)]:
