@@ -108,7 +108,7 @@ def test_wrong_wishes_are_sentences(tmp_path, monkeypatch):
         avpipe(Root(tmp_path), "reproduce", "--plan", "--run")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(AvpipeError, match="uses a single process"):
-        execute.run(reproduce.Bench(Root(tmp_path)), select("lvs", "lvs"), None, 0)
+        execute.run(reproduce.PaperRuns(Root(tmp_path)), select("lvs", "lvs"), None, 0)
 
 
 def row_of(method, eval_split, metric, value, variant="", **what):

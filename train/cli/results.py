@@ -119,8 +119,9 @@ def reproduce(
     require_training()
     from avpipe.pipeline.work.base import default_workers
     from avpipe.train.reports.papers import execute, tables
-    from avpipe.train.reports.papers.plan import plan as plan_runs
+    from avpipe.train.reports.papers.paper_rows import select
     from avpipe.train.reports.papers.reproduce import PaperRuns, compare
+    from avpipe.train.reports.papers.schedule import plan as plan_runs
 
     if plan and run:
         raise AvpipeError("give either --plan or --run")
