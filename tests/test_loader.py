@@ -26,7 +26,7 @@ pytest_plugins = ["train_fixtures"]
 
 
 def plan(samples=103, batch_size=8, world_size=1, epochs=3, seed=0):
-    return BatchPlan(numbers=np.arange(samples), batch_size=batch_size, world_size=world_size, epochs=epochs, seed=seed)
+    return BatchPlan(indices=np.arange(samples), batch_size=batch_size, world_size=world_size, epochs=epochs, seed=seed)
 
 
 @given(st.integers(1, 300), st.integers(1, 20), st.integers(1, 4), st.integers(0, 3))
@@ -39,19 +39,19 @@ def test_every_rank_takes_equal_steps_and_no_sample_comes_twice_in_an_epoch(samp
     p = plan(samples, batch_size, world_size, epochs=2, seed=seed)
     for epoch in range(2):
         steps = range(epoch * p.steps_per_epoch, (epoch + 1) * p.steps_per_epoch)
-        rows = np.concatenate([p.rows(step, rank) for step in steps for rank in range(world_size)])
-        assert len(rows) == len(set(rows)) == p.steps_per_epoch * batch_size * world_size
-        assert samples - len(rows) < batch_size * world_size
-        assert set(rows) <= set(range(samples))
+        indices = np.concatenate([p.indices_of(step, rank) for step in steps for rank in range(world_size)])
+        assert len(indices) == len(set(indices)) == p.steps_per_epoch * batch_size * world_size
+        assert samples - len(indices) < batch_size * world_size
+        assert set(indices) <= set(range(samples))
 
 
 def test_more_ranks_make_the_same_global_batches_and_epochs_and_seeds_others():
     one, two = plan(batch_size=8, world_size=1), plan(batch_size=4, world_size=2)
-    assert (one.rows(0, 0) != one.rows(one.steps_per_epoch, 0)).any() and (
-        one.rows(0, 0) != plan(seed=1).rows(0, 0)
+    assert (one.indices_of(0, 0) != one.indices_of(one.steps_per_epoch, 0)).any() and (
+        one.indices_of(0, 0) != plan(seed=1).indices_of(0, 0)
     ).any()
     for step in range(one.steps):
-        assert (one.rows(step, 0) == np.concatenate([two.rows(step, 0), two.rows(step, 1)])).all()
+        assert (one.indices_of(step, 0) == np.concatenate([two.indices_of(step, 0), two.indices_of(step, 1)])).all()
 
 
 def neighbours_p(pairs, samples):
@@ -70,7 +70,7 @@ def test_neighbours_in_the_shards_are_no_neighbours_in_batches():
     assert neighbours_p(order.reshape(-1, 2), count) < 1e-100
     for samples, epochs in ((200, 60), (count, 2)):
         p = plan(samples=samples, batch_size=2, epochs=epochs)
-        assert neighbours_p([p.rows(step, 0) for step in range(p.steps)], samples) > 1e-3
+        assert neighbours_p([p.indices_of(step, 0) for step in range(p.steps)], samples) > 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def taken(samples, first_step=0, workers=0):
 def test_batches_are_the_same_for_any_number_of_workers(samples):
     alone = taken(samples)
     assert len(alone) == 8
-    assert list(alone[0]) == ["image", "spec", "number"]
+    assert list(alone[0]) == ["image", "spec", "index"]
     assert alone[0]["image"].shape == (4, 32, 32, 3) and alone[0]["image"].dtype == torch.uint8
     assert alone[0]["spec"].shape == (4, 1, 257, 200) and alone[0]["spec"].dtype == torch.float16
     first, again = samples[0, 3], samples[1, 3]  # of two epochs: the view differs
@@ -126,7 +126,7 @@ def test_a_damaged_sample_is_left_out_and_named_once(samples, damaged, workers, 
     skipped = Skipped(tmp_path / "skipped.csv")
     found = list(batches(spoilt, p, 0, range(8), workers, skipped))
     for batch, whole in zip(found, taken(samples), strict=True):
-        kept = [place for place, number in enumerate(whole["number"].tolist()) if number not in (11, 6)]
+        kept = [place for place, number in enumerate(whole["index"].tolist()) if number not in (11, 6)]
         assert all(torch.equal(part, whole[name][kept]) for name, part in batch.items())
     assert sum(len(batch["number"]) for batch in found) == 2 * 14
     assert len(skipped) == len(caplog.messages) == 2 and all(clip in caplog.text for clip in clips)

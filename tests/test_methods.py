@@ -118,7 +118,7 @@ def test_small_frames_warp_to_the_size_of_the_other_map():
     warp = Warp(angles=torch.tensor([10.0, -20.0]), scale=0.5, flip=True)
     loss, parts = model.two_branch_loss(torch.randn(2, 3, 112, 112), torch.randn(2, 1, 257, 100), warp)
     assert loss.isfinite() and parts["geometric"] > 0
-    assert warp.part(1, 2) == Warp(angles=warp.angles[1:], scale=0.5, flip=True)
+    assert warp.chunk(1, 2) == Warp(angles=warp.angles[1:], scale=0.5, flip=True)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -41,8 +41,8 @@ def test_schedules_are_those_of_code_and_paper():
 @settings(deadline=None, max_examples=40)
 def test_nearest_is_that_of_all_products(count, channels, seed):
     vectors = torch.nn.functional.normalize(torch.randn(count, channels, generator=torch.Generator().manual_seed(seed)))
-    numbers = torch.randperm(1000, generator=torch.Generator().manual_seed(seed))[:count]
-    found = nearest(vectors, numbers, vectors, numbers)
+    indices = torch.randperm(1000, generator=torch.Generator().manual_seed(seed))[:count]
+    found = nearest(vectors, indices, vectors, indices)
     for row in range(count):
         products = [(vectors[row] @ vectors[k]).item() if k != row else -2 for k in range(count)]
         assert found[row] != row
@@ -50,10 +50,10 @@ def test_nearest_is_that_of_all_products(count, channels, seed):
 
 
 def test_the_table_names_for_each_clip_the_one_that_sounds_most_like_it(shards):
-    numbers = np.array([3, 0, 7, 9, 12])
-    table = neighbour_table(Fabric(accelerator="cpu", devices=1), Ear(), shards, numbers, "logspec", "paper", 0)
-    assert (np.delete(table, numbers) == -1).all()
-    heard = {n: shards.feature(n, "logspec")[0, :64].astype(np.float32).mean(axis=1) for n in numbers.tolist()}
+    indices = np.array([3, 0, 7, 9, 12])
+    table = neighbour_table(Fabric(accelerator="cpu", devices=1), Ear(), shards, indices, "logspec", "paper", 0)
+    assert (np.delete(table, indices) == -1).all()
+    heard = {n: shards.feature(n, "logspec")[0, :64].astype(np.float32).mean(axis=1) for n in indices.tolist()}
     heard = {n: vector / np.linalg.norm(vector) for n, vector in heard.items()}
     for n in heard:
         assert table[n] == max((other for other in heard if other != n), key=lambda other: heard[n] @ heard[other])
@@ -61,10 +61,10 @@ def test_the_table_names_for_each_clip_the_one_that_sounds_most_like_it(shards):
 
 def test_the_released_curriculum_looks_among_few(shards, monkeypatch):
     monkeypatch.setattr("avpipe.train.data.neighbours.RELEASED_CANDIDATES", 3)
-    fabric, numbers = Fabric(accelerator="cpu", devices=1), np.arange(16)
-    tables = [neighbour_table(fabric, Ear(), shards, numbers, "logspec", "released", seed) for seed in range(4)]
+    fabric, indices = Fabric(accelerator="cpu", devices=1), np.arange(16)
+    tables = [neighbour_table(fabric, Ear(), shards, indices, "logspec", "released", seed) for seed in range(4)]
     for table in tables:
-        assert len(set(table)) <= 3 and (table != numbers).all()
+        assert len(set(table)) <= 3 and (table != indices).all()
     assert len({tuple(table) for table in tables}) > 1
 
 

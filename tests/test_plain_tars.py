@@ -61,7 +61,7 @@ def test_our_tars_are_the_same_without_their_index(shards, bare, caplog):
     one, other = data_record(whole, "logspec"), data_record(plain, "logspec")
     assert all(one[name] == other[name] for name in ("split", "samples", "feature_digest", "clip_ids"))
     assert (plain.metadata["listed"], plain.metadata["listed_sha256"]) == (16, ids_sha256(plain.clip_ids))
-    plan = BatchPlan(numbers=np.arange(16), batch_size=4, world_size=1, epochs=2, seed=5)
+    plan = BatchPlan(indices=np.arange(16), batch_size=4, world_size=1, epochs=2, seed=5)
     one, other = (TrainingSamples(shards=s, feature="logspec", image_px=32, seed=5) for s in (whole, plain))
     assert_same_batches(batches(one, plan, 0, range(3, 8), 0), batches(other, plan, 0, range(3, 8), 2))
     some = open_shards(f"{bare}/synth_train-{{000000,000003}}.tar").shard_names

@@ -74,7 +74,7 @@ def kept_in(shards):
 
 def taken(shards, workers):
     samples = TrainingSamples(shards=shards, feature="logspec", image_px=32, seed=5)
-    plan = BatchPlan(numbers=torch.arange(16).numpy(), batch_size=4, world_size=1, epochs=2, seed=5)
+    plan = BatchPlan(indices=torch.arange(16).numpy(), batch_size=4, world_size=1, epochs=2, seed=5)
     return list(batches(samples, plan, 0, range(8), workers))
 
 
@@ -198,8 +198,8 @@ def test_what_lies_there_already_is_part_of_the_limit(tmp_path, monkeypatch):
     (tmp_path / "vggss-1/a.tar").write_bytes(bytes(20))
     monkeypatch.setattr(remote, "free_bytes", lambda folder: 100)
     assert DiskBudget.below(tmp_path, None).left == 40
-    room = DiskBudget.below(tmp_path, 50e-9)
-    assert [room.take(size) for size in (20, 20, 10)] == [True, False, True]
+    budget = DiskBudget.below(tmp_path, 50e-9)
+    assert [budget.take(size) for size in (20, 20, 10)] == [True, False, True]
 
 
 def with_index(**change):

@@ -99,7 +99,7 @@ def test_a_second_ctrl_c_ends_at_once():
 
 def test_no_python_code_runs_when_memory_comes_back():
     memory, called = BufferPool(), []
-    tensor = memory.room((4,), np.float32)
+    tensor = memory.empty((4,), np.float32)
     sys.setprofile(lambda frame, event, _: called.append(event))
     del tensor
     sys.setprofile(None)

@@ -15,7 +15,7 @@ from train_fixtures import TINY, logged, stopped_after
 from avpipe.pipeline.core.errors import AvpipeError
 from avpipe.pipeline.core.ids import youtube_id
 from avpipe.train.data.open import open_shards
-from avpipe.train.data.split import training_part
+from avpipe.train.data.split import train_validation_split
 from avpipe.train.models.checkpoint import BEST, LAST, load_checkpoint
 from avpipe.train.models.recipes import get_recipe
 from avpipe.train.run.fit import fit
@@ -71,13 +71,13 @@ def test_signals_go_where_they_went_before():
 
 
 def test_videos_are_held_back_whole_and_for_any_order(shards):
-    kept, out = training_part(shards, 0.25, 0)
+    kept, out = train_validation_split(shards, 0.25, 0)
     assert sorted([*kept, *out]) == list(range(16))
     videos = [{youtube_id(shards.clip_ids[n]) for n in part} for part in (kept, out)]
     assert not videos[0] & videos[1] and len(videos[1]) == round(0.25 * len(videos[0] | videos[1]))
-    assert (training_part(shards, 0.25, 1)[1] != out).any()
+    assert (train_validation_split(shards, 0.25, 1)[1] != out).any()
     with pytest.raises(AvpipeError, match="leaves a part empty"):
-        training_part(shards, 0.001, 0)
+        train_validation_split(shards, 0.001, 0)
 
 
 def test_the_best_epoch_is_kept_and_patience_ends_training(shards, tmp_path, monkeypatch):

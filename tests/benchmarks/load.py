@@ -71,12 +71,12 @@ def avpipe(data: Path, count: int, view: str, as_float: bool) -> Iterator[int]:
 
     shards = open_shards(data / "shards")
     samples = TrainingSamples(shards=shards, feature=FEATURE, image_px=PX, seed=0, view=view)
-    plan = BatchPlan(numbers=np.arange(count), batch_size=BATCH, world_size=1, epochs=1, seed=0)
+    plan = BatchPlan(indices=np.arange(count), batch_size=BATCH, world_size=1, epochs=1, seed=0)
     inputs = Inputs(torch.device("cpu"), FEATURE)
     for batch in batches(samples, plan, 0, range(plan.steps), WORKERS):
         if as_float:
             inputs(batch)
-        yield len(batch["number"])
+        yield len(batch["index"])
 
 
 def pil_transform() -> Callable:

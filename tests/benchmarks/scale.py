@@ -35,9 +35,9 @@ memory = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").re
 before, begin, cpu = memory(), time.monotonic(), time.process_time()
 shards = open_shards(sys.argv[1])
 opened = time.monotonic() - begin
-plan = BatchPlan(numbers=np.arange(len(shards)), batch_size=128, world_size=1, epochs=20, seed=0)
+plan = BatchPlan(indices=np.arange(len(shards)), batch_size=128, world_size=1, epochs=20, seed=0)
 for step in range(0, plan.steps_per_epoch, 100):
-    plan.rows(step, 0)
+    plan.indices_of(step, 0)
 print(json.dumps({"open_s": opened, "planned_s": time.monotonic() - begin, "cpu_s": time.process_time() - cpu,
                   "MB": memory() - before}))
 """

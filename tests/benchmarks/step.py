@@ -92,7 +92,7 @@ class Plain:
         self.optimizer = OPTIMIZERS[recipe.optimizer](learning, **rates)
         given = {name: getattr(recipe, name) for name in ("feature", "image_px", "seed", "view", "masking")}
         samples = TrainingSamples(shards=shards, views=method.views, **given)
-        plan = BatchPlan(numbers=np.arange(len(shards)), batch_size=recipe.batch_size, world_size=1, epochs=1, seed=0)
+        plan = BatchPlan(indices=np.arange(len(shards)), batch_size=recipe.batch_size, world_size=1, epochs=1, seed=0)
         self.inputs = Inputs(torch.device(device), recipe.feature)
         self.batch = self.inputs.to_device(next(batches(samples, plan, 0, range(1), 0)))
 

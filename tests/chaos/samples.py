@@ -117,9 +117,9 @@ KINDS = {MEMBER: npy, "frame.jpg": jpeg, "audio.flac": flac, "meta.json": meta}
 def trained(shards: Shards, damaged: list) -> dict[int, torch.Tensor]:
     """What a training reads of the first eight samples, by their numbers."""
     samples = TrainingSamples(shards=shards, feature=FEATURE, image_px=PX, seed=0)
-    plan = BatchPlan(numbers=np.arange(8), batch_size=8, world_size=1, epochs=1, seed=0)
+    plan = BatchPlan(indices=np.arange(8), batch_size=8, world_size=1, epochs=1, seed=0)
     (batch,) = batches(samples, plan, 0, range(1), 2, damaged.append)
-    return {int(n): batch["spec"][place] for place, n in enumerate(batch["number"])}
+    return {int(n): batch["spec"][place] for place, n in enumerate(batch["index"])}
 
 
 def attack(folder: Path, rounds: int, seed: int) -> tuple[collections.Counter, list[str]]:
@@ -142,7 +142,7 @@ def read_all(shards: Changed, network: torch.nn.Module, expected: dict, what: st
     """Read the changed shards in every way; returns whether the changed sample was left out or read."""
     (number, member), damaged, lost = shards.place, [], {}
     found, clips = trained(shards, damaged), clips_of_shards(shards)
-    some = clips.at([place for place, n in enumerate(clips.numbers) if n < 8])
+    some = clips.at([place for place, n in enumerate(clips.indices) if n < 8])
     maps = list(network_maps(network, shards, some, FEATURE, PX, 0, lost)("crop"))
     for read in (partial(read_window, shards, number, FEATURE), partial(sound_uri, shards, number)):
         try:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-def _alone(features: Tensor) -> Tensor:
+def _identity(features: Tensor) -> Tensor:
     return features
 
 
@@ -31,7 +31,7 @@ class Ranks:
 
     rank: int = 0
     world_size: int = 1
-    gather: Callable[[Tensor], Tensor] = _alone
+    gather: Callable[[Tensor], Tensor] = _identity
     """(B, …) features of this rank to those that its loss contrasts, gradients included: its own, or all ranks'."""
 
 
@@ -66,7 +66,7 @@ def ranks_of(fabric: Fabric, negatives: str) -> Ranks:
     """
     if fabric.world_size == 1:
         return Ranks()
-    return Ranks(fabric.global_rank, fabric.world_size, _Gather.apply if negatives == "all" else _alone)
+    return Ranks(fabric.global_rank, fabric.world_size, _Gather.apply if negatives == "all" else _identity)
 
 
 class _Gather(torch.autograd.Function):
@@ -74,11 +74,11 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(context, features: Tensor) -> Tensor:
-        parts = [
+        chunks = [
             torch.empty_like(features, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())
         ]
-        dist.all_gather(parts, features.contiguous())
-        return torch.cat(parts)
+        dist.all_gather(chunks, features.contiguous())
+        return torch.cat(chunks)
 
     @staticmethod
     def backward(context, gradient: Tensor) -> Tensor:
@@ -100,14 +100,14 @@ def locked_by_first(fabric: Fabric, folder: Path, what: str) -> Iterator[None]:
 
     Raises AvpipeError on every rank where another process holds it, OSError where it cannot be written.
     """
-    error, refusal = None, None
+    error, message = None, None
     with ExitStack() as stack:
         if fabric.is_global_zero:
             try:
                 stack.enter_context(stage_lock(folder, what))
                 remove_leftovers(folder)
             except (AvpipeError, OSError) as caught:
-                error, refusal = caught, str(caught)
-        if refusal := fabric.broadcast(refusal):
-            raise error or AvpipeError(refusal)
+                error, message = caught, str(caught)
+        if message := fabric.broadcast(message):
+            raise error or AvpipeError(message)
         yield

@@ -25,7 +25,7 @@ SEAL_BYTES = len(SEAL) + hashlib.sha256().digest_size * 2
 _SCALAR = np.float64(0).__reduce__()[0]
 _ARRAY = np.empty(0).__reduce__()[0]
 # Scores beside the weights are NumPy's (EZ-VSL, SSL-TIE), settings a Namespace: plain values, no code of theirs.
-HARMLESS = [
+SAFE_GLOBALS = [
     argparse.Namespace,
     np.dtype,
     np.ndarray,
@@ -55,20 +55,20 @@ def read_saved(path: Path) -> dict:
     no dictionary.
     """
     if not path.is_file():
-        raise AvpipeError(f"{path} {_what_else(path)}")
+        raise AvpipeError(f"{path} {_why_not_a_file(path)}")
     try:
         _check_bytes(path)
-        with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings(action="ignore"):
+        with torch.serialization.safe_globals(SAFE_GLOBALS), warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (AvpipeError, OSError) as error:
         if isinstance(error, AvpipeError):
             raise
         raise AvpipeError(f"{path} cannot be read ({error.strerror or error}); check it and its permissions") from None
     except Exception as error:  # foreign bytes drive the unpickler: whatever it raises, the file is no checkpoint
-        foreign = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if foreign:
+        unsafe = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if unsafe:
             raise AvpipeError(
-                f"{path} holds more than tensors and plain values ({foreign[1]}), which could run code; not loaded"
+                f"{path} holds more than tensors and plain values ({unsafe[1]}), which could run code; not loaded"
             ) from None
         raise AvpipeError(f"{path} is damaged or no file of torch's; copy or download it again") from None
     if not isinstance(content, dict):
@@ -76,7 +76,7 @@ def read_saved(path: Path) -> dict:
     return content
 
 
-def _what_else(path: Path) -> str:
+def _why_not_a_file(path: Path) -> str:
     if path.is_dir():
         return "is a folder; give the checkpoint file in it"
     return (
@@ -111,15 +111,15 @@ def _is_sealed(path: Path) -> bool | None:
         if size < SEAL_BYTES:
             return None
         file.seek(size - SEAL_BYTES)
-        mark, stated = file.read(len(SEAL)), file.read()
-        if mark != SEAL:
+        marker, stated = file.read(len(SEAL)), file.read()
+        if marker != SEAL:
             return None
         file.seek(0)
-        digest, left = hashlib.sha256(), size - SEAL_BYTES
-        while left > 0:
-            block = file.read(min(left, 1 << 20))
+        digest, remaining = hashlib.sha256(), size - SEAL_BYTES
+        while remaining > 0:
+            block = file.read(min(remaining, 1 << 20))
             if not block:
                 break
             digest.update(block)
-            left -= len(block)
+            remaining -= len(block)
     return digest.hexdigest().encode() == stated

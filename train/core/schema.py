@@ -20,6 +20,6 @@ PlainText = Annotated[str, StringConstraints(max_length=1000), AfterValidator(_p
 
 def first_fault(error: ValidationError) -> str:
     """Where the first thing is that does not fit, and why, in a few words."""
-    fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(str(step)[:40] for step in fault["loc"])
-    return one_line(f"{place}: {fault['msg']}")
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    location = ".".join(str(step)[:40] for step in first["loc"])
+    return one_line(f"{location}: {first['msg']}")

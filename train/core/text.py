@@ -3,6 +3,6 @@
 from typing import Any
 
 
-def one_line(text: Any, most: int = 200) -> str:
+def one_line(text: Any, limit: int = 200) -> str:
     """The first `most` characters of a text, with `?` for those that cannot be printed."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(text)[:most])
+    return "".join(character if character.isprintable() else "?" for character in str(text)[:limit])

@@ -12,7 +12,7 @@ from avpipe.pipeline.core.errors import AvpipeError
 class BatchPlan:
     """Which samples make which batch: a function of these numbers alone, so any step can be the first."""
 
-    numbers: np.ndarray
+    indices: np.ndarray
     """(N,) numbers of the samples to draw from."""
     batch_size: int
     """Samples a step and rank."""
@@ -23,14 +23,14 @@ class BatchPlan:
     def __post_init__(self):
         if self.steps_per_epoch < 1:
             raise AvpipeError(
-                f"{len(self.numbers)} samples do not fill one batch of {self.batch_size} on {self.world_size} rank(s); "
+                f"{len(self.indices)} samples do not fill one batch of {self.batch_size} on {self.world_size} rank(s); "
                 "use a smaller batch, e.g. --set batch_size=…"
             )
 
     @property
     def steps_per_epoch(self) -> int:
         """Equal on every rank; the samples left over wait for another epoch's shuffle."""
-        return len(self.numbers) // (self.batch_size * self.world_size)
+        return len(self.indices) // (self.batch_size * self.world_size)
 
     @property
     def steps(self) -> int:
@@ -41,11 +41,11 @@ class BatchPlan:
         """Epoch of a step, from 0."""
         return step // self.steps_per_epoch
 
-    def rows(self, step: int, rank: int) -> np.ndarray:
+    def indices_of(self, step: int, rank: int) -> np.ndarray:
         """(batch_size,) sample numbers of one step on one rank; ranks never share one within an epoch."""
-        order = _shuffled(len(self.numbers), self.seed, self.epoch(step))
+        order = _shuffled(len(self.indices), self.seed, self.epoch(step))
         first = ((step % self.steps_per_epoch) * self.world_size + rank) * self.batch_size
-        return self.numbers[order[first : first + self.batch_size]]
+        return self.indices[order[first : first + self.batch_size]]
 
 
 @lru_cache(maxsize=2)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class _Given(weakref.ref):
+class _Loan(weakref.ref):
     """A weak reference to an array that was given away, with the memory that the array lies in."""
 
     __slots__ = ("block",)
@@ -21,27 +21,27 @@ class BufferPool:
     """
 
     def __init__(self):
-        self._free: defaultdict[int, list[_Given]] = defaultdict(list)
+        self._free: defaultdict[int, list[_Loan]] = defaultdict(list)
         """By size in bytes: references to arrays that are gone."""
-        self._given: dict[int, _Given] = {}
+        self._loans: dict[int, _Loan] = {}
         """All references, by their ids: one that is itself gone would not be called back."""
 
-    def room(self, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
         """An uninitialised tensor. Its memory comes back when the tensor and all views of it are gone."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         free = self._free[size]
         try:
-            late = free.pop()
+            returned = free.pop()
         except IndexError:  # not asked beforehand: another thread could be quicker
             block = np.empty(size, np.uint8)
         else:
-            block = self._given.pop(id(late)).block
+            block = self._loans.pop(id(returned)).block
         array = block.view(dtype).reshape(shape)
         # A tensor's storage, which its views share, holds on to the very array that it was made from. The callback is
         # compiled code on purpose: an exception that a signal raises in Python code called from here would be lost.
-        given = _Given(array, free.append)
-        given.block = block
-        self._given[id(given)] = given
+        loan = _Loan(array, free.append)
+        loan.block = block
+        self._loans[id(loan)] = loan
         return torch.from_numpy(array)
 
 

@@ -9,7 +9,7 @@ import numba
 from numba import njit
 
 # What is kept takes a few megabytes; numba lets an error of a full disk through.
-ROOM_BYTES = 50_000_000
+MIN_FREE_BYTES = 50_000_000
 
 
 def compiled(function: Callable) -> Callable:
@@ -29,12 +29,12 @@ def cache_folder() -> Path | None:
     without a writable home have none.
     """
     try:
-        stated = os.environ.get("NUMBA_CACHE_DIR")
-        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(stated or caches) / ("" if stated else "avpipe/numba")
+        configured = os.environ.get("NUMBA_CACHE_DIR")
+        cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(configured or cache_home) / ("" if configured else "avpipe/numba")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        facts, free = folder.lstat(), shutil.disk_usage(folder).free
+        status, free = folder.lstat(), shutil.disk_usage(folder).free
     except (OSError, RuntimeError):  # the latter where nobody knows where home is
         return None
-    private = facts.st_uid == os.geteuid() and not facts.st_mode & 0o077
-    return folder if private and free > ROOM_BYTES and os.access(folder, os.W_OK) else None
+    private = status.st_uid == os.geteuid() and not status.st_mode & 0o077
+    return folder if private and free > MIN_FREE_BYTES and os.access(folder, os.W_OK) else None

@@ -13,7 +13,7 @@ from avpipe.train.data.buffer_pool import BATCHES
 
 # Of a frame in the shards, whose short side has 256: a hostile or damaged header could ask for gigabytes, and a long
 # strip would be one once its short side is enlarged. 3840 x 2160 fits.
-MOST_PIXELS, MOST_ASPECT = 1 << 23, 64
+MAX_PIXELS, MAX_ASPECT = 1 << 23, 64
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -25,8 +25,8 @@ def decode_frame(data: bytes | memoryview) -> np.ndarray:
     """
     try:
         height, width = simplejpeg.decode_jpeg_header(data)[:2]
-        if height * width > MOST_PIXELS or max(height, width) > MOST_ASPECT * min(height, width):
-            raise OSError(f"{width}x{height} pixels, more than the {MOST_PIXELS:,} of a frame, or too long a strip")
+        if height * width > MAX_PIXELS or max(height, width) > MAX_ASPECT * min(height, width):
+            raise OSError(f"{width}x{height} pixels, more than the {MAX_PIXELS:,} of a frame, or too long a strip")
         return simplejpeg.decode_jpeg(data)
     except (MemoryError, RuntimeError, ValueError) as error:
         raise OSError(str(error)) from None
@@ -59,7 +59,7 @@ def normalise(image_BHW3: Tensor) -> Tensor:
     Floats in [0, 255] do, too; frames in several views, (B, V, H, W, 3), become image_BV3HW.
     """
     if image_BHW3.device.type == "cpu" and image_BHW3.dtype == torch.uint8:
-        scaled = BATCHES.room(tuple(image_BHW3.shape), np.float32)
+        scaled = BATCHES.empty(tuple(image_BHW3.shape), np.float32)
         pixels.look_up(image_BHW3.contiguous().view(-1, 3).numpy(), _scaled_values(), scaled.view(-1, 3).numpy())
     else:
         scaled = _scaled(image_BHW3)

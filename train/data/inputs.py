@@ -13,7 +13,7 @@ from avpipe.train.data.loader import Batch
 from avpipe.train.data.torch_features import SpecTransform
 
 # Parts that stay in the host's memory: they tell what is done to which sample.
-DECISIONS = ("colour", "weight")
+HOST_FIELDS = ("colour", "weight")
 
 
 class Inputs:
@@ -30,7 +30,8 @@ class Inputs:
     def to_device(self, batch: Batch) -> Batch:
         """The batch with all that is large on the device; from pinned memory nobody waits for it."""
         return {
-            name: part if name in DECISIONS else part.to(self.device, non_blocking=True) for name, part in batch.items()
+            name: tensor if name in HOST_FIELDS else tensor.to(self.device, non_blocking=True)
+            for name, tensor in batch.items()
         }
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -53,10 +54,10 @@ class Inputs:
                 spec_B1FT[mixed.to(self.device)] = self._mixed(batch["sounds"], batch["weight"], mixed)
         return masked(spec_B1FT, batch["mask"]) if "mask" in batch else spec_B1FT
 
-    def _mixed(self, sounds_B2T: Tensor, weight_B: Tensor, rows: Tensor) -> Tensor:
+    def _mixed(self, sounds_B2T: Tensor, weight_B: Tensor, indices: Tensor) -> Tensor:
         """Features of the blended waveforms of some rows. Source: SSL-TIE, equation 4."""
-        weight = weight_B[rows].to(self.device)[:, None]
-        own, other = (sounds_B2T[rows.to(self.device)].float() / 32768).unbind(1)
+        weight = weight_B[indices].to(self.device)[:, None]
+        own, other = (sounds_B2T[indices.to(self.device)].float() / 32768).unbind(1)
         return self._transform((1 - weight) * own + weight * other)[:, None]
 
 
@@ -64,7 +65,7 @@ def _float32(spec_B1FT: Tensor) -> Tensor:
     """A copy, on a CPU in memory that is used again."""
     if spec_B1FT.device.type != "cpu":
         return spec_B1FT.float()
-    return BATCHES.room(tuple(spec_B1FT.shape), np.float32).copy_(spec_B1FT)
+    return BATCHES.empty(tuple(spec_B1FT.shape), np.float32).copy_(spec_B1FT)
 
 
 def masked(spec_B1FT: Tensor, mask_B4: Tensor) -> Tensor:
@@ -76,7 +77,7 @@ def masked(spec_B1FT: Tensor, mask_B4: Tensor) -> Tensor:
     """
     hidden = torch.zeros_like(spec_B1FT, dtype=torch.bool)
     for axis, (first_B, length_B) in ((3, mask_B4[:, :2].T), (2, mask_B4[:, 2:].T)):
-        place = torch.arange(spec_B1FT.shape[axis], device=spec_B1FT.device) - first_B[:, None]
-        inside = (place >= 0) & (place < length_B[:, None])
+        position = torch.arange(spec_B1FT.shape[axis], device=spec_B1FT.device) - first_B[:, None]
+        inside = (position >= 0) & (position < length_B[:, None])
         hidden |= inside[:, None, None, :] if axis == 3 else inside[:, None, :, None]
     return torch.where(hidden, spec_B1FT.amin((1, 2, 3), keepdim=True), spec_B1FT)

@@ -22,7 +22,7 @@ Batch = dict[str, Tensor]
 # Batches that are being filled while one is in use: with that one they are all the memory a loader takes.
 AHEAD = 2
 # Samples that a thread takes at a time: few, so that all threads work on the batch that is wanted next.
-PART = 8
+CHUNK = 8
 
 
 def stacked(
@@ -37,8 +37,8 @@ def stacked(
     The tensors are in pinned memory where there is a GPU, so that copies to it need not be waited for. Raises what
     `read` raises; DamagedError only without `on_damage`, or where nothing of a batch is left.
     """
-    room = _pinned if torch.cuda.is_available() else BATCHES.room
-    for batch in _filled((_Batch(keys, read, room) for keys in batches_of_keys), workers):
+    empty = _pinned if torch.cuda.is_available() else BATCHES.empty
+    for batch in _filled((_Batch(keys, read, empty) for keys in batches_of_keys), workers):
         for _, error in sorted(batch.damaged.items()):
             if on_damage is None:
                 raise error
@@ -55,8 +55,8 @@ def _filled(batches: Iterator[_Batch], workers: int) -> Iterator[_Batch]:
     pool, pending = ThreadPoolExecutor(workers, "loader"), deque()
     try:
         for batch in batches:
-            firsts = range(0, len(batch.keys), PART)
-            pending.append((batch, [pool.submit(batch.fill, first, first + PART) for first in firsts]))
+            firsts = range(0, len(batch.keys), CHUNK)
+            pending.append((batch, [pool.submit(batch.fill, first, first + CHUNK) for first in firsts]))
             if len(pending) > AHEAD:
                 yield _finished(*pending.popleft())
         while pending:
@@ -65,17 +65,17 @@ def _filled(batches: Iterator[_Batch], workers: int) -> Iterator[_Batch]:
         pool.shutdown(cancel_futures=True)
 
 
-def _finished(batch: _Batch, parts: list) -> _Batch:
-    for part in parts:
-        part.result()
+def _finished(batch: _Batch, values: list) -> _Batch:
+    for value in values:
+        value.result()
     return batch
 
 
 class _Batch:
     """The memory of one batch, which threads fill side by side."""
 
-    def __init__(self, keys: Sequence, read: Callable[[Any], Sample], room: Callable[[tuple, np.dtype], Tensor]):
-        self.keys, self._read, self._room = keys, read, room
+    def __init__(self, keys: Sequence, read: Callable[[Any], Sample], empty: Callable[[tuple, np.dtype], Tensor]):
+        self.keys, self._read, self._empty = keys, read, empty
         self._tensors: Batch = {}
         self._arrays: dict[str, np.ndarray] = {}
         """The same memory."""
@@ -85,24 +85,24 @@ class _Batch:
 
     def fill(self, first: int, end: int) -> None:
         """Read the samples from the `first` place to before `end`."""
-        for place, key in enumerate(self.keys[first:end], first):
+        for index, key in enumerate(self.keys[first:end], first):
             try:
                 sample = self._read(key)
             except DamagedError as error:
-                self.damaged[place] = error
+                self.damaged[index] = error
                 continue
             if not self._arrays:
-                self._make_room(sample)
-            for name, part in sample.items():
-                self._arrays[name][place] = part
+                self._allocate(sample)
+            for name, value in sample.items():
+                self._arrays[name][index] = value
 
-    def _make_room(self, sample: Sample) -> None:
+    def _allocate(self, sample: Sample) -> None:
         with self._lock:
             if self._arrays:
                 return
-            parts = {name: np.asarray(part) for name, part in sample.items()}
+            values = {name: np.asarray(value) for name, value in sample.items()}
             self._tensors = {
-                name: self._room((len(self.keys), *part.shape), part.dtype) for name, part in parts.items()
+                name: self._empty((len(self.keys), *value.shape), value.dtype) for name, value in values.items()
             }
             self._arrays = {name: tensor.numpy() for name, tensor in self._tensors.items()}
 
@@ -112,7 +112,7 @@ class _Batch:
             return self._tensors
         if not self._tensors:
             raise self.damaged[0]
-        kept = torch.tensor([place for place in range(len(self.keys)) if place not in self.damaged])
+        kept = torch.tensor([index for index in range(len(self.keys)) if index not in self.damaged])
         return {name: tensor[kept] for name, tensor in self._tensors.items()}
 
 

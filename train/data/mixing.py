@@ -28,15 +28,15 @@ class Mixing:
     share: float
     """Of the clips that are mixed, in [0, 1]."""
 
-    def sounds(self, shards: Shards, number: int, name: str, rng: random.Random) -> tuple[np.ndarray, np.float32]:
+    def sounds(self, shards: Shards, index: int, feature: str, rng: random.Random) -> tuple[np.ndarray, np.float32]:
         """(int16 (2, T) waveforms of a sample and its neighbour, weight of the latter) as `rng` has it.
 
         They are of the window that the feature is made of; `data.inputs` makes it of their blend. The weight is
         0, and nothing is read, where the sound stays as it is. Raises AvpipeError naming shard and clip.
         """
         if rng.random() >= self.share:
-            return np.zeros((2, SPECS[name].samples), np.int16), np.float32(0)
-        both = [read_window(shards, n, name) for n in (number, int(self.neighbours[number]))]
+            return np.zeros((2, SPECS[feature].samples), np.int16), np.float32(0)
+        both = [read_window(shards, n, feature) for n in (index, int(self.neighbours[index]))]
         return np.stack(both), np.float32(self.weight)
 
 
@@ -53,24 +53,24 @@ def schedule(curriculum: str, epoch: int, epochs: int) -> tuple[float, float]:
     return PAPER_WEIGHT * epoch / (epochs - 1), 1.0
 
 
-def check_mixing(shards: Shards, numbers: np.ndarray, name: str) -> None:
+def check_mixing(shards: Shards, indices: np.ndarray, feature: str) -> None:
     """Raise AvpipeError where the sounds of these samples cannot be mixed: known before the first epoch, not after."""
-    if len(numbers) < 2:
+    if len(indices) < 2:
         raise AvpipeError("audio mixing needs at least two clips; use --set mixing=none")
     if missing := sorted({AUDIO, META} - set(shards.offset)):
         raise AvpipeError(f"{shards.folder} holds no {missing[0]}, which audio mixing needs; use --set mixing=none")
-    if name not in SPECS:
-        raise AvpipeError(f"this avpipe cannot make {name} of mixed sounds; use --set mixing=none")
+    if feature not in SPECS:
+        raise AvpipeError(f"this avpipe cannot make {feature} of mixed sounds; use --set mixing=none")
 
 
-def read_window(shards: Shards, number: int, name: str) -> np.ndarray:
+def read_window(shards: Shards, index: int, feature: str) -> np.ndarray:
     """(samples,) int16: the sound that a sample's feature was made of, out of its audio.flac."""
-    record, spec = shards.metadata["extract"], SPECS[name]
+    record, spec = shards.metadata["extract"], SPECS[feature]
     settings = ExtractSettings(features=tuple(record["features"]), clip_s=record["clip_s"])
     try:
-        pcm_i16, meta = decode_flac(shards.read(number, AUDIO)), json.loads(shards.read(number, META))
+        pcm_i16, meta = decode_flac(shards.read(index, AUDIO)), json.loads(shards.read(index, META))
         sound_i16, start_s, centre_s = kept_sound(pcm_i16, meta, settings)
         centre = round((centre_s - start_s) * settings.sample_rate_hz)
         return window_around(sound_i16, spec.samples, centre)[0]
     except (ArithmeticError, KeyError, MemoryError, RuntimeError, TypeError, ValueError) as error:
-        raise shards.damaged(number, AUDIO, error) from None
+        raise shards.damaged(index, AUDIO, error) from None

@@ -21,24 +21,24 @@ BLOCK = 1024
 
 
 def neighbour_table(
-    fabric: Fabric, network: nn.Module, shards: Shards, numbers: np.ndarray, feature: str, curriculum: str, seed: int
+    fabric: Fabric, network: nn.Module, shards: Shards, indices: np.ndarray, feature: str, curriculum: str, seed: int
 ) -> np.ndarray:
     """(N,) int32: of each sample of `numbers` the one with the nearest audio vector by cosine, never itself; else -1.
 
     "paper" looks among all of `numbers`, "released" among 4,000 that are drawn anew each time, as published. Every rank
     embeds and compares its share of the samples and returns the whole table.
     """
-    mine = _shares(numbers, fabric.world_size)[fabric.global_rank]
+    mine = _shares(indices, fabric.world_size)[fabric.global_rank]
     vectors_BC = _audio_vectors(fabric, network, shards, mine, feature)
-    candidates, known_MC = numbers, _of_all_ranks(fabric, vectors_BC)[: len(numbers)]
-    if curriculum == "released" and len(numbers) > RELEASED_CANDIDATES:
-        drawn = np.sort(np.random.default_rng(seed).choice(len(numbers), RELEASED_CANDIDATES, replace=False))
-        candidates, known_MC = numbers[drawn], known_MC[torch.from_numpy(drawn).to(known_MC.device)]
+    candidates, known_MC = indices, _of_all_ranks(fabric, vectors_BC)[: len(indices)]
+    if curriculum == "released" and len(indices) > RELEASED_CANDIDATES:
+        drawn = np.sort(np.random.default_rng(seed).choice(len(indices), RELEASED_CANDIDATES, replace=False))
+        candidates, known_MC = indices[drawn], known_MC[torch.from_numpy(drawn).to(known_MC.device)]
     own = torch.from_numpy(mine).to(fabric.device)
-    place_B = nearest(vectors_BC, own, known_MC, torch.from_numpy(candidates).to(fabric.device))
-    found = candidates[_of_all_ranks(fabric, place_B)[: len(numbers)].cpu().numpy()]
+    position_B = nearest(vectors_BC, own, known_MC, torch.from_numpy(candidates).to(fabric.device))
+    found = candidates[_of_all_ranks(fabric, position_B)[: len(indices)].cpu().numpy()]
     table = np.full(len(shards), -1, np.int32)
-    table[numbers] = found
+    table[indices] = found
     return table
 
 
@@ -47,18 +47,18 @@ def nearest(vectors_BC: Tensor, own_B: Tensor, known_MC: Tensor, candidates_M: T
 
     In blocks, so that the matrix of all products is never in memory; of equal ones the first.
     """
-    places = []
+    positions = []
     for block_BC, block_B in zip(vectors_BC.split(BLOCK), own_B.split(BLOCK), strict=True):
         cosine_BM = block_BC @ known_MC.T
         cosine_BM[block_B[:, None] == candidates_M] = -2
-        places.append(cosine_BM.argmax(dim=1))
-    return torch.cat(places)
+        positions.append(cosine_BM.argmax(dim=1))
+    return torch.cat(positions)
 
 
-def _shares(numbers: np.ndarray, world_size: int) -> Sequence[np.ndarray]:
+def _shares(indices: np.ndarray, world_size: int) -> Sequence[np.ndarray]:
     """Equal parts, one a rank, in order; the last one is filled up with its last samples again."""
-    size = -(-len(numbers) // world_size)
-    padded = np.concatenate([numbers, np.repeat(numbers[-1:], size * world_size - len(numbers))])
+    size = -(-len(indices) // world_size)
+    padded = np.concatenate([indices, np.repeat(indices[-1:], size * world_size - len(indices))])
     return np.split(padded, world_size)
 
 
@@ -66,11 +66,11 @@ def _of_all_ranks(fabric: Fabric, values: Tensor) -> Tensor:
     return values if fabric.world_size == 1 else fabric.all_gather(values).flatten(0, 1)
 
 
-def _audio_vectors(fabric: Fabric, network: nn.Module, shards: Shards, numbers: np.ndarray, feature: str) -> Tensor:
+def _audio_vectors(fabric: Fabric, network: nn.Module, shards: Shards, indices: np.ndarray, feature: str) -> Tensor:
     """(B, C) of unit length, in evaluation mode, of the features as they are in the shards."""
     vectors, dtype = [], next(network.parameters()).dtype
-    parts = np.split(numbers, range(EMBED_BATCH, len(numbers), EMBED_BATCH))
-    for batch in stacked(parts, lambda number: {"spec": shards.feature(int(number), feature)}, workers=1):
+    chunks = np.split(indices, range(EMBED_BATCH, len(indices), EMBED_BATCH))
+    for batch in stacked(chunks, lambda index: {"spec": shards.feature(int(index), feature)}, workers=1):
         with fabric.autocast():
             vectors.append(network.embed_audio(fabric.to_device(batch["spec"]).to(dtype)))
     return torch.cat(vectors)

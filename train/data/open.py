@@ -12,19 +12,21 @@ from avpipe.train.data.shards import Shards, check_ends, read_index
 from avpipe.train.data.unindexed import index_tars
 
 
-def open_shards(source: str | Path, room: DiskBudget | None = None) -> Shards:
+def open_shards(source: str | Path, budget: DiskBudget | None = None) -> Shards:
     """Open a folder or address of shards, or some of its tars by a pattern: 'DIR/vggss-{000000..000143}.tar'.
 
     Tars beside which no index lies are opened by their headers, see `data.unindexed`. What lies at an address
     needs `room` for copies, see `data.remote`. Raises AvpipeError when there is neither index nor tar, a
     named tar is not in the index, a tar is gone or too short for its samples, and when an address cannot be read.
     """
-    place, wanted = _named_tars(str(source))
-    if is_url(place):
-        if room is None:
-            raise AvpipeError(f"{place}: here shards must lie in a folder, only `avpipe train` reads others; copy them")
-        return open_remote(place.rstrip("/"), wanted, room)
-    folder = Path(place)
+    location, wanted = _named_tars(str(source))
+    if is_url(location):
+        if budget is None:
+            raise AvpipeError(
+                f"{location}: here shards must lie in a folder, only `avpipe train` reads others; copy them"
+            )
+        return open_remote(location.rstrip("/"), wanted, budget)
+    folder = Path(location)
     if not (folder / INDEX).exists():
         return index_tars(folder, wanted)
     shards = read_index(folder / INDEX, folder, wanted)
@@ -36,11 +38,11 @@ def _named_tars(source: str) -> tuple[str, list[str] | None]:
     """(folder or address, names of the tars that a pattern names or None for all). Raises AvpipeError for a bad one."""
     if not source.endswith(".tar"):
         return source, None
-    parts = [path.rpartition("/") for path in _expand(source)]
-    folders = {folder or slash or "." for folder, slash, _ in parts}
+    paths = [path.rpartition("/") for path in _expand(source)]
+    folders = {folder or slash or "." for folder, slash, _ in paths}
     if len(folders) > 1:
         raise AvpipeError(f"{source}: the tars must lie in one folder; give one of {', '.join(sorted(folders))}")
-    return folders.pop(), [name for _, _, name in parts]
+    return folders.pop(), [name for _, _, name in paths]
 
 
 def _expand(text: str) -> list[str]:

@@ -55,9 +55,9 @@ class DiskBudget:
     @classmethod
     def below(cls, folder: Path, limit_gb: float | None) -> "DiskBudget":
         """Room for `limit_gb` gigabytes (None: half of the disk that is free), less the tars that lie there already."""
-        there = sum(tar.stat().st_size for tar in folder.rglob("*.tar"))
-        limit = (free_bytes(folder) + there) // 2 if limit_gb is None else int(limit_gb * 1e9)
-        return cls(folder, limit - there)
+        present = sum(tar.stat().st_size for tar in folder.rglob("*.tar"))
+        limit = (free_bytes(folder) + present) // 2 if limit_gb is None else int(limit_gb * 1e9)
+        return cls(folder, limit - present)
 
     def take(self, size: int) -> bool:
         """Whether `size` bytes fit in; they are taken then."""
@@ -67,15 +67,15 @@ class DiskBudget:
         return True
 
 
-def open_remote(address: str, wanted: list[str] | None, room: DiskBudget) -> Shards:
+def open_remote(address: str, wanted: list[str] | None, budget: DiskBudget) -> Shards:
     """Open the shards at an address, all or the `wanted` tars. Raises AvpipeError where there is no index, or a tar."""
-    folder, facts = _fetch_index(address, room.folder)
-    tars = RemoteTars(address, folder, facts)
+    folder, expected = _fetch_index(address, budget.folder)
+    tars = RemoteTars(address, folder, expected)
     shards = read_index(folder / INDEX, address, wanted, tars)
-    names = list(dict.fromkeys(shards.shard_names[number] for number in shards.shard_of))
+    names = list(dict.fromkeys(shards.shard_names[shard] for shard in shards.shard_of))
     tars.check_sizes(names)
     check_ends(shards, tars.size)
-    to_fetch = [name for name in names if not tars.is_kept(name) and room.take(tars.size(name))]
+    to_fetch = [name for name in names if not tars.is_kept(name) and budget.take(tars.size(name))]
     if to_fetch:
         threading.Thread(target=prefetch, args=(tars, to_fetch), name="prefetch", daemon=True).start()
     if is_first():
@@ -96,11 +96,11 @@ def open_remote(address: str, wanted: list[str] | None, room: DiskBudget) -> Sha
 
 def _fetch_index(address: str, root: Path) -> tuple[Path, dict[str, tuple[int, str]]]:
     """(folder for the copies, which now holds the index; {name: (bytes, sha256)} of its tars)."""
-    place = f"{address}/{INDEX}"
+    index_address = f"{address}/{INDEX}"
     try:
-        with local_copy(place, MAX_INDEX_BYTES) as copy:
-            metadata = read_metadata(copy, place)
-            facts = {shard["name"]: (shard["bytes"], shard["sha256"]) for shard in metadata["shards"]}
+        with local_copy(index_address, MAX_INDEX_BYTES) as copy:
+            metadata = read_metadata(copy, index_address)
+            expected = {shard["name"]: (shard["bytes"], shard["sha256"]) for shard in metadata["shards"]}
             named = digest({"address": address, "plan": metadata["plan"], "shards": metadata["shards"]})
             folder = root / f"{metadata['split']}-{named}"
             with atomic_write(folder / INDEX) as temporary:
@@ -109,15 +109,15 @@ def _fetch_index(address: str, root: Path) -> tuple[Path, dict[str, tuple[int, s
         raise AvpipeError(
             f"{address} holds no {INDEX}, which shards at an address need; make it with `avpipe shard --to ADDRESS`"
         ) from None
-    return folder, facts
+    return folder, expected
 
 
 class RemoteTars:
     """The tars of one index: those that are kept in `folder` as maps, of the others parts. For threads side by side."""
 
-    def __init__(self, address: str, folder: Path, facts: dict[str, tuple[int, str]]):
+    def __init__(self, address: str, folder: Path, expected: dict[str, tuple[int, str]]):
         """`facts`: {name: (bytes, sha256)}. Raises AvpipeError for an address that nothing here can read."""
-        self.address, self.folder, self._facts = address, folder, facts
+        self.address, self.folder, self._expected = address, folder, expected
         self._fs, self._path = open_address(address)
         self._members: set[str] = set()
         self._last = threading.local()
@@ -125,15 +125,15 @@ class RemoteTars:
         """Tar to what to raise when it is read: those whose hash is not the index's."""
 
     def __reduce__(self) -> tuple:
-        return RemoteTars, (self.address, self.folder, self._facts)
+        return RemoteTars, (self.address, self.folder, self._expected)
 
     def size(self, name: str) -> int | None:
         """Bytes of a tar, as the index has it; None for one that it does not name."""
-        return self._facts.get(name, (None,))[0]
+        return self._expected.get(name, (None,))[0]
 
     def check_sizes(self, names: list[str]) -> None:
         """Raise AvpipeError unless the tars at the address are there, in the sizes that the index has."""
-        found = _patiently(self.address, lambda: self._fs.sizes([f"{self._path}/{name}" for name in names]))
+        found = _with_retries(self.address, lambda: self._fs.sizes([f"{self._path}/{name}" for name in names]))
         for name, actual in zip(names, found, strict=True):
             if actual not in (None, self.size(name)):  # None: a web server that does not say
                 raise AvpipeError(
@@ -154,7 +154,7 @@ class RemoteTars:
         except FileNotFoundError:  # it has just been removed
             return None
 
-    def view(self, name: str, member: str, place: Callable[[str], tuple[int, int]]) -> memoryview:
+    def view(self, name: str, member: str, span_of: Callable[[str], tuple[int, int]]) -> memoryview:
         """A member of a sample of a tar that is not kept; `place` gives first byte and end of each of its members.
 
         Members that were asked for of other samples come in the same request where they lie near, for this thread's
@@ -162,26 +162,26 @@ class RemoteTars:
         """
         if member != AUDIO:  # long, and what reads it does so of few samples
             self._members.add(member)
-        start, end = place(member)
-        last_name, first, data = getattr(self._last, "part", ("", 0, b""))
+        start, end = span_of(member)
+        last_name, first, data = getattr(self._last, "chunk", ("", 0, b""))
         if not (name == last_name and first <= start and end <= first + len(data)):
-            first, until = self._around(place, member)
-            data = self.read(name, first, until)
-            self._last.part = name, first, data
+            first, last = self._shared_span(span_of, member)
+            data = self.read(name, first, last)
+            self._last.chunk = name, first, data
         return memoryview(data)[start - first : end - first]
 
-    def _around(self, place: Callable[[str], tuple[int, int]], member: str) -> tuple[int, int]:
-        places = [place(name) for name in {*self._members, member}]
-        first, until = min(first for first, _ in places), max(until for _, until in places)
-        gaps = until - first - sum(until - first for first, until in places)
-        return (first, until) if gaps <= GAP_BYTES else place(member)
+    def _shared_span(self, span_of: Callable[[str], tuple[int, int]], member: str) -> tuple[int, int]:
+        spans = [span_of(name) for name in {*self._members, member}]
+        first, last = min(first for first, _ in spans), max(last for _, last in spans)
+        gaps = last - first - sum(last - first for first, last in spans)
+        return (first, last) if gaps <= GAP_BYTES else span_of(member)
 
     def read(self, name: str, start: int, end: int) -> bytes:
         """Bytes of a tar at the address. Raises AvpipeError when they cannot be had, or are known to be wrong."""
         if name in self.wrong:
             raise AvpipeError(self.wrong[name])
         address = f"{self.address}/{name}"
-        data = _patiently(address, lambda: self._fs.cat_file(f"{self._path}/{name}", start=start, end=end))
+        data = _with_retries(address, lambda: self._fs.cat_file(f"{self._path}/{name}", start=start, end=end))
         if len(data) != end - start:
             raise AvpipeError(
                 f"{address} gave {len(data)} bytes where {end - start} were asked for; it was changed, or its server "
@@ -194,16 +194,16 @@ class RemoteTars:
 
         Raises AvpipeError when the address cannot be read or the disk is full, _WrongHashError for another hash.
         """
-        size, sha256 = self._facts[name]
+        size, sha256 = self._expected[name]
         if free_bytes(self.folder) < size + RESERVE_BYTES:
             raise AvpipeError(f"{self.folder} has less than {gigabytes(size + RESERVE_BYTES)} free; free some space")
         found = hashlib.sha256()
         with atomic_write(self.folder / name) as temporary:
             with open(temporary, "wb") as file:
                 for start in range(0, size, CHUNK_BYTES):
-                    part = self.read(name, start, min(start + CHUNK_BYTES, size))
-                    found.update(part)
-                    file.write(part)
+                    chunk = self.read(name, start, min(start + CHUNK_BYTES, size))
+                    found.update(chunk)
+                    file.write(chunk)
             if found.hexdigest() != sha256:
                 raise _WrongHashError(
                     f"{self.address}/{name} is damaged or was changed: SHA-256 {found.hexdigest()}, {sha256} by its "
@@ -231,7 +231,7 @@ def prefetch(tars: RemoteTars, names: list[str]) -> None:
         log.warning("no more tars are fetched, samples are still read from the address: %s", error)
 
 
-def _patiently(address: str, call: Callable[[], Any]) -> Any:
+def _with_retries(address: str, call: Callable[[], Any]) -> Any:
     """What `call` returns, after some tries. Raises AvpipeError naming the address."""
     with explained(address):
         for pause_s in PAUSES_S:

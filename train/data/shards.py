@@ -25,7 +25,7 @@ from avpipe.train.data.frames import decode_frame
 FEATURE_TYPES = (np.dtype(np.float16), np.dtype(np.float32))
 _INF16, _MINUS_INF16 = 0x7C00, 0xFC00
 # Samples whose features tell what those are like that avpipe does not know.
-LOOKED_AT = 9
+PROBED_SAMPLES = 9
 
 
 class DamagedError(AvpipeError):
@@ -45,8 +45,8 @@ class Boxes(Sequence):
     def __len__(self) -> int:
         return len(self._column)
 
-    def __getitem__(self, number: int) -> list[dict]:
-        return self._column[int(number)].as_py()
+    def __getitem__(self, index: int) -> list[dict]:
+        return self._column[int(index)].as_py()
 
 
 class TarStore(Protocol):
@@ -55,7 +55,7 @@ class TarStore(Protocol):
     def kept(self, name: str) -> memoryview | None:
         """The bytes of a tar that is on this machine, else None."""
 
-    def view(self, name: str, member: str, place: Callable[[str], tuple[int, int]]) -> memoryview:
+    def view(self, name: str, member: str, span_of: Callable[[str], tuple[int, int]]) -> memoryview:
         """A member of a sample of any other tar; `place` gives first byte and end of each of the sample's members."""
 
 
@@ -95,18 +95,18 @@ class Shards:
         """Name of the split."""
         return self.metadata["split"]
 
-    def view(self, number: int, member: str) -> memoryview:
+    def view(self, index: int, member: str) -> memoryview:
         """One member of one sample, not yet read from the disk. Raises AvpipeError if the shards do not have it."""
         if member not in self.offset:
             raise AvpipeError(f"{self.folder} holds no {member}; it has: {', '.join(self.offset)}")
-        shard = int(self.shard_of[number])
-        whole = self._whole(shard)
-        if whole is None:
-            return self.store.view(self.shard_names[shard], member, partial(self._place, number))
-        start, end = self._place(number, member)
-        return whole[start:end]
+        shard = int(self.shard_of[index])
+        tar = self._mapped_tar(shard)
+        if tar is None:
+            return self.store.view(self.shard_names[shard], member, partial(self._span, index))
+        start, end = self._span(index, member)
+        return tar[start:end]
 
-    def _whole(self, shard: int) -> memoryview | None:
+    def _mapped_tar(self, shard: int) -> memoryview | None:
         """A tar, mapped; None for one that is not on this machine (yet)."""
         if shard not in self._maps:
             name = self.shard_names[shard]
@@ -116,47 +116,47 @@ class Shards:
             self._maps[shard] = found
         return self._maps[shard]
 
-    def _place(self, number: int, member: str) -> tuple[int, int]:
+    def _span(self, index: int, member: str) -> tuple[int, int]:
         """(first byte, byte behind the last) of a member in its tar."""
-        start = int(self.offset[member][number])
-        return start, start + int(self.size[member][number])
+        start = int(self.offset[member][index])
+        return start, start + int(self.size[member][index])
 
-    def read(self, number: int, member: str) -> bytes:
+    def read(self, index: int, member: str) -> bytes:
         """Bytes of one member of one sample. Raises AvpipeError if the shards do not have it."""
-        return bytes(self.view(number, member))
+        return bytes(self.view(index, member))
 
-    def array(self, number: int, member: str) -> np.ndarray:
+    def array(self, index: int, member: str) -> np.ndarray:
         """The array of a .npy member, in the shard's own memory: read-only.
 
         Raises AvpipeError if the shards do not have it, ValueError for what is no array of numbers.
         """
-        data = self.view(number, member)
+        data = self.view(index, member)
         length = 10 + int.from_bytes(data[8:10], "little")
         shape, transposed, dtype = _npy_header(bytes(data[:length]))
         return np.frombuffer(data, dtype, math.prod(shape), length).reshape(shape, order="F" if transposed else "C")
 
-    def pixels(self, number: int) -> np.ndarray:
+    def pixels(self, index: int) -> np.ndarray:
         """The frame of a sample, uint8 (H, W, 3) RGB. Raises DamagedError naming shard and clip."""
         try:
-            return decode_frame(self.view(number, FRAME))
+            return decode_frame(self.view(index, FRAME))
         except OSError as error:
-            raise self.damaged(number, FRAME, error) from None
+            raise self.damaged(index, FRAME, error) from None
 
-    def frame(self, number: int) -> Image.Image:
+    def frame(self, index: int) -> Image.Image:
         """The frame of a sample as an RGB image. Raises DamagedError naming shard and clip."""
-        return Image.fromarray(self.pixels(number))
+        return Image.fromarray(self.pixels(index))
 
-    def feature(self, number: int, name: str) -> np.ndarray:
+    def feature(self, index: int, name: str) -> np.ndarray:
         """A feature of a sample, (1, F, T) in the type it is stored in, read-only. Raises DamagedError naming the clip.
 
         Features that avpipe makes are float16 of one shape; others must be like most of the shards' first samples.
         """
         member = feature_member(name)
         try:
-            feature = self.array(number, member)
+            feature = self.array(index, member)
             _check_feature(feature, *self._layout(name))
         except (ArithmeticError, MemoryError, TypeError, ValueError) as error:
-            raise self.damaged(number, member, error) from None
+            raise self.damaged(index, member, error) from None
         return feature[None]
 
     def _layout(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
@@ -164,19 +164,19 @@ class Shards:
         if name in SPECS:
             return SPECS[name].shape, np.dtype(np.float16)
         if name not in self._layouts:
-            seen = Counter()
-            for number in range(min(LOOKED_AT, len(self))):
+            layouts = Counter()
+            for index in range(min(PROBED_SAMPLES, len(self))):
                 try:
-                    feature = self.array(number, feature_member(name))
+                    feature = self.array(index, feature_member(name))
                 except (ArithmeticError, MemoryError, TypeError, ValueError):
                     continue
-                seen[feature.shape, feature.dtype] += 1
-            self._layouts[name] = seen.most_common(1)[0][0] if seen else ((0,), np.dtype(np.float32))
+                layouts[feature.shape, feature.dtype] += 1
+            self._layouts[name] = layouts.most_common(1)[0][0] if layouts else ((0,), np.dtype(np.float32))
         return self._layouts[name]
 
-    def damaged(self, number: int, member: str, error: Exception) -> DamagedError:
+    def damaged(self, index: int, member: str, error: Exception) -> DamagedError:
         """What to raise for a member that cannot be decoded: a sentence that names shard and clip."""
-        shard, clip_id = self.shard_names[self.shard_of[number]], self.clip_ids[number]
+        shard, clip_id = self.shard_names[self.shard_of[index]], self.clip_ids[index]
         return DamagedError(
             f"{self.folder}/{shard}: {member} of {clip_id} cannot be read ({error}); run `avpipe verify {self.folder}`",
             clip_id,
@@ -215,29 +215,29 @@ def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
     return shape, transposed, dtype
 
 
-def read_index(index: Path, folder: Path | str, wanted: list[str] | None, store: TarStore | None = None) -> Shards:
+def read_index(index_path: Path, folder: Path | str, wanted: list[str] | None, store: TarStore | None = None) -> Shards:
     """The samples that an index names, all or those of the `wanted` tars; the tars themselves are not looked at.
 
     `folder` is where they lie, and what errors name. Raises AvpipeError for what is no index, or lacks a wanted tar.
     """
-    place = f"{folder}/{INDEX}"
-    metadata = read_metadata(index, place)
+    source = f"{folder}/{INDEX}"
+    metadata = read_metadata(index_path, source)
     names = [shard["name"] for shard in metadata["shards"]]
-    table = read_rows(index, place, without=("sha256",))
-    check_unchanged(metadata, table, place)
+    table = read_rows(index_path, source, without=("sha256",))
+    check_unchanged(metadata, table, source)
     members = index_members(table.schema)
     if wanted is not None:
         if unknown := sorted(set(wanted) - set(names)):
-            raise AvpipeError(f"{folder}/{unknown[0]} is not among the {len(names)} shards of {place}")
+            raise AvpipeError(f"{folder}/{unknown[0]} is not among the {len(names)} shards of {source}")
         table = table.filter(pc.is_in(table["shard"], pa.array(wanted)))
     return Shards(
         folder=folder,
         metadata=metadata,
-        clip_ids=[check_clip_id(clip_id, place) for clip_id in table["clip_id"].to_pylist()],
-        labels=_shared(table["label"].to_pylist()),
+        clip_ids=[check_clip_id(clip_id, source) for clip_id in table["clip_id"].to_pylist()],
+        labels=_interned(table["label"].to_pylist()),
         boxes=Boxes(table["boxes"]),
         shard_names=names,
-        shard_of=_numbers(table["shard"], names, place),
+        shard_of=_shard_indices(table["shard"], names, source),
         offset={name: table[f"{name}.offset"].to_numpy() for name in members},
         size={name: table[f"{name}.size"].to_numpy() for name in members},
         store=store,
@@ -250,18 +250,18 @@ def mapped(path: Path) -> memoryview:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _shared(texts: list[str | None]) -> list[str | None]:
+def _interned(strings: list[str | None]) -> list[str | None]:
     """The same texts, equal ones in memory once."""
-    one_of = {text: text for text in texts}
-    return [one_of[text] for text in texts]
+    one_of = {text: text for text in strings}
+    return [one_of[text] for text in strings]
 
 
-def _numbers(column: pa.ChunkedArray, names: list[str], index: str) -> np.ndarray:
+def _shard_indices(column: pa.ChunkedArray, names: list[str], source: str) -> np.ndarray:
     """int32 places in `names` of a column's texts."""
     found = pc.index_in(column, pa.array(names, pa.string()))
     if found.null_count:
-        stranger = column.filter(pc.is_null(found))[0].as_py()
-        raise AvpipeError(f"{index} has samples in {stranger!r}, which it does not describe")
+        unknown = column.filter(pc.is_null(found))[0].as_py()
+        raise AvpipeError(f"{source} has samples in {unknown!r}, which it does not describe")
     return found.to_numpy()
 
 
@@ -271,10 +271,10 @@ def check_ends(shards: Shards, size_of: Callable[[str], int | None]) -> None:
     `size_of` gives the bytes of the tar of a name, or None where there is none.
     """
     end = np.max([shards.offset[name] + shards.size[name] for name in shards.offset], axis=0)
-    for number in np.unique(shards.shard_of):
-        path, actual = f"{shards.folder}/{shards.shard_names[number]}", size_of(shards.shard_names[number])
+    for shard in np.unique(shards.shard_of):
+        path, actual = f"{shards.folder}/{shards.shard_names[shard]}", size_of(shards.shard_names[shard])
         if actual is None:
             raise AvpipeError(f"{path} is missing; copy it again, or run `avpipe shard` again")
-        needed = int(end[shards.shard_of == number].max())
+        needed = int(end[shards.shard_of == shard].max())
         if actual < needed:
             raise AvpipeError(f"{path} has {actual} bytes where its samples need {needed}; copy or make it again")

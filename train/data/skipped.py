@@ -14,24 +14,24 @@ class Skipped:
 
     def __init__(self, path: Path):
         self._path = path
-        self._seen: set[tuple[str, str]] = set()
+        self._recorded: set[tuple[str, str]] = set()
         if path.exists():  # of the same run, before it was stopped
             with open(path, newline="", encoding="utf-8", errors="replace") as file:
-                self._seen = {(row[0], row[1]) for row in list(csv.reader(file))[1:] if len(row) == 3}
+                self._recorded = {(row[0], row[1]) for row in list(csv.reader(file))[1:] if len(row) == 3}
 
     def __len__(self) -> int:
-        return len(self._seen)
+        return len(self._recorded)
 
     def __str__(self) -> str:
         """What the progress line adds."""
-        return f" · {len(self)} damaged samples left out" if self._seen else ""
+        return f" · {len(self)} damaged samples left out" if self._recorded else ""
 
     def __call__(self, error: DamagedError) -> None:
         """Take note of one."""
-        if (error.clip_id, error.member) in self._seen:
+        if (error.clip_id, error.member) in self._recorded:
             return
         with open(self._path, "a", newline="") as file:
-            header = [] if self._seen else [("clip_id", "member", "reason")]
+            header = [] if self._recorded else [("clip_id", "member", "reason")]
             csv.writer(file).writerows([*header, (error.clip_id, error.member, error)])
-        self._seen.add((error.clip_id, error.member))
+        self._recorded.add((error.clip_id, error.member))
         log.warning("left out: %s", error)

@@ -8,18 +8,18 @@ from avpipe.pipeline.manifest.derive import seeded_hash
 from avpipe.train.data.shards import Shards
 
 
-def training_part(shards: Shards, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def train_validation_split(shards: Shards, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(numbers of the samples to train on, numbers held back): whole videos, those with the smallest hashes.
 
     The same videos are held back for any order of the shards. Raises AvpipeError where either part would be empty.
     """
-    numbers = np.arange(len(shards))
+    indices = np.arange(len(shards))
     if not share:
-        return numbers, numbers[:0]
+        return indices, indices[:0]
     videos = [video_of(clip_id) for clip_id in shards.clip_ids]
     order = sorted(set(videos), key=lambda video: seeded_hash(seed, video))
     held_back = set(order[: round(share * len(order))])
-    out = np.array([video in held_back for video in videos])
-    if out.all() or not out.any():
+    is_held_back = np.array([video in held_back for video in videos])
+    if is_held_back.all() or not is_held_back.any():
         raise AvpipeError(f"validation={share} of {len(order)} videos leaves a part empty; choose another share")
-    return numbers[~out], numbers[out]
+    return indices[~is_held_back], indices[is_held_back]

@@ -40,25 +40,25 @@ class TrainingSamples:
         (7,) or (V, 7), see `data.augment.colour`. mask: int32 (4,), see `data.inputs.masked`. sounds,
         weight: int16 (2, T) and float32, see `Mixing`.
         """
-        epoch, number = key
+        epoch, index = key
         # Not NumPy's generator: to make one takes 120 µs among other work, a tenth of all that is done for a sample.
-        rng = random.Random(self.seed << 96 | epoch << 64 | number)
-        view, frame_HW3 = TRAINING_VIEWS[self.view], self.shards.pixels(number)
+        rng = random.Random(self.seed << 96 | epoch << 64 | index)
+        view, frame_HW3 = TRAINING_VIEWS[self.view], self.shards.pixels(index)
         sample = {
             "image": self._stacked([view.pixels(frame_HW3, self.image_px, rng) for _ in range(self.views)]),
-            "spec": self.shards.feature(number, self.feature),
-            "number": number,
+            "spec": self.shards.feature(index, self.feature),
+            "index": index,
         }
         if view.colour:
             sample["colour"] = self._stacked([view.colour(rng) for _ in range(self.views)])
         if self.masking:
             sample["mask"] = draw_mask(sample["spec"].shape, rng)
         if self.mixing:
-            sample["sounds"], sample["weight"] = self.mixing.sounds(self.shards, number, self.feature, rng)
+            sample["sounds"], sample["weight"] = self.mixing.sounds(self.shards, index, self.feature, rng)
         return sample
 
-    def _stacked(self, made: list[np.ndarray]) -> np.ndarray:
-        return made[0] if self.views == 1 else np.stack(made)
+    def _stacked(self, arrays: list[np.ndarray]) -> np.ndarray:
+        return arrays[0] if self.views == 1 else np.stack(arrays)
 
 
 def draw_mask(shape: tuple[int, int, int], rng: random.Random) -> np.ndarray:
@@ -89,5 +89,5 @@ def batches(
     and left out: the batch is one shorter, as no other sample can take the place of one and be there only once. Without
     it, and with more ranks than one, whose batches must have one size, DamagedError is raised.
     """
-    keys = ([(plan.epoch(step), int(row)) for row in plan.rows(step, rank)] for step in steps)
+    keys = ([(plan.epoch(step), int(index)) for index in plan.indices_of(step, rank)] for step in steps)
     yield from stacked(keys, samples.__getitem__, workers, on_damage if plan.world_size == 1 else None)

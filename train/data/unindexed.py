@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 # What others call the frame; its content is a JPEG in either case.
 FRAME_NAMES = ("jpg", "jpeg")
 ARRAY_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\.npy", re.ASCII)
-SPLIT = "plain"
+DEFAULT_SPLIT = "plain"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -40,7 +40,7 @@ class _Sample:
 
     clip_id: str
     tar: int
-    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Member to offset and size, in bytes."""
     label: str | None = None
     boxes: list[dict] = field(default_factory=list)
@@ -60,40 +60,40 @@ def index_tars(folder: Path, wanted: list[str] | None) -> Shards:
     if is_first():
         log.info("%s holds no %s: reading the headers of %s tars", folder, INDEX, f"{len(names):,}")
     found: dict[str, _Sample] = {}
-    for number, name in enumerate(names):
-        _read_headers(folder / name, number, found)
+    for tar_index, name in enumerate(names):
+        _read_headers(folder / name, tar_index, found)
     common = _common_members(found)
     if FRAME not in common:
         raise AvpipeError(f"{folder}: the samples of its tars hold no {FRAME}, but {', '.join(common) or 'nothing'}")
-    kept = [sample for sample in found.values() if sample.places.keys() >= set(common)]
+    kept = [sample for sample in found.values() if sample.spans.keys() >= set(common)]
     shards = _shards(folder, names, list(found), kept, common)
     check_ends(shards, lambda name: (folder / name).stat().st_size)
     shards.metadata["extract"]["features"] = _features(shards)
     if len(kept) < len(found) and is_first():
-        log.warning("%s: %s", folder, _left_out(found, common))
+        log.warning("%s: %s", folder, _omission_summary(found, common))
     return shards
 
 
-def _read_headers(path: Path, number: int, found: dict[str, _Sample]) -> None:
+def _read_headers(path: Path, tar_index: int, found: dict[str, _Sample]) -> None:
     """Add the samples of a tar, of the given number, to those that were found before."""
-    for tar, header in _plain_members(path):
+    for tar, header in _members(path):
         name = header.name.removeprefix("./")
         clip_id, _, member = name.partition(".")
         check_clip_id(clip_id, f"{path}: member {header.name[:100]!r}")
-        sample = found.setdefault(clip_id, _Sample(clip_id=clip_id, tar=number))
+        sample = found.setdefault(clip_id, _Sample(clip_id=clip_id, tar=tar_index))
         member = FRAME if member in FRAME_NAMES else member
         if member not in (FRAME, AUDIO, META) and not ARRAY_NAME.fullmatch(member):
             continue
         if not header.isreg() or header.issparse() or header.size < 0:
             raise AvpipeError(f"{path}: member {name} is not a regular file; leave it out")
-        if sample.tar != number or member in sample.places:
+        if sample.tar != tar_index or member in sample.spans:
             raise AvpipeError(f"{path}: {member} of {clip_id} is there twice, in this tar or another; leave one out")
-        sample.places[member] = header.offset_data, header.size
+        sample.spans[member] = header.offset_data, header.size
         if member == META:
-            sample.label, sample.boxes = _facts(path, tar, header)
+            sample.label, sample.boxes = _label_and_boxes(path, tar, header)
 
 
-def _plain_members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+def _members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """All members but folders, each with the open tar; contents are skipped by seeking."""
     try:
         with open(path, "rb") as file:
@@ -107,13 +107,13 @@ def _plain_members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInf
             yield tar, header
 
 
-def _facts(path: Path, tar: tarfile.TarFile, header: tarfile.TarInfo) -> tuple[str | None, list[dict]]:
+def _label_and_boxes(path: Path, tar: tarfile.TarFile, header: tarfile.TarInfo) -> tuple[str | None, list[dict]]:
     """Label and boxes of a meta.json; None and [] where it has none."""
     try:
         if header.size > MAX_META_BYTES:
             raise ValueError(f"it has {header.size:,} bytes")
-        facts = json.loads(tar.extractfile(header).read())
-        label, boxes = facts.get("label"), facts.get("boxes") or []
+        meta = json.loads(tar.extractfile(header).read())
+        label, boxes = meta.get("label"), meta.get("boxes") or []
         column = pa.array([boxes], BOXES_TYPE).flatten()
         if column.null_count or any(corner.null_count for corner in column.flatten()):
             raise ValueError("a box lacks a corner or its annotator")
@@ -126,7 +126,7 @@ def _facts(path: Path, tar: tarfile.TarFile, header: tarfile.TarInfo) -> tuple[s
 
 def _common_members(found: dict[str, _Sample]) -> list[str]:
     """The members that the most samples have, in order: one stray sample must not make all others incomplete."""
-    sets = Counter(frozenset(sample.places) for sample in found.values())
+    sets = Counter(frozenset(sample.spans) for sample in found.values())
     return sorted(sets.most_common(1)[0][0]) if sets else []
 
 
@@ -134,7 +134,7 @@ def _shards(folder: Path, names: list[str], listed: list[str], kept: list[_Sampl
     """`listed` are the ids of all samples, those that were left out included."""
     tars = [{"name": name, "bytes": (folder / name).stat().st_size} for name in names]
     metadata = {
-        "split": folder.resolve().name if SPLIT_NAME.fullmatch(folder.resolve().name) else SPLIT,
+        "split": folder.resolve().name if SPLIT_NAME.fullmatch(folder.resolve().name) else DEFAULT_SPLIT,
         "listed": len(listed),
         "listed_sha256": ids_sha256(listed),
         "extract": {"clip_s": ExtractSettings().clip_s, "features": {}},
@@ -149,8 +149,8 @@ def _shards(folder: Path, names: list[str], listed: list[str], kept: list[_Sampl
         boxes=Boxes(pa.chunked_array([[sample.boxes for sample in kept]], BOXES_TYPE)),
         shard_names=names,
         shard_of=np.array([sample.tar for sample in kept], np.int32),
-        offset={name: np.array([sample.places[name][0] for sample in kept]) for name in common},
-        size={name: np.array([sample.places[name][1] for sample in kept]) for name in common},
+        offset={name: np.array([sample.spans[name][0] for sample in kept]) for name in common},
+        size={name: np.array([sample.spans[name][1] for sample in kept]) for name in common},
     )
 
 
@@ -171,9 +171,9 @@ def _features(shards: Shards) -> dict[str, str]:
     return digests
 
 
-def _left_out(found: dict[str, _Sample], common: list[str]) -> str:
-    incomplete = [sample for sample in found.values() if not sample.places.keys() >= set(common)]
-    example = incomplete[0].clip_id, next(name for name in common if name not in incomplete[0].places)
+def _omission_summary(found: dict[str, _Sample], common: list[str]) -> str:
+    incomplete = [sample for sample in found.values() if not sample.spans.keys() >= set(common)]
+    example = incomplete[0].clip_id, next(name for name in common if name not in incomplete[0].spans)
     return (
         f"{len(incomplete):,} of {len(found):,} samples are left out, as they lack what most have, "
         f"e.g. {example[0]} its {example[1]}"

@@ -201,19 +201,19 @@ def lvs_loss(
     if config.objective == "paper":
         positive_B, easy_B, hard_B = paper_terms(sim_BBHW, config)
         loss = F.softplus(easy_B + hard_B - positive_B).mean()
-        parts = {"positive": positive_B, "easy": easy_B / others, "hard": hard_B}
-        return loss, {name: value.detach().mean() for name, value in parts.items()}
+        terms = {"positive": positive_B, "easy": easy_B / others, "hard": hard_B}
+        return loss, {name: value.detach().mean() for name, value in terms.items()}
     logits_BK = lvs_logits(sim_BBHW, config)
     loss = F.cross_entropy(logits_BK, torch.zeros(len(logits_BK), dtype=torch.long, device=logits_BK.device))
     cosine_BK = logits_BK.detach() * config.logit_temperature
     easy_BB = cosine_BK[:, 1 : 1 + len(sim_BBHW)]
     own_BB = torch.eye(len(easy_BB), dtype=torch.bool, device=easy_BB.device)
-    parts = {
+    terms = {
         "positive": cosine_BK[:, 0].mean(),
         "easy": easy_BB.masked_fill(own_BB, 0).sum() / (len(easy_BB) * others),
         "hard": cosine_BK[:, -1].mean() if config.hard_negatives else cosine_BK.new_zeros(()),
     }
-    return loss, parts
+    return loss, terms
 
 
 def published_names(own_names: Iterable[str]) -> dict[str, str]:

@@ -66,8 +66,8 @@ class SSLTIE(LVS):
         """
         if not self.config.geometric:
             return super().loss(image_B3HW, spec_B1FT)
-        everywhere = draw_warp(len(image_B3HW) * self.ranks.world_size, self.config.max_angle, image_B3HW.device)
-        warp = everywhere.part(self.ranks.rank, self.ranks.world_size)
+        all_ranks_warp = draw_warp(len(image_B3HW) * self.ranks.world_size, self.config.max_angle, image_B3HW.device)
+        warp = all_ranks_warp.chunk(self.ranks.rank, self.ranks.world_size)
         return self.two_branch_loss(image_B3HW, spec_B1FT, warp)
 
     def two_branch_loss(self, image_B3HW: Tensor, spec_B1FT: Tensor, warp: Warp) -> tuple[Tensor, dict[str, Tensor]]:
@@ -79,11 +79,11 @@ class SSLTIE(LVS):
         """
         plain = self.image_features(image_B3HW), self.audio_features(spec_B1FT)
         warped = self.image_features(warp(image_B3HW)), self.audio_features(spec_B1FT)
-        plain_loss, parts = lvs_loss(*map(self.ranks.gather, plain), self.config)
+        plain_loss, terms = lvs_loss(*map(self.ranks.gather, plain), self.config)
         warped_loss, _ = lvs_loss(*map(self.ranks.gather, warped), self.config)
         map_BHW, warped_BHW = own_maps(*plain), own_maps(*warped)
         # To the size of the other map: where 16 does not divide the small frame, half of the large map is smaller.
         geometric = F.mse_loss(warped_BHW, warp(map_BHW[:, None], warped_BHW.shape[1:])[:, 0])
         total = (plain_loss + warped_loss) / 2 + self.config.equivariance * geometric
         losses = {"plain": plain_loss, "warped": warped_loss, "geometric": geometric}
-        return total, {name: value.detach() for name, value in losses.items()} | parts
+        return total, {name: value.detach() for name, value in losses.items()} | terms

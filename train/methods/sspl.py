@@ -205,31 +205,31 @@ def published_names(own_names: Iterable[str]) -> dict[str, str]:
 
 
 def _published(own: str) -> str:
-    part, _, rest = own.partition(".")
-    if part == "pcm":
+    module, _, rest = own.partition(".")
+    if module == "pcm":
         return f"net_pc.{_published_pcm(rest)}"
-    if part in ("projector", "predictor"):
-        number, _, kind = rest.partition(".")
-        layer, place = divmod(int(number), 3)
-        last = part == "predictor" and layer == 1
-        return f"net_ssl_head.{part}.layer{layer + 1}.{kind if last else f'{place}.{kind}'}"
-    return {"frame": "net_frame.feat_extractor.", "sound": "net_sound.", "sound_head": "net_sound.fc."}[part] + rest
+    if module in ("projector", "predictor"):
+        index, _, kind = rest.partition(".")
+        layer, position = divmod(int(index), 3)
+        last = module == "predictor" and layer == 1
+        return f"net_ssl_head.{module}.layer{layer + 1}.{kind if last else f'{position}.{kind}'}"
+    return {"frame": "net_frame.feat_extractor.", "sound": "net_sound.", "sound_head": "net_sound.fc."}[module] + rest
 
 
 def _published_pcm(own: str) -> str:
-    part, _, rest = own.partition(".")
-    number, _, kind = rest.partition(".")
-    match part:
+    module, _, rest = own.partition(".")
+    index, _, kind = rest.partition(".")
+    match module:
         case "to_audio":
             return f"PredProcess.0.{rest}"
         case "feedback":
-            return f"PredProcess.{int(number) + 1}.conv2d.{kind}"
+            return f"PredProcess.{int(index) + 1}.conv2d.{kind}"
         case "feedforward":
-            return f"ErrorProcess.{number}.{'convtrans2d.' if number == '2' else ''}{kind}"
+            return f"ErrorProcess.{index}.{'convtrans2d.' if index == '2' else ''}{kind}"
         case "output":
             return f"ErrorProcess.3.{rest}"
     names = {"prediction_rates": "b0", "error_rates": "a0", "first_down_norms": "BNPred", "first_up_norms": "BNError"}
-    return f"{(names | {'down_norms': 'BNPred_step', 'up_norms': 'BNError_step'})[part]}.{rest}"
+    return f"{(names | {'down_norms': 'BNPred_step', 'up_norms': 'BNError_step'})[module]}.{rest}"
 
 
 def _normed(before: int, after: int) -> tuple[nn.Module, ...]:

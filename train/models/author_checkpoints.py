@@ -21,7 +21,13 @@ WRAPPINGS = ("model_state_dict", "state_dict", "model")
 """Keys under which LVS, SSL-TIE, EZ-VSL and Lightning keep their tensors, beside optimiser and scores."""
 WRAPPERS = ("module", "_orig_mod")
 """What DataParallel and torch.compile put before the names of a network's tensors."""
-SSPL_PARTS = {"frame": "net_frame", "sound": "net_sound", "pcm": "net_pc", "pc": "net_pc", "ssl_head": "net_ssl_head"}
+SSPL_NETWORKS = {
+    "frame": "net_frame",
+    "sound": "net_sound",
+    "pcm": "net_pc",
+    "pc": "net_pc",
+    "ssl_head": "net_ssl_head",
+}
 SSPL_FILE = re.compile(r"(?:net_)?(frame|sound|pcm|pc|ssl_head)(?:_\w+)?\.(?:pth|pt)(?:\.tar)?", re.ASCII)
 SUFFIXES = re.compile(r"(\.(pth|pt|tar|ckpt|pkl))+$")
 
@@ -45,7 +51,12 @@ _RESNETS = (
     *("audnet.conv1.", "audnet.conv1_flow.", "audnet.fc."),
 )
 _TIE_ONLY = ("vision_fc1.", "conv3.", "norm3.")
-MARKS = {"net_": "sspl", "img_proj.": "ez-vsl", **dict.fromkeys(_TIE_ONLY, "ssl-tie"), "audnet.conv1_a.": "lvs"}
+MARKERS = {
+    "net_": "sspl",
+    "img_proj.": "ez-vsl",
+    **dict.fromkeys(_TIE_ONLY, "ssl-tie"),
+    "audnet.conv1_a.": "lvs",
+}
 """Beginnings of names of tensors that tell the format, the first that is there."""
 FORMATS = {
     # The audio trunk is convolutional with a maximum over time, so 3 s of sound go through it as well as its own 10 s.
@@ -86,7 +97,7 @@ class Loaded:
         known = f"{len(self.never_read)} known, never read"
         counters = f", {len(self.missing)} batch norm counters missing (harmless)" if self.missing else ""
         lines = [
-            f"{self.file} ({self.format}): {self.matched} tensors matched{counters}; {_some(self.unused)} unused"
+            f"{self.file} ({self.format}): {self.matched} tensors matched{counters}; {_examples(self.unused)} unused"
             f"; {known}; it reads {self.feature}"
         ]
         if self.format == "ssl-tie" and not any(name.startswith(_TIE_ONLY) for name in self.never_read):
@@ -94,7 +105,7 @@ class Loaded:
         return "\n".join(lines)
 
 
-def load_published_checkpoint(path: Path, format_name: str, held: Collection[str] = ()) -> Loaded:
+def load_published_checkpoint(path: Path, format_name: str, available: Collection[str] = ()) -> Loaded:
     """Load a checkpoint of LVS (`lvs`), EZ-VSL, SSL-TIE or SSPL: the file, or for SSPL the folder of its files.
 
     `held` are the feature specs at hand: of several that the network can read, the first of them is chosen. SSPL is
@@ -116,22 +127,22 @@ def load_published_checkpoint(path: Path, format_name: str, held: Collection[str
     network = method.network(method.config(**options))
     names = layout.names(network.state_dict())
     missing = _fill(network, names, state, f"{path} does not fit {format_name}")
-    others = sorted(set(state) - set(names.values()))
+    unmatched = sorted(set(state) - set(names.values()))
     return Loaded(
         format=format_name,
         file=str(path),
         network=network,
-        feature=next((feature for feature in layout.features if feature in held), layout.features[0]),
+        feature=next((feature for feature in layout.features if feature in available), layout.features[0]),
         matched=len(names) - len(missing),
-        unused=[name for name in others if not name.startswith(layout.never_read)],
-        never_read=[name for name in others if name.startswith(layout.never_read)],
+        unused=[name for name in unmatched if not name.startswith(layout.never_read)],
+        never_read=[name for name in unmatched if name.startswith(layout.never_read)],
         missing=missing,
     )
 
 
 def format_of(names: Collection[str]) -> str | None:
     """The format that names of tensors belong to; None where they tell nothing. SSL-TIE's contain all of LVS's."""
-    return next((MARKS[mark] for mark in MARKS if any(name.startswith(mark) for name in names)), None)
+    return next((MARKERS[marker] for marker in MARKERS if any(name.startswith(marker) for name in names)), None)
 
 
 def folder_name(path: Path, format_name: str) -> str:
@@ -140,10 +151,10 @@ def folder_name(path: Path, format_name: str) -> str:
     Both come from an untrusted file name and must not lead out of the folder of runs; the folder's name is there as
     the repositories call all their files `best.pth`.
     """
-    whole = Path(os.path.abspath(path))
-    names = whole.parent.name, SUFFIXES.sub("", whole.name) or "checkpoint"
-    plain = [re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")[:64] for name in names]
-    return "-".join(["published", format_name, *filter(None, plain)])
+    absolute = Path(os.path.abspath(path))
+    names = absolute.parent.name, SUFFIXES.sub("", absolute.name) or "checkpoint"
+    safe = [re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")[:64] for name in names]
+    return "-".join(["published", format_name, *filter(None, safe)])
 
 
 def flat_state(content: dict, path: Path) -> dict[str, Tensor]:
@@ -155,8 +166,12 @@ def flat_state(content: dict, path: Path) -> dict[str, Tensor]:
     wrapped = next((content[key] for key in WRAPPINGS if isinstance(content.get(key), dict)), content)
     flat: dict[Any, Any] = {}
     for key, value in wrapped.items():
-        part = SSPL_PARTS.get(str(key).removeprefix("net_"))
-        flat |= {f"{part}.{name}": v for name, v in value.items()} if part and isinstance(value, dict) else {key: value}
+        network = SSPL_NETWORKS.get(str(key).removeprefix("net_"))
+        flat |= (
+            {f"{network}.{name}": v for name, v in value.items()}
+            if network and isinstance(value, dict)
+            else {key: value}
+        )
     state = {
         plain_name(name): value for name, value in flat.items() if isinstance(name, str) and isinstance(value, Tensor)
     }
@@ -175,8 +190,8 @@ def _without_attribute(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The names without that of the attribute under which a LightningModule holds the network, where there is one."""
     if format_of(state) is not None:
         return state
-    for mark in MARKS:
-        prefix = next((name[: name.index(f".{mark}") + 1] for name in state if f".{mark}" in name), None)
+    for marker in MARKERS:
+        prefix = next((name[: name.index(f".{marker}") + 1] for name in state if f".{marker}" in name), None)
         if prefix is not None:
             return {name.removeprefix(prefix): value for name, value in state.items()}
     return state
@@ -195,16 +210,16 @@ def _read_sspl(path: Path) -> dict[str, Tensor]:
     files: dict[str, list[Path]] = {}
     for file in sorted(path.iterdir()):
         if match := SSPL_FILE.fullmatch(file.name):
-            files.setdefault(SSPL_PARTS[match[1]], []).append(file)
+            files.setdefault(SSPL_NETWORKS[match[1]], []).append(file)
     state = {}
-    for part, choice in files.items():
+    for network, choice in files.items():
         choice = [file for file in choice if "_best" in file.name] or choice
         if len(choice) > 1:
             raise AvpipeError(
-                f"{path} has several files for {part}: {', '.join(file.name for file in choice)}; leave one of them"
+                f"{path} has several files for {network}: {', '.join(file.name for file in choice)}; leave one of them"
             )
         own = flat_state(read_saved(choice[0]), choice[0])
-        state |= {f"{part}.{name.removeprefix(part + '.')}": value for name, value in own.items()}
+        state |= {f"{network}.{name.removeprefix(network + '.')}": value for name, value in own.items()}
     if not state:
         raise AvpipeError(f"{path} has no frame_best.pth, sound_best.pth or ssl_head_best.pth; give SSPL's checkpoints")
     return state
@@ -237,7 +252,7 @@ def _fill(network: nn.Module, names: dict[str, str], state: dict[str, Tensor], m
     return missing
 
 
-def _some(names: list[str]) -> str:
+def _examples(names: list[str]) -> str:
     """A count, with the first three of its names."""
     if not names:
         return "0"

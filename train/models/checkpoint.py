@@ -78,7 +78,7 @@ def epoch_name(epoch: int) -> str:
 
 def save_checkpoint(path: Path, state: dict[str, Any], recipe: Recipe, shards: Shards, select_on: Shards | None):
     """Write the state of a training (step, network, optimizer, …) with the recipe and the data that it belongs to."""
-    whole = state | {
+    content = state | {
         "format": FORMAT,
         "recipe": recipe.record(),
         "data": data_record(shards, recipe.feature),
@@ -86,15 +86,15 @@ def save_checkpoint(path: Path, state: dict[str, Any], recipe: Recipe, shards: S
         "versions": {name: version(name) for name in PACKAGES},
     }
     with atomic_write(path) as temporary:
-        _save(whole, temporary)
+        _save(content, temporary)
         seal(temporary)
 
 
-def _save(whole: dict[str, Any], path: Path) -> None:
+def _save(content: dict[str, Any], path: Path) -> None:
     """As torch.save; where the disk is full it raises the OSError that torch hides behind an error of its own."""
     try:
         with open(path, "wb") as file:
-            torch.save(whole, file)
+            torch.save(content, file)
     except RuntimeError as error:
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
@@ -103,12 +103,12 @@ def _save(whole: dict[str, Any], path: Path) -> None:
 
 def check_same(state: dict, recipe: Recipe, shards: Shards, select_on: Shards | None, run: Path) -> None:
     """Raise AvpipeError unless settings and data are those that a run was begun with."""
-    before = _flat(state["recipe"]) | _flat(state["data"]) | {"select_on": state["select_on"]}
-    now = _flat(recipe.record()) | _flat(data_record(shards, recipe.feature))
-    now["select_on"] = select_on.split if select_on else None
-    for name in sorted(before | now):
-        if before.get(name) != now.get(name):
-            difference = "" if name == "clip_ids" else f" ({before.get(name)} then, {now.get(name)} now)"
+    saved = _flat(state["recipe"]) | _flat(state["data"]) | {"select_on": state["select_on"]}
+    current = _flat(recipe.record()) | _flat(data_record(shards, recipe.feature))
+    current["select_on"] = select_on.split if select_on else None
+    for name in sorted(saved | current):
+        if saved.get(name) != current.get(name):
+            difference = "" if name == "clip_ids" else f" ({saved.get(name)} then, {current.get(name)} now)"
             raise AvpipeError(f"{run} was begun with another {name}{difference}; give another --name to start anew")
 
 
@@ -143,7 +143,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise AvpipeError(f"{path} does not exist; give a run's folder or a checkpoint that `avpipe train` wrote")
     state = read_saved(path)
-    if not isinstance(stated := state.get("format"), int) or stated != FORMAT:
+    if not isinstance(format_number := state.get("format"), int) or format_number != FORMAT:
         raise AvpipeError(f"{path} is not a checkpoint of this avpipe (format {FORMAT}); {_advice(state, path)}")
     try:
         _STATE.validate_python(state)
@@ -191,14 +191,14 @@ def network_of(state: dict[str, Any]) -> nn.Module:
     )  # its weights follow at once
     with torch.device("meta"):  # takes no memory: what the recipe asks for is not known to be reasonable
         expected = build().state_dict()
-    if misfit := next(_misfits(expected, weights), None):
-        raise AvpipeError(f"the checkpoint's network is not that of its recipe: {misfit}")
+    if mismatch := next(_mismatches(expected, weights), None):
+        raise AvpipeError(f"the checkpoint's network is not that of its recipe: {mismatch}")
     network = build()
     network.load_state_dict(weights)
     return network
 
 
-def _misfits(expected: dict[str, Tensor], weights: dict[str, Tensor]) -> Iterator[str]:
+def _mismatches(expected: dict[str, Tensor], weights: dict[str, Tensor]) -> Iterator[str]:
     for name in expected.keys() - weights.keys():
         yield f"{name} is missing"
     for name in weights.keys() - expected.keys():

@@ -75,10 +75,10 @@ class Model:
 
     def check_feature(self, shards: Shards) -> None:
         """Raise AvpipeError unless the shards hold the very feature that the network reads."""
-        there = shards.metadata["extract"]["features"].get(self.feature)
-        if there != self.feature_digest:
+        found = shards.metadata["extract"]["features"].get(self.feature)
+        if found != self.feature_digest:
             raise AvpipeError(
-                f"{self.run} was trained on {self.feature} {self.feature_digest}, {shards.folder} holds {there}; "
+                f"{self.run} was trained on {self.feature} {self.feature_digest}, {shards.folder} holds {found}; "
                 "extract and shard the split with the same feature"
             )
 
@@ -93,7 +93,7 @@ def choose_model(root: Root, shards: Shards, choice: ModelChoice) -> Model:
     return model
 
 
-def named_model(root: Root, held: dict[str, str], choice: ModelChoice) -> Model:
+def named_model(root: Root, available: dict[str, str], choice: ModelChoice) -> Model:
     """The model that is asked for; where nothing is trained yet a fresh network in the place of the newest run.
 
     `held` are the features at hand with their digests. Raises AvpipeError for an unknown name and an unreadable
@@ -101,11 +101,11 @@ def named_model(root: Root, held: dict[str, str], choice: ModelChoice) -> Model:
     """
     check_baseline(choice.baseline)
     if choice.checkpoint is not None and choice.format_name is not None:
-        return published_model(root, Path(choice.checkpoint), choice.format_name, held)
+        return published_model(root, Path(choice.checkpoint), choice.format_name, available)
     if choice.checkpoint is not None:
         return trained_model(find_run(root, choice.checkpoint))
     if choice.baseline == "object":
-        return object_model(root, held, choice.weights)
+        return object_model(root, available, choice.weights)
     if choice.baseline is None and (newest := newest_run(root)) is not None:
         return trained_model(newest)
     if choice.baseline is None:
@@ -120,14 +120,16 @@ def trained_model(path: Path) -> Model:
         recipe, network, data = recipe_of(state), network_of(state), state["data"]
     except AvpipeError as error:
         raise AvpipeError(f"{path} is not a whole checkpoint of this avpipe ({error}); train it again") from None
-    seen = TrainedOn(split=data["split"], clip_ids=data["clip_ids"], step=state["step"], select_on=state["select_on"])
+    trained_on = TrainedOn(
+        split=data["split"], clip_ids=data["clip_ids"], step=state["step"], select_on=state["select_on"]
+    )
     return Model(
         run=path if path.is_dir() else path.parent,
         network=network,
         image_px=recipe.image_px,
         feature=recipe.feature,
         feature_digest=data["feature_digest"],
-        trained_on=seen,
+        trained_on=trained_on,
     )
 
 
@@ -161,12 +163,12 @@ def fresh_model(root: Root) -> Model:
     )
 
 
-def object_model(root: Root, held: dict[str, str], weights: Path | None) -> Model:
+def object_model(root: Root, available: dict[str, str], weights: Path | None) -> Model:
     """The baseline `object`: it hears nothing, so that any feature of the shards will do for the loader.
 
     `held` are the features of the shards with their digests. Raises AvpipeError without ImageNet weights.
     """
-    feature, digest = next(iter(held.items()))
+    feature, digest = next(iter(available.items()))
     return Model(
         run=root.runs / "baseline-object",
         network=object_prior(weights),

@@ -10,7 +10,7 @@ from avpipe.train.data.augment.views import TRAINING_VIEWS
 from avpipe.train.methods import METHODS
 
 # What a setting may be; 64-true is for checks against references.
-KNOWN = {
+CHOICES = {
     "optimizer": ("adam", "adamw"),
     "view": tuple(TRAINING_VIEWS),
     "precision": ("32-true", "bf16-mixed", "16-mixed", "64-true"),
@@ -75,12 +75,12 @@ class Recipe:
             self._require(getattr(self, name) >= 0, name, "at least 0")
         self._require(self.learning_rate > 0, "learning_rate", "above 0")
         self._require(0 <= self.validation < 1, "validation", "from 0 to below 1")
-        for name, known in KNOWN.items():
-            if getattr(self, name) not in known:
-                raise AvpipeError(f"{name} {getattr(self, name)!r} is unknown; there are: {', '.join(known)}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise AvpipeError(f"{name} {getattr(self, name)!r} is unknown; there are: {', '.join(choices)}")
 
-    def _require(self, right: bool, name: str, what: str) -> None:
-        if not right:
+    def _require(self, valid: bool, name: str, what: str) -> None:
+        if not valid:
             raise AvpipeError(f"{name} must be {what}, not {getattr(self, name)}")
 
     def record(self) -> dict:

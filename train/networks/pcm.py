@@ -75,8 +75,8 @@ class PredictiveCoding(nn.Module):
 
     def _correct(self, states: list[Tensor], predicted: list[Tensor], audio_BA: Tensor, norms) -> list[Tensor]:
         """From the bottom up: each layer takes in what the one below it was off its prediction."""
-        heard_BA = F.gelu(self.to_audio(states[0])).mean(dim=(2, 3))
-        error = (audio_BA - heard_BA)[:, :, None, None].expand(-1, -1, LOWEST, LOWEST)
+        predicted_audio_BA = F.gelu(self.to_audio(states[0])).mean(dim=(2, 3))
+        error = (audio_BA - predicted_audio_BA)[:, :, None, None].expand(-1, -1, LOWEST, LOWEST)
         corrected = []
         for layer in range(LAYERS):
             if layer == LAYERS - 1:

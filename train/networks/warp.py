@@ -36,13 +36,13 @@ class Warp:
             at_least_single = image_BCHW.to(torch.promote_types(image_BCHW.dtype, torch.float32))
             canvas = _resize(at_least_single, [CANVAS_PX, CANVAS_PX])
             grid = F.affine_grid(self._inverse().to(canvas), list(canvas.shape), align_corners=True)
-            turned = F.grid_sample(canvas, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
-            result = _resize(turned, size)
+            rotated = F.grid_sample(canvas, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+            result = _resize(rotated, size)
         return result.flip(-1) if self.flip else result
 
-    def part(self, number: int, parts: int) -> "Warp":
+    def chunk(self, index: int, chunks: int) -> "Warp":
         """The transform of one of several equal parts of the batch."""
-        return Warp(angles=self.angles.chunk(parts)[number], scale=self.scale, flip=self.flip)
+        return Warp(angles=self.angles.chunk(chunks)[index], scale=self.scale, flip=self.flip)
 
     def _inverse(self) -> Tensor:
         """(B, 2, 3): where on the canvas each place of the result comes from, in coordinates from −1 to 1.

@@ -61,7 +61,7 @@ def load_published(published: Published, weights: str | Path | None) -> dict[str
         ) from error
 
 
-def foreign(published: Published, file: str | Path | None) -> AvpipeError:
+def mismatch(published: Published, file: str | Path | None) -> AvpipeError:
     """The error of a file that holds something else."""
     return AvpipeError(f"{file or published.file_name} does not hold {published.what}; expected is {published.url}")
 
@@ -71,4 +71,4 @@ def fill(module: torch.nn.Module, state: dict[str, Tensor], published: Published
     try:
         module.load_state_dict(state)
     except (AttributeError, RuntimeError) as error:
-        raise foreign(published, weights) from error
+        raise mismatch(published, weights) from error

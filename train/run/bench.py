@@ -131,7 +131,7 @@ def thread_counts(cores: int) -> list[int]:
 def _reading(training: Training, threads: int, seconds: float) -> tuple[float, float]:
     """Return (samples/s, MB/s) of copying frame and feature of random samples, each once, until the time is up."""
     shards, members = training.shards, [FRAME, feature_member(training.recipe.feature)]
-    numbers = iter(np.random.default_rng(0).permutation(training.numbers).tolist())
+    indices = iter(np.random.default_rng(0).permutation(training.indices).tolist())
     begin = time.monotonic()
 
     def copied(_) -> tuple[int, int]:
@@ -162,7 +162,7 @@ def _loading(training: Training, steps: Iterator[int], threads: int, seconds: fl
     next(stream)  # starts the threads and compiles the loops
     begin, samples = time.monotonic(), 0
     while not samples or time.monotonic() < begin + seconds:
-        samples += len(next(stream)["number"])
+        samples += len(next(stream)["index"])
     rate = samples / (time.monotonic() - begin)
     stream.close()
     return rate
@@ -179,7 +179,7 @@ def _step(training: Training, steps: Iterator[int], seconds: float) -> tuple[flo
     begin, done = time.monotonic(), 0
     while not done or time.monotonic() < begin + seconds:
         training.take_step(batch)
-        done += len(batch["number"])
+        done += len(batch["index"])
     if _on_gpu(training):
         torch.cuda.synchronize()
     rate = done / (time.monotonic() - begin)

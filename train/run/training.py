@@ -18,7 +18,7 @@ from avpipe.train.data.loader import Batch
 from avpipe.train.data.neighbours import neighbour_table
 from avpipe.train.data.shards import Shards
 from avpipe.train.data.skipped import Skipped
-from avpipe.train.data.split import training_part
+from avpipe.train.data.split import train_validation_split
 from avpipe.train.data.training_samples import TrainingSamples, batches
 from avpipe.train.methods import METHODS
 from avpipe.train.models.checkpoint import (
@@ -63,7 +63,7 @@ class Training:
         self.numbers, held_out = training_part(shards, recipe.validation, recipe.seed)
         self.plan = self._plan(self.numbers)
         if recipe.mixing != "none":
-            mixing.check_mixing(shards, self.numbers, recipe.feature)
+            mixing.check_mixing(shards, self.indices, recipe.feature)
         state = load_checkpoint(run / LAST) if (run / LAST).exists() else {}
         if state:
             check_same(state, recipe, shards, select_on, run)
@@ -155,7 +155,7 @@ class Training:
     def _neighbours(self, epoch: int) -> np.ndarray:
         recipe = self.recipe
         return neighbour_table(
-            self.fabric, self.network, self.shards, self.numbers, recipe.feature, recipe.mixing, recipe.seed + epoch
+            self.fabric, self.network, self.shards, self.indices, recipe.feature, recipe.mixing, recipe.seed + epoch
         )
 
     def save(self, log: Log) -> None:
@@ -180,7 +180,7 @@ class Training:
             state["neighbours"] = torch.from_numpy(self.neighbours)
         save_checkpoint(self.run / name, state, self.recipe, self.shards, self.select_on)
 
-    def _plan(self, numbers: np.ndarray) -> BatchPlan:
+    def _plan(self, indices: np.ndarray) -> BatchPlan:
         recipe, world_size = self.recipe, self.fabric.world_size
         if recipe.batch_size % (world_size * recipe.accumulate):
             raise AvpipeError(
@@ -188,7 +188,7 @@ class Training:
                 f"accumulate={recipe.accumulate}; use --set batch_size=…"
             )
         return BatchPlan(
-            numbers=numbers,
+            indices=indices,
             batch_size=recipe.batch_size // world_size,
             world_size=world_size,
             epochs=recipe.epochs,

@@ -19,7 +19,7 @@ SIGMA_PX = (0.1, 2.0)
 # Pixels on each side that a blur reaches: three of the largest standard deviations.
 REACH = 6
 # Of red, green and blue in what is seen as light (ITU-R 601-2, as Pillow's conversion to grey).
-LIGHT = (0.299, 0.587, 0.114)
+LUMA = (0.299, 0.587, 0.114)
 
 
 def draw_colour(
@@ -33,10 +33,10 @@ def draw_colour(
     """
     order, factors, turn = -1, (1.0, 1.0, 1.0), 0.0
     if jitter and rng.random() < JITTER_SHARE:
-        strength, most = jitter
+        strength, max_turn = jitter
         order = int(rng.random() * len(ORDERS))
         factors = tuple(rng.uniform(1 - strength, 1 + strength) for _ in range(3))
-        turn = rng.uniform(-most, most)
+        turn = rng.uniform(-max_turn, max_turn)
     is_grey = grey and rng.random() < GREY_SHARE
     sigma_px = rng.uniform(*SIGMA_PX) if blur and rng.random() < BLUR_SHARE else 0.0
     return np.array([order, *factors, turn, is_grey, sigma_px], np.float32)
@@ -51,8 +51,8 @@ def recolour(image_NHW3: Tensor, draws_N7: Tensor) -> Tensor:
     amounts_N7 = draws_N7.to(image_N3HW.device, non_blocking=True)
     order_N = draws_N7[:, 0].long()
     for turn in range(4):
-        for number, change in enumerate(JITTER):
-            _apply(change, image_N3HW, amounts_N7[:, 1 + number], (order_N >= 0) & (ORDERS[order_N, turn] == number))
+        for index, change in enumerate(JITTER):
+            _apply(change, image_N3HW, amounts_N7[:, 1 + index], (order_N >= 0) & (ORDERS[order_N, turn] == index))
     _apply(_grey, image_N3HW, amounts_N7[:, 5], draws_N7[:, 5] > 0)
     _apply(_blur, image_N3HW, amounts_N7[:, 6], draws_N7[:, 6] > 0)
     return (image_N3HW * 255).permute(0, 2, 3, 1).contiguous()
@@ -60,18 +60,18 @@ def recolour(image_NHW3: Tensor, draws_N7: Tensor) -> Tensor:
 
 def _apply(change: Callable[[Tensor, Tensor], Tensor], image_N3HW: Tensor, amount_N: Tensor, which_N: Tensor) -> None:
     """Change some of the frames where they are, each by its own amount."""
-    rows = which_N.nonzero()[:, 0].to(image_N3HW.device, non_blocking=True)
-    if len(rows):
-        image_N3HW[rows] = change(image_N3HW[rows], amount_N[rows, None, None, None]).clamp_(0, 1)
+    indices = which_N.nonzero()[:, 0].to(image_N3HW.device, non_blocking=True)
+    if len(indices):
+        image_N3HW[indices] = change(image_N3HW[indices], amount_N[indices, None, None, None]).clamp_(0, 1)
 
 
-def _light(image_N3HW: Tensor) -> Tensor:
+def _luma(image_N3HW: Tensor) -> Tensor:
     red, green, blue = image_N3HW.split(1, dim=1)
-    return LIGHT[0] * red + LIGHT[1] * green + LIGHT[2] * blue
+    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
 def _grey(image_N3HW: Tensor, _: Tensor) -> Tensor:
-    return _light(image_N3HW).repeat(1, 3, 1, 1)
+    return _luma(image_N3HW).repeat(1, 3, 1, 1)
 
 
 def _brightness(image_N3HW: Tensor, factor: Tensor) -> Tensor:
@@ -79,11 +79,11 @@ def _brightness(image_N3HW: Tensor, factor: Tensor) -> Tensor:
 
 
 def _contrast(image_N3HW: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(_light(image_N3HW).mean((1, 2, 3), keepdim=True), image_N3HW, factor)
+    return torch.lerp(_luma(image_N3HW).mean((1, 2, 3), keepdim=True), image_N3HW, factor)
 
 
 def _saturation(image_N3HW: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(_light(image_N3HW), image_N3HW, factor)
+    return torch.lerp(_luma(image_N3HW), image_N3HW, factor)
 
 
 def _hue(image_N3HW: Tensor, turn: Tensor) -> Tensor:
@@ -94,9 +94,9 @@ def _hue(image_N3HW: Tensor, turn: Tensor) -> Tensor:
     sixth_chroma = torch.where(value == green, blue - red + 2 * chroma, red - green + 4 * chroma)
     sixth_chroma = torch.where(value == red, green - blue, sixth_chroma)
     offset = 6 * turn + torch.tensor((5, 3, 1), device=turn.device)[:, None, None]
-    place = sixth_chroma / chroma.clamp_min(1e-6) + offset
-    place = place - 6 * torch.floor(place / 6)  # in [0, 6); the operator % takes longer
-    return value - chroma * torch.minimum(place, 4 - place).clamp_(0, 1)
+    sector = sixth_chroma / chroma.clamp_min(1e-6) + offset
+    sector = sector - 6 * torch.floor(sector / 6)  # in [0, 6); the operator % takes longer
+    return value - chroma * torch.minimum(sector, 4 - sector).clamp_(0, 1)
 
 
 JITTER = (_brightness, _contrast, _saturation, _hue)

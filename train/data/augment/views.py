@@ -94,10 +94,10 @@ def _draw_box(size: tuple[int, int], area: tuple[float, float], rng: random.Rand
 def _single(change: Callable[[np.ndarray, random.Random], np.ndarray] = lambda crop, rng: crop, **colours) -> View:
     """The cropped view, not flipped, with one more augmentation of SSPL's table S2."""
 
-    def moved(frame_HW3: np.ndarray, px: int, rng: random.Random) -> np.ndarray:
+    def augmented(frame_HW3: np.ndarray, px: int, rng: random.Random) -> np.ndarray:
         return change(_random_crop(frame_HW3, px, rng, flips=False), rng)
 
-    return View(moved, (lambda rng: draw_colour(rng, **colours)) if colours else None)
+    return View(augmented, (lambda rng: draw_colour(rng, **colours)) if colours else None)
 
 
 def _vertical_flip(crop: np.ndarray, rng: random.Random) -> np.ndarray:

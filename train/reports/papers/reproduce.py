@@ -14,7 +14,7 @@ from avpipe.pipeline.shards.index import INDEX
 from avpipe.train.data.batch_plan import BatchPlan
 from avpipe.train.data.open import open_shards
 from avpipe.train.data.shards import Shards
-from avpipe.train.data.split import training_part
+from avpipe.train.data.split import train_validation_split
 from avpipe.train.models.checkpoint import BEST, LAST, load_checkpoint
 from avpipe.train.models.recipes import Recipe
 from avpipe.train.reports.papers.paper_rows import Row, Runnable, Selected
@@ -113,9 +113,9 @@ def steps_of(recipe: Recipe, clip_ids: list[str]) -> int:
     return _plan(recipe, numbers).steps
 
 
-def _plan(recipe: Recipe, numbers) -> BatchPlan:
+def _plan(recipe: Recipe, indices) -> BatchPlan:
     return BatchPlan(
-        numbers=numbers, batch_size=recipe.batch_size, world_size=1, epochs=recipe.epochs, seed=recipe.seed
+        indices=indices, batch_size=recipe.batch_size, world_size=1, epochs=recipe.epochs, seed=recipe.seed
     )
 
 
