@@ -287,8 +287,8 @@ def test_another_format_is_named(theirs, said, tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"this is no checkpoint", "is damaged or no file of torch's"),
-        (b"", "is damaged or no file of torch's"),
+        (b"this is no checkpoint", "is damaged or was not saved by torch"),
+        (b"", "is damaged or was not saved by torch"),
         ([ONE], "holds a list, not a dictionary"),
         ({"epoch": 3}, r"holds no tensors by name \(but epoch\)"),
         ({"fc.weight": ONE}, "does not fit lvs: of 240 tensors 200 are missing"),

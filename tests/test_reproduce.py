@@ -198,7 +198,7 @@ def test_only_the_very_training_counts(small):
         ({"recipe": whole["recipe"] | {"seed": 1}}, other),
         ({"data": whole["data"] | {"split": "other"}}, other),
         ({"select_on": "synth_test"}, other),
-        (None, "damaged or no file of torch's"),
+        (None, "damaged or was not saved by torch"),
     ):
         torch.save(whole | (change or {}), last)
         last.write_bytes(last.read_bytes()[: None if change else 1000])

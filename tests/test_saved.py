@@ -40,13 +40,13 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path, whole):
     path, old = tmp_path / LAST, tmp_path / "old.pt"
     for place in np.random.default_rng(0).integers(4, len(whole) - SEAL_BYTES, 12):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
-        refused(path, "is damaged: its checksum does not fit its bytes")
+        refused(path, "is damaged: its checksum does not match")
     torch.save({"a": torch.arange(1000)}, old)  # without our checksum: held against those of its archive
     assert read_saved(old)["a"][7] == 7
     data = bytearray(old.read_bytes())
     data[len(data) // 2] ^= 1
     old.write_bytes(data)
-    refused(old, r"is damaged: the checksum of its part 'old/data/0' does not fit")
+    refused(old, r"is damaged: the checksum of its member 'old/data/0' does not match")
 
 
 def bomb(path, whole):
@@ -58,10 +58,10 @@ def bomb(path, whole):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (bomb, r"is compressed: [\d,]+ bytes claim to be [\d,]{10,}, which torch never does; not loaded"),
+        (bomb, r"is compressed \([\d,]+ bytes for [\d,]{10,}\), which torch never does; not loaded"),
         (lambda path, whole: os.mkfifo(path), "is not a regular file"),
         (lambda path, whole: None, "does not exist"),
-        (lambda path, whole: path.write_text("hello"), "damaged or no file of torch's"),
+        (lambda path, whole: path.write_text("hello"), "damaged or was not saved by torch"),
         (lambda path, whole: torch.save({"weights": torch.zeros(1)}, path), "not a checkpoint of this avpipe"),
     ],
 )

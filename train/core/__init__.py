@@ -1,1 +1,1 @@
-"""What every part of training stands on: ranks, safe loading, schemas."""
+"""Foundations of the training package: ranks, safe loading, schemas."""

@@ -1,4 +1,4 @@
-"""The processes that train together under `torchrun`: how they start, and how their features come together."""
+"""Distributed training under `torchrun`: starting the processes and gathering their features."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def _identity(features: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """What a network must know of the other processes; by default there are none."""
+    """What a network needs to know about the other processes; the default is a single process."""
 
     rank: int = 0
     world_size: int = 1
     gather: Callable[[Tensor], Tensor] = _identity
-    """(B, …) features of this rank to those that its loss contrasts, gradients included: its own, or all ranks'."""
+    """Map this rank's features (B, …) to those that its loss contrasts, its own or all ranks'; differentiable."""
 
 
 def start_fabric(precision: str) -> Fabric:
-    """The device and, under `torchrun`, the process group of this process.
+    """Return Fabric with this process's device and, under `torchrun`, its process group.
 
-    Without `torchrun` one device is used, whatever a cluster's scheduler has set in the environment.
+    Without `torchrun` one device is used, regardless of what a cluster's scheduler has set in the environment.
     """
-    # Imported here: networks know of ranks, and most of them never meet Fabric.
+    # Imported here because every network imports this module, and few need Fabric.
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments import LightningEnvironment
 
@@ -53,16 +53,16 @@ def start_fabric(precision: str) -> Fabric:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that talks: rank 0, or the only one."""
+    """Return whether this process is the one that prints: rank 0, or the only process."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def ranks_of(fabric: Fabric, negatives: str) -> Ranks:
-    """What the networks of this process are told.
+    """Return the `Ranks` for the networks of this process.
 
-    With `negatives="all"` features are gathered from every rank. Each rank then computes the same loss of the whole
-    batch; the gradient that comes back to its own features is the sum over the ranks' equal losses, and DDP's mean over
-    the ranks makes it that of one process with the whole batch.
+    With `negatives="all"` features are gathered from every rank. Each rank then computes the same loss, that of the
+    global batch. The gradient of its own features is the sum over the ranks' identical losses, and DDP's mean over the
+    ranks turns it into the gradient of one process with the global batch.
     """
     if fabric.world_size == 1:
         return Ranks()
@@ -70,7 +70,7 @@ def ranks_of(fabric: Fabric, negatives: str) -> Ranks:
 
 
 class _Gather(torch.autograd.Function):
-    """Not torch.distributed.nn's: its backward pass mixes up gradients whose channels are last in memory (gloo)."""
+    """An all-gather with gradients; that of torch.distributed.nn mixes up channels-last gradients under gloo."""
 
     @staticmethod
     def forward(context, features: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class _Gather(torch.autograd.Function):
 
 
 def any_rank(fabric: Fabric, flag: bool) -> bool:
-    """Whether the flag is set on any rank."""
+    """Return whether the flag is set on any rank."""
     if fabric.world_size == 1:
         return flag
     return bool(fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum") > 0)
@@ -96,9 +96,9 @@ def any_rank(fabric: Fabric, flag: bool) -> bool:
 
 @contextmanager
 def locked_by_first(fabric: Fabric, folder: Path, what: str) -> Iterator[None]:
-    """The first rank holds `folder` as a stage does, and removes what killed processes left there.
+    """Lock `folder` on the first rank, as a stage does, and remove what killed processes left there.
 
-    Raises AvpipeError on every rank where another process holds it, OSError where it cannot be written.
+    Raises AvpipeError on every rank if another process holds the lock, OSError if the folder is not writable.
     """
     error, message = None, None
     with ExitStack() as stack:

@@ -1,7 +1,7 @@
-"""Files that torch saved, read as untrusted input: bounded, held against their checksums, and nothing in them is run.
+"""Load files saved by torch as untrusted input: with bounded memory, verified checksums and no code execution.
 
-torch writes a zip archive and never looks at the CRC-32 of its members. What `seal` has closed ends with the SHA-256 of
-all before it, as the archive's comment, which other readers skip.
+torch writes a zip archive and never verifies the CRC-32 of its members. `seal` appends the SHA-256 of all preceding
+bytes as the archive's comment, which other readers ignore.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SEAL_BYTES = len(SEAL) + hashlib.sha256().digest_size * 2
 
 _SCALAR = np.float64(0).__reduce__()[0]
 _ARRAY = np.empty(0).__reduce__()[0]
-# Scores beside the weights are NumPy's (EZ-VSL, SSL-TIE), settings a Namespace: plain values, no code of theirs.
+# Checkpoints of EZ-VSL and SSL-TIE also hold NumPy scores and an argparse Namespace: plain values that run no code.
 SAFE_GLOBALS = [
     argparse.Namespace,
     np.dtype,
@@ -36,11 +36,11 @@ SAFE_GLOBALS = [
 
 
 def seal(path: Path) -> None:
-    """Close a file that torch has just saved with a checksum of its own."""
+    """Append a checksum to a file that torch has just saved. Raises ValueError if it does not end as torch's do."""
     with open(path, "r+b") as file:
         file.seek(-ZIP_END_BYTES, os.SEEK_END)
         if file.read(len(ZIP_END)) != ZIP_END:
-            raise ValueError(f"{path} does not end as torch's files do")
+            raise ValueError(f"{path} does not end like a file saved by torch")
         file.seek(-2, os.SEEK_END)
         file.write(SEAL_BYTES.to_bytes(2, "little"))
         file.seek(0)
@@ -49,10 +49,10 @@ def seal(path: Path) -> None:
 
 
 def read_saved(path: Path) -> dict:
-    """The dictionary that torch saved, zip or older, on the CPU; nothing is run but the rebuilding of plain values.
+    """Return the dictionary that torch saved, in the zip or the legacy format, on the CPU, without running its code.
 
-    Raises AvpipeError for a file that is missing, damaged, larger in memory than on the disk, holds other objects, or
-    no dictionary.
+    Raises AvpipeError for a file that is missing, damaged or larger in memory than on disk, that holds other objects
+    than tensors and plain values, or that is not a dictionary.
     """
     if not path.is_file():
         raise AvpipeError(f"{path} {_why_not_a_file(path)}")
@@ -63,16 +63,16 @@ def read_saved(path: Path) -> dict:
     except (AvpipeError, OSError) as error:
         if isinstance(error, AvpipeError):
             raise
-        raise AvpipeError(f"{path} cannot be read ({error.strerror or error}); check it and its permissions") from None
-    except Exception as error:  # foreign bytes drive the unpickler: whatever it raises, the file is no checkpoint
+        raise AvpipeError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from None
+    except Exception as error:  # untrusted bytes can make the unpickler raise anything
         unsafe = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if unsafe:
             raise AvpipeError(
                 f"{path} holds more than tensors and plain values ({unsafe[1]}), which could run code; not loaded"
             ) from None
-        raise AvpipeError(f"{path} is damaged or no file of torch's; copy or download it again") from None
+        raise AvpipeError(f"{path} is damaged or was not saved by torch; copy or download it again") from None
     if not isinstance(content, dict):
-        raise AvpipeError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors; not a checkpoint")
+        raise AvpipeError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors; give a checkpoint")
     return content
 
 
@@ -85,27 +85,27 @@ def _why_not_a_file(path: Path) -> str:
 
 
 def _check_bytes(path: Path) -> None:
-    """Raise AvpipeError for an archive whose bytes are not those that were written, or that unpacks to more."""
+    """Raise AvpipeError for an archive that fails a checksum or is compressed."""
     with open(path, "rb") as file:
         if file.read(len(ZIP)) != ZIP:
-            return  # torch's older kind has neither checksums nor compression
+            return  # torch's legacy format has neither checksums nor compression
     sealed = _is_sealed(path)
     if sealed is False:
-        raise AvpipeError(f"{path} is damaged: its checksum does not fit its bytes; copy it again")
+        raise AvpipeError(f"{path} is damaged: its checksum does not match; copy it again")
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         claimed = sum(member.file_size for member in members)
         if claimed > path.stat().st_size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise AvpipeError(
-                f"{path} is compressed: {path.stat().st_size:,} bytes claim to be {claimed:,}, which torch never does; "
+                f"{path} is compressed ({path.stat().st_size:,} bytes for {claimed:,}), which torch never does; "
                 "not loaded"
             )
         if sealed is None and (name := archive.testzip()) is not None:
-            raise AvpipeError(f"{path} is damaged: the checksum of its part {name!r} does not fit; copy it again")
+            raise AvpipeError(f"{path} is damaged: the checksum of its member {name!r} does not match; copy it again")
 
 
 def _is_sealed(path: Path) -> bool | None:
-    """Whether the file's own checksum fits; None where it has none."""
+    """Return whether the checksum written by `seal` matches; None if the file has none."""
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         if size < SEAL_BYTES:

@@ -1,4 +1,4 @@
-"""Types that untrusted tables are checked against once, where they are read."""
+"""Types for validating untrusted tables, once, where they are read."""
 
 from typing import Annotated
 
@@ -9,17 +9,17 @@ from avpipe.train.core.text import one_line
 
 def _printable(text: str) -> str:
     if not text.isprintable():
-        raise ValueError("holds characters that cannot be printed")
+        raise ValueError("contains non-printable characters")
     return text
 
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 PlainText = Annotated[str, StringConstraints(max_length=1000), AfterValidator(_printable)]
-"""Goes to terminals and into pages."""
+"""Text that is shown in terminals and web pages."""
 
 
 def first_fault(error: ValidationError) -> str:
-    """Where the first thing is that does not fit, and why, in a few words."""
+    """Return the location of the first validation error and its reason, in a few words."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     location = ".".join(str(step)[:40] for step in first["loc"])
     return one_line(f"{location}: {first['msg']}")

@@ -1,8 +1,8 @@
-"""Text from outside for terminals and pictures: on one line, short, and nothing in it that moves a cursor."""
+"""Untrusted text made safe for terminals and figures: one short line without control characters."""
 
 from typing import Any
 
 
 def one_line(text: Any, limit: int = 200) -> str:
-    """The first `most` characters of a text, with `?` for those that cannot be printed."""
+    """Return the first `limit` characters of the text, with `?` in place of those that cannot be printed."""
     return "".join(character if character.isprintable() else "?" for character in str(text)[:limit])

@@ -1,8 +1,8 @@
-"""The predictive coding module of SSPL (section 3.3 and algorithm S1): visual features that explain the sound.
+"""The predictive coding module (PCM) of SSPL (section 3.3, algorithm S1): visual features that predict the audio.
 
-Three layers of representations, 3×3, 7×7 and 14×14 positions of 512 channels, the last beside the visual feature map.
-From the top down each predicts the one below it, the lowest predicts the audio vector; what the predictions miss goes
-from the bottom up and corrects each layer. Shapes: B batch, C channels, H × W positions.
+Three layers of representations with 512 channels at 3×3, 7×7 and 14×14 positions; the last has the size of the visual
+feature map. Top-down, each layer predicts the one below and the lowest predicts the audio vector; bottom-up, the
+prediction errors correct each layer. Shapes: B batch, C channels, A audio channels, H × W positions.
 """
 
 import torch
@@ -12,14 +12,14 @@ from torch.nn import Parameter
 
 LAYERS = 3
 LOWEST = 3
-"""Positions each way of the lowest layer."""
+"""Height and width of the lowest layer, in positions."""
 
 
 class PredictiveCoding(nn.Module):
-    """visual_BCHW (14 × 14) and audio_BA of unit length to a feature map of the same shape as the visual one."""
+    """Map visual_BCHW (14 × 14) and audio_BA of unit length to a feature map with the shape of visual_BCHW."""
 
     def __init__(self, cycles: int, audio: int = 128, channels: int = 512):
-        """`cycles` are the passes after the first; the paper's T counts that one too, so its T = 5 is 4 here."""
+        """Build the module; `cycles` excludes the first pass, which the paper's T includes: T = 5 is 4 here."""
         super().__init__()
         self.cycles = cycles
         self.to_audio = nn.Conv2d(channels, audio, kernel_size=1)
@@ -30,20 +30,20 @@ class PredictiveCoding(nn.Module):
             [
                 nn.ConvTranspose2d(audio, channels, kernel_size=1, bias=False),
                 nn.ConvTranspose2d(channels, channels, kernel_size=3, stride=2, bias=False),  # 3 to 7 positions
-                nn.ConvTranspose2d(channels, channels, kernel_size=3, padding=1, bias=False),  # after enlarging
+                nn.ConvTranspose2d(channels, channels, kernel_size=3, padding=1, bias=False),  # after upsampling
             ]
         )
         self.output = nn.ConvTranspose2d(channels, channels, kernel_size=1)
         self.prediction_rates = nn.ParameterList(_rate(channels, 0.5) for _ in range(LAYERS))
         self.error_rates = nn.ParameterList(_rate(channels, 1.0) for _ in range(LAYERS))
-        # A batch norm of its own for each layer and pass: the statistics of the passes differ.
+        # A separate batch norm per layer and pass, because the statistics of the passes differ.
         self.first_down_norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(LAYERS - 1))
         self.first_up_norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(LAYERS))
         self.down_norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(cycles * (LAYERS - 1)))
         self.up_norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(cycles * LAYERS))
 
     def forward(self, visual_BCHW: Tensor, audio_BA: Tensor) -> Tensor:
-        """Return the feature map that all passes lead to."""
+        """Return the feature map after all passes."""
         predicted = [visual_BCHW]
         for layer in reversed(range(LAYERS - 1)):
             below = self._feed_back(layer, predicted[0])
@@ -56,11 +56,11 @@ class PredictiveCoding(nn.Module):
         return self.output(states[-1])
 
     def _feed_back(self, layer: int, above: Tensor) -> Tensor:
-        """What the layer above predicts of `layer`: half as many positions."""
+        """Return the prediction of `layer` by the layer above it, at half the height and width."""
         return F.max_pool2d(self.feedback[layer](above), kernel_size=2)
 
     def _predict(self, states: list[Tensor], predicted: list[Tensor], cycle: int) -> list[Tensor]:
-        """From the top down: each state moves towards its prediction, and predicts the next; `predicted` is updated."""
+        """Top-down pass: move each state towards its prediction, then predict the layer below; updates `predicted`."""
         states = list(states)
         states[-1] = F.gelu(self._towards(LAYERS - 1, states[-1], predicted[-1]))
         for layer in reversed(range(LAYERS - 1)):
@@ -74,7 +74,7 @@ class PredictiveCoding(nn.Module):
         return (1 - rate) * state + rate * prediction
 
     def _correct(self, states: list[Tensor], predicted: list[Tensor], audio_BA: Tensor, norms) -> list[Tensor]:
-        """From the bottom up: each layer takes in what the one below it was off its prediction."""
+        """Bottom-up pass: correct each layer by the prediction error of the layer below it."""
         predicted_audio_BA = F.gelu(self.to_audio(states[0])).mean(dim=(2, 3))
         error = (audio_BA - predicted_audio_BA)[:, :, None, None].expand(-1, -1, LOWEST, LOWEST)
         corrected = []

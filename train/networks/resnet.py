@@ -1,7 +1,7 @@
-"""ResNet-18 trunks for frames and spectrograms: torchvision's network, cut before its pooling.
+"""ResNet-18 trunks for frames and spectrograms: torchvision's network without its pooling and classifier.
 
 Shapes: B batch, C channels (512), F frequency bins, T spectrogram frames, H × W positions of the feature map.
-A trunk's state names are torchvision's (`conv1.weight`, `layer4.1.bn2.bias`): its weights load without a map of names.
+A trunk's state keys are torchvision's (`conv1.weight`, `layer4.1.bn2.bias`), so torchvision's weights load as they are.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ Init = Literal["imagenet", "random"]
 
 
 def image_trunk(init: Init, *, stride14: bool, weights_file: str | Path | None = None) -> nn.Sequential:
-    """Build the trunk for frames: image_B3HW (H, W in pixels) to a feature map (B, 512, H/32, W/32), after its ReLU.
+    """Build the trunk for frames: image_B3HW (H, W in pixels) to a feature map (B, 512, H/32, W/32), after the ReLU.
 
     With `stride14` the last stage has stride 1: 224 × 224 pixels give 14 × 14 positions (H/16) instead of 7 × 7.
-    `init="imagenet"` takes torchvision's ImageNet weights, from `weights_file` if given, else from torch's cache
-    (`$TORCH_HOME/hub/checkpoints`), fetched on first use; `init="random"` draws from torch's generator.
+    `init="imagenet"` loads torchvision's ImageNet weights, from `weights_file` if given, else from torch's cache
+    (`$TORCH_HOME/hub/checkpoints`), where they are downloaded on first use; `init="random"` uses torch's generator.
 
-    Raises AvpipeError where the ImageNet weights cannot be had, with what to do about it.
+    Raises AvpipeError, saying what to do, if the ImageNet weights are not available.
     Source: LVS section 5.3 and the released model (stride 1); EZ-VSL's released model (stride unchanged).
     """
     trunk = _trunk(stride14)
@@ -41,10 +41,10 @@ def image_trunk(init: Init, *, stride14: bool, weights_file: str | Path | None =
 
 
 def audio_trunk(*, stride14: bool) -> nn.Sequential:
-    """Build the trunk for spectrograms: spec_B1FT to a feature map (B, 512, F/32, T/32), after its ReLU.
+    """Build the trunk for spectrograms: spec_B1FT to a feature map (B, 512, F/32, T/32), after the ReLU.
 
-    With `stride14` the last stage has stride 1: F/16 × T/16, so 257 × 200 gives 17 × 13. One input channel, and fresh
-    weights from torch's generator: no published set-up starts this trunk from pretrained ones.
+    With `stride14` the last stage has stride 1: F/16 × T/16, so 257 × 200 gives 17 × 13. One input channel. The
+    weights are drawn from torch's generator, as no published set-up starts this trunk from pretrained ones.
     Source: the released models of LVS, SSL-TIE (stride 1) and EZ-VSL (stride unchanged).
     """
     trunk = _trunk(stride14)
@@ -55,7 +55,7 @@ def audio_trunk(*, stride14: bool) -> nn.Sequential:
 
 @torch.no_grad()
 def initialise(network: nn.Module) -> None:
-    """Fill a network with the fresh weights that LVS, EZ-VSL and SSL-TIE start from, in place.
+    """Initialise a network, in place, with the random weights that LVS, EZ-VSL and SSL-TIE start from.
 
     Convolutions: normal with variance 2 / fan-out. Batch norm: weight normal (1, .02), bias 0.
     Source: the released models.
@@ -70,9 +70,9 @@ def initialise(network: nn.Module) -> None:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Within the block: no gradients, and every layer in evaluation mode, so that no batch statistics enter a result.
+    """Disable gradients and put every layer in evaluation mode, so that results do not depend on batch statistics.
 
-    Afterwards each layer has the mode that it had before, layers frozen on purpose included.
+    On exit each layer returns to the mode that it had before, including layers that were frozen on purpose.
     """
     modes = [(module, module.training) for module in network.modules()]
     network.eval()

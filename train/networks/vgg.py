@@ -1,6 +1,6 @@
 """The two frozen extractors of SSPL: VGG-16 for frames and VGGish for log-mel patches.
 
-Shapes: B batch, P patches, C channels, H × W positions.
+Shapes: B batch, P patches, C channels, H × W positions, T × F windows and bands of a patch.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from torch import Tensor, nn
 from avpipe.train.networks.weights import VGG16, VGGISH, fill, load_published
 
 EMBEDDING = 128
-# Channels of VGGish's convolutions; "M" halves both sides.
+# Channels of VGGish's convolutions; "M" is a max-pooling that halves height and width.
 VGGISH_LAYERS = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M")
-# Layers of torchvision's VGG-16 up to conv5_3, without the ReLU behind it.
+# Layers of torchvision's VGG-16 up to conv5_3, without the ReLU after it.
 UP_TO_CONV5_3 = 29
 
 
 def vgg16_trunk(init: str, weights: str | Path | None = None) -> nn.Sequential:
-    """image_B3HW to a feature map (B, 512, H/16, W/16) of both signs; ImageNet weights, or fresh ones (`random`).
+    """Build VGG-16 up to conv5_3: image_B3HW to a signed feature map (B, 512, H/16, W/16).
 
-    Source: SSPL's released `frame_net.py`. Raises AvpipeError where the weights cannot be had.
+    `init` is "imagenet" or "random". Source: SSPL's released `frame_net.py`. Raises AvpipeError if the weights are not
+    available.
     """
     from torchvision.models import vgg16
 
@@ -36,13 +37,13 @@ def vgg16_trunk(init: str, weights: str | Path | None = None) -> nn.Sequential:
 
 
 class VGGish(nn.Module):
-    """patches_BP96x64 of `vggish` features, one at a time, to 128 numbers each, after a ReLU.
+    """VGGish: map each 96 × 64 patch of `vggish` features to a vector of 128 values, after a ReLU.
 
     Source: the PyTorch port that SSPL uses (torchvggish), without its post-processing.
     """
 
     def __init__(self, init: str, weights: str | Path | None = None):
-        """`init="imagenet"` reads the published weights, which AudioSet gave; `random` draws fresh ones."""
+        """Build the network; `init="imagenet"` loads the published weights (AudioSet), "random" draws new ones."""
         super().__init__()
         layers: list[nn.Module] = []
         channels = 1
@@ -62,16 +63,16 @@ class VGGish(nn.Module):
             fill(self, load_published(VGGISH, weights), VGGISH, weights)
 
     def forward(self, patches_B1TF: Tensor) -> Tensor:
-        """(B, 1, 96, 64) to (B, 128). What follows the convolutions reads channels last, as TensorFlow wrote them."""
+        """Map (B, 1, 96, 64) to (B, 128). The linear layers expect channels last, as in the TensorFlow original."""
         return self.embeddings(self.features(patches_B1TF).permute(0, 2, 3, 1).flatten(1))
 
 
 def freeze(network: nn.Module) -> None:
-    """No gradients and no dropout or batch statistics from here on, whatever the mode of what holds the network."""
+    """Disable gradients, dropout and batch statistics for good, whatever the mode of the enclosing module."""
     network.requires_grad_(False).eval()
-    network.train = lambda mode=True: network  # an outer .train() must not wake it
+    network.train = lambda mode=True: network  # .train() of an enclosing module must not undo this
 
 
 def patch_means(values_BPC: Tensor) -> Tensor:
-    """Mean over the patches of a clip."""
+    """Return the mean over the patches of each clip, (B, C)."""
     return torch.mean(values_BPC, dim=1)

@@ -1,4 +1,4 @@
-"""SSL-TIE's geometric transform, of frames and of maps alike: scale, rotation, flip, all of a batch at once.
+"""SSL-TIE's geometric transform (scale, rotation, flip) of a batch of frames or maps.
 
 Shapes: B batch, C channels, H × W pixels or positions.
 """
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Frames and maps are turned on a canvas of this many pixels, whatever their own size (released code).
+# Frames and maps of any size are rotated on a canvas of this side, as in the released code.
 CANVAS_PX = 224
 SMALL = 0.5
 
@@ -20,19 +20,20 @@ class Warp:
     """One transform of a batch."""
 
     angles: Tensor
-    """Degrees, against the clock, float (B,)."""
+    """Degrees, counter-clockwise, float (B,)."""
     scale: float
     """1 or .5, for the whole batch."""
     flip: bool
-    """Whether left and right change places, for the whole batch."""
+    """Whether to flip left and right, for the whole batch."""
 
     def __call__(self, image_BCHW: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        """(B, C, H, W) to (B, C, *size), int(H · scale) × int(W · scale) by default; bilinear, zeros where nothing was.
+        """Transform to (B, C, *size), by default int(H · scale) × int(W · scale); bilinear, padded with zeros.
 
-        At scale .5 the content shrinks twice, as in the released code: within the canvas, and with it. Differentiable.
+        At scale .5 the content shrinks twice, as in the released code: within the canvas and with the canvas.
+        Differentiable.
         """
         size = list(size or [int(side * self.scale) for side in image_BCHW.shape[-2:]])
-        with torch.autocast(image_BCHW.device.type, enabled=False):  # in bfloat16 a turn is off by pixels
+        with torch.autocast(image_BCHW.device.type, enabled=False):  # a rotation in bfloat16 is off by whole pixels
             at_least_single = image_BCHW.to(torch.promote_types(image_BCHW.dtype, torch.float32))
             canvas = _resize(at_least_single, [CANVAS_PX, CANVAS_PX])
             grid = F.affine_grid(self._inverse().to(canvas), list(canvas.shape), align_corners=True)
@@ -41,14 +42,15 @@ class Warp:
         return result.flip(-1) if self.flip else result
 
     def chunk(self, index: int, chunks: int) -> "Warp":
-        """The transform of one of several equal parts of the batch."""
+        """Return the transform of one of several equal chunks of the batch."""
         return Warp(angles=self.angles.chunk(chunks)[index], scale=self.scale, flip=self.flip)
 
     def _inverse(self) -> Tensor:
-        """(B, 2, 3): where on the canvas each place of the result comes from, in coordinates from −1 to 1.
+        """Return (B, 2, 3), the affine map from output to canvas coordinates, both from −1 to 1.
 
-        The turn is around pixel 112, which lies half a pixel off the middle of the pixel grid. In single precision and
-        in the order of the released code's library: its rounding moves what is turned by up to 1e-4 of a grey value.
+        The centre of rotation is pixel 112, half a pixel off the middle of the pixel grid. Single precision and the
+        order of operations follow the library of the released code: rounding changes results by up to 1e-4 of a grey
+        value.
         """
         angle_B = self.angles.float() * torch.pi / 180
         cosine_B, sine_B = torch.cos(angle_B) * self.scale, torch.sin(angle_B) * self.scale
@@ -64,9 +66,10 @@ class Warp:
 
 
 def draw_warp(batch: int, max_angle: int, device: torch.device) -> Warp:
-    """A transform from torch's generator: scale 1 or .5 and a flip, each with probability ½, whole degrees for each.
+    """Draw a transform: scale .5 or 1 and flip or not, each with probability ½, and integer degrees per sample.
 
-    The generator is the CPU's, so that a checkpoint of its state is enough to go on with the same transforms.
+    It uses torch's CPU generator, so that a checkpoint of the generator's state is enough to continue with the same
+    transforms.
     """
     small, flip = (torch.rand(2) < 0.5).tolist()
     angle_B = torch.randint(-max_angle, max_angle + 1, (batch,)).float()

@@ -1,4 +1,4 @@
-"""Published weights: from a file or folder that is named, else from torch's cache, fetched there on first use."""
+"""Published weights, read from a given file or folder or from torch's cache, where they are downloaded on first use."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from avpipe.train.core.safe_load import read_saved
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Published:
-    """A file of weights; the hexadecimal end of its name is the beginning of its SHA-256."""
+    """A published file of weights; its name ends with the first hexadecimal digits of its SHA-256."""
 
     what: str
     url: str
 
     @property
     def file_name(self) -> str:
-        """Name of the file, in torch's cache and in a folder of weights."""
+        """The name of the file in torch's cache and in a folder of weights."""
         return self.url.rpartition("/")[2]
 
 
@@ -38,11 +38,11 @@ VGGISH = Published(
 
 
 def load_published(published: Published, weights: str | Path | None) -> dict[str, Tensor]:
-    """The state dictionary of a published file, on the CPU.
+    """Return the state dictionary of a published file, on the CPU.
 
     `weights` is the file itself or a folder that holds it under its published name; without it torch's cache
-    (`$TORCH_HOME/hub/checkpoints`) is used, and filled from the file's address. Nothing is unpickled but tensors.
-    Raises AvpipeError where it cannot be had or is no state dictionary, with what to do about it.
+    (`$TORCH_HOME/hub/checkpoints`) is used, and filled from the file's URL if needed. Only tensors are unpickled.
+    Raises AvpipeError, saying what to do, if the file is not available or is not a state dictionary.
     """
     cached = Path(torch.hub.get_dir()) / "checkpoints" / published.file_name
     file = Path(weights) if weights else cached
@@ -55,19 +55,19 @@ def load_published(published: Published, weights: str | Path | None) -> dict[str
     except (AvpipeError, OSError, EOFError, RuntimeError, pickle.UnpicklingError, HTTPException) as error:
         reason = str(error) if isinstance(error, AvpipeError) else type(error).__name__
         raise AvpipeError(
-            f"{published.what} are missing: {file} could not be read or fetched ({reason}); download "
-            f"{published.url}, and put it at {cached} or name it (or its folder) with --weights; a training "
-            "can do without: --init random"
+            f"{published.what} are missing: {file} could not be read or downloaded ({reason}); download "
+            f"{published.url} to {cached}, or give the file (or its folder) with --weights; to train "
+            "without these weights, use --init random"
         ) from error
 
 
 def mismatch(published: Published, file: str | Path | None) -> AvpipeError:
-    """The error of a file that holds something else."""
-    return AvpipeError(f"{file or published.file_name} does not hold {published.what}; expected is {published.url}")
+    """Return the error for a file that holds something else."""
+    return AvpipeError(f"{file or published.file_name} does not hold {published.what}; download {published.url}")
 
 
 def fill(module: torch.nn.Module, state: dict[str, Tensor], published: Published, weights: str | Path | None) -> None:
-    """Load `state` into `module`, all of it. Raises AvpipeError where names or shapes differ."""
+    """Load `state` into `module`. Raises AvpipeError if names or shapes differ."""
     try:
         module.load_state_dict(state)
     except (AttributeError, RuntimeError) as error:
