@@ -107,7 +107,7 @@ def test_vgg_h_learns_labels_and_has_no_maps():
         optimizer.step()
     assert loss.item() < first / 2 and parts["accuracy"] == 1
     assert torch.allclose(model.embed_audio(spec).norm(dim=1), torch.ones(6))
-    with pytest.raises(AvpipeError, match="hears and does not see"):
+    with pytest.raises(AvpipeError, match="is audio-only: it has no maps"):
         model.localize(torch.empty(6), spec)
 
 

@@ -41,7 +41,7 @@ LOWEST = np.where(np.arange(200) == 7, -65504, GOOD).astype(np.float16)
         ("logspec", GOOD.astype(kind), "its type is")
         for kind in ("f8", "g", "u2", "u8", "M8[s]", "V2", [("a", "f4"), ("b", "i2")], ">f2", "?")
     ]
-    + [("logspec", GOOD + np.float16(value), "no finite numbers") for value in (np.nan, np.inf, -np.inf)]
+    + [("logspec", GOOD + np.float16(value), "not finite") for value in (np.nan, np.inf, -np.inf)]
     + [
         ("theirs", THEIRS.astype(float), "its type is float64, not float32"),
         ("theirs", THEIRS.T, r"its shape is \(3, 2\), not \(2, 3\)"),

@@ -227,7 +227,7 @@ OUTSIDE = {"name": "../x.tar", "samples": 1, "bytes": 1, "sha256": ""}
     [
         (lambda fs, base: fs.rm_file(f"{base}/index.parquet"), "holds no index.parquet.*avpipe shard --to"),
         (lambda fs, base: fs.rm_file(f"{base}/{NAMES[2]}"), "there is no such bucket or file .*000002.tar"),
-        (with_bytes(NAMES[2], b"short"), r"000002.tar has 5 bytes, \d+ by its index"),
+        (with_bytes(NAMES[2], b"short"), r"000002.tar has 5 bytes, but \d+ by its index"),
         (with_bytes("index.parquet", b"PAR1 x"), "memory://.*/index.parquet is not an index"),
         (with_index(split="../../x"), "not an index of format 1"),
         (with_index(shards=[OUTSIDE]), "not a plain file name"),

@@ -31,7 +31,7 @@ def test_a_pattern_selects_tars(shards):
     [
         ("synth_train-{000003..000004}.tar", "synth_train-000004.tar is not among the 4 shards"),
         ("synth_train-{000003.tar", "braces do not match"),
-        ("{a,b}/synth_train-000003.tar", "must lie in one folder; give one of .*/a, .*/b"),
+        ("{a,b}/synth_train-000003.tar", "must be in one folder; give one of .*/a, .*/b"),
     ],
 )
 def test_bad_patterns(shards, pattern, sentence):
@@ -50,7 +50,7 @@ def test_a_missing_or_short_tar_is_a_sentence_at_opening(copied):
     tar = copied / "synth_train-000002.tar"
     data = tar.read_bytes()
     tar.write_bytes(data[: len(data) // 2])
-    with pytest.raises(AvpipeError, match=r"000002\.tar has \d+ bytes where its samples need \d+"):
+    with pytest.raises(AvpipeError, match=r"000002\.tar has \d+ bytes, but its samples need \d+"):
         open_shards(copied)
     tar.unlink()
     with pytest.raises(AvpipeError, match=r"000002\.tar is missing"):

@@ -47,7 +47,7 @@ def test_two_trainings_never_share_a_name_and_leftovers_go(shards, tmp_path):
         fit(RECIPE, shards, tmp_path, workers=0)
     assert not (tmp_path / LAST).exists()
     (tmp_path / ".last.pt.123.tmp").write_bytes(b"killed while it was written")
-    with pytest.raises(AvpipeError, match="leaves a part empty"):
+    with pytest.raises(AvpipeError, match="leaves a set empty"):
         fit(get_recipe("lvs-small", ["validation=0.999"]), shards, tmp_path, workers=0)
     assert not list(tmp_path.glob(".*.tmp"))
 

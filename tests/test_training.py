@@ -76,7 +76,7 @@ def test_videos_are_held_back_whole_and_for_any_order(shards):
     videos = [{youtube_id(shards.clip_ids[n]) for n in part} for part in (kept, out)]
     assert not videos[0] & videos[1] and len(videos[1]) == round(0.25 * len(videos[0] | videos[1]))
     assert (train_validation_split(shards, 0.25, 1)[1] != out).any()
-    with pytest.raises(AvpipeError, match="leaves a part empty"):
+    with pytest.raises(AvpipeError, match="leaves a set empty"):
         train_validation_split(shards, 0.001, 0)
 
 

@@ -1,1 +1,1 @@
-"""From shards to what a network reads: samples, views, batches, inputs on the device."""
+"""From shards to network inputs: samples, views, batches, tensors on the device."""

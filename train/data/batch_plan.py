@@ -1,4 +1,4 @@
-"""The steps of a training, planned before it starts: every sample drawn from a global shuffle."""
+"""The batches of a training, planned before it starts from a global shuffle of the samples."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,12 +10,12 @@ from avpipe.pipeline.core.errors import AvpipeError
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """Which samples make which batch: a function of these numbers alone, so any step can be the first."""
+    """Which samples form which batch: a pure function of these fields, so that training can resume at any step."""
 
     indices: np.ndarray
-    """(N,) numbers of the samples to draw from."""
+    """(N,) indices of the samples to draw from."""
     batch_size: int
-    """Samples a step and rank."""
+    """Samples per step and rank."""
     world_size: int
     epochs: int
     seed: int
@@ -29,20 +29,20 @@ class BatchPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Equal on every rank; the samples left over wait for another epoch's shuffle."""
+        """Steps per epoch, the same on every rank; left-over samples are dropped until the next epoch's shuffle."""
         return len(self.indices) // (self.batch_size * self.world_size)
 
     @property
     def steps(self) -> int:
-        """Steps of the whole training."""
+        """Steps of the training."""
         return self.steps_per_epoch * self.epochs
 
     def epoch(self, step: int) -> int:
-        """Epoch of a step, from 0."""
+        """Return the epoch of a step, both counted from 0."""
         return step // self.steps_per_epoch
 
     def indices_of(self, step: int, rank: int) -> np.ndarray:
-        """(batch_size,) sample numbers of one step on one rank; ranks never share one within an epoch."""
+        """Return the sample indices (batch_size,) of a step on a rank; no sample occurs twice within an epoch."""
         order = _shuffled(len(self.indices), self.seed, self.epoch(step))
         first = ((step % self.steps_per_epoch) * self.world_size + rank) * self.batch_size
         return self.indices[order[first : first + self.batch_size]]

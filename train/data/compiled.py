@@ -1,4 +1,4 @@
-"""Loops that numba compiles, kept on the disk from run to run where that is safe: compiling them takes seconds."""
+"""Loops compiled by numba, which takes seconds and is therefore cached on disk where that is safe."""
 
 import os
 import shutil
@@ -8,12 +8,12 @@ from pathlib import Path
 import numba
 from numba import njit
 
-# What is kept takes a few megabytes; numba lets an error of a full disk through.
+# The cache takes a few megabytes; numba does not catch the error of a full disk.
 MIN_FREE_BYTES = 50_000_000
 
 
 def compiled(function: Callable) -> Callable:
-    """The function in machine code, without the interpreter's lock while it runs."""
+    """Compile a function to machine code that releases the interpreter's lock while it runs."""
     folder, before = cache_folder(), numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(folder or before)
     try:
@@ -23,10 +23,10 @@ def compiled(function: Callable) -> Callable:
 
 
 def cache_folder() -> Path | None:
-    """Where machine code is kept, `$NUMBA_CACHE_DIR` or a folder of avpipe's in the user's cache; None: nowhere.
+    """Return the cache folder, `$NUMBA_CACHE_DIR` or a subfolder of the user's cache, or None if none is usable.
 
-    numba keeps it as pickles, which run code when they are read: the folder must be of this user alone. Containers
-    without a writable home have none.
+    numba caches pickles, which can run code when they are loaded, so the folder must be accessible to this user only.
+    Containers without a writable home folder have none.
     """
     try:
         configured = os.environ.get("NUMBA_CACHE_DIR")
@@ -34,7 +34,7 @@ def cache_folder() -> Path | None:
         folder = Path(configured or cache_home) / ("" if configured else "avpipe/numba")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status, free = folder.lstat(), shutil.disk_usage(folder).free
-    except (OSError, RuntimeError):  # the latter where nobody knows where home is
+    except (OSError, RuntimeError):  # RuntimeError if there is no home folder
         return None
     private = status.st_uid == os.geteuid() and not status.st_mode & 0o077
     return folder if private and free > MIN_FREE_BYTES and os.access(folder, os.W_OK) else None

@@ -1,4 +1,4 @@
-"""Threads that read samples ahead and stack them into batches: the same ones, in the same order, for any workers."""
+"""Threads that read samples ahead and stack them into batches, which are the same for any number of threads."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from avpipe.train.data.buffer_pool import BATCHES
 from avpipe.train.data.shards import DamagedError
 
 Sample = dict[str, np.ndarray | np.generic | int]
-"""The parts of a sample, by their names."""
+"""Field name to value."""
 Batch = dict[str, Tensor]
-"""The parts of some samples, stacked."""
-# Batches that are being filled while one is in use: with that one they are all the memory a loader takes.
+"""Field name to the stacked values of some samples."""
+# Batches being filled while one is in use; these are all the batches that a loader keeps in memory.
 AHEAD = 2
-# Samples that a thread takes at a time: few, so that all threads work on the batch that is wanted next.
+# Samples per task of a thread: few, so that all threads work on the batch that is needed next.
 CHUNK = 8
 
 
@@ -31,11 +31,12 @@ def stacked(
     workers: int,
     on_damage: Callable[[DamagedError], None] | None = None,
 ) -> Iterator[Batch]:
-    """For each list of keys the samples that `read` returns for them, stacked part by part, in order.
+    """Yield a batch per list of keys: the samples that `read` returns for them, stacked field by field, in order.
 
-    Threads, not processes: decoding and copying release the interpreter's lock, and a batch of 32 MB need not travel.
-    The tensors are in pinned memory where there is a GPU, so that copies to it need not be waited for. Raises what
-    `read` raises; DamagedError only without `on_damage`, or where nothing of a batch is left.
+    Threads are used, not processes: decoding and copying release the interpreter's lock, and a batch of 32 MB need not
+    be copied between processes. If there is a GPU the tensors are in pinned memory, for asynchronous copies. Damaged
+    samples are left out and passed to `on_damage`. Raises what `read` raises; DamagedError only without `on_damage` or
+    if no sample of a batch is left.
     """
     empty = _pinned if torch.cuda.is_available() else BATCHES.empty
     for batch in _filled((_Batch(keys, read, empty) for keys in batches_of_keys), workers):
@@ -61,30 +62,30 @@ def _filled(batches: Iterator[_Batch], workers: int) -> Iterator[_Batch]:
                 yield _finished(*pending.popleft())
         while pending:
             yield _finished(*pending.popleft())
-    finally:  # at the end, after an error, and when nobody asks for more
+    finally:  # at the end, after an error, and when the generator is closed
         pool.shutdown(cancel_futures=True)
 
 
-def _finished(batch: _Batch, values: list) -> _Batch:
-    for value in values:
-        value.result()
+def _finished(batch: _Batch, futures: list) -> _Batch:
+    for future in futures:
+        future.result()
     return batch
 
 
 class _Batch:
-    """The memory of one batch, which threads fill side by side."""
+    """The memory of one batch, which threads fill concurrently."""
 
     def __init__(self, keys: Sequence, read: Callable[[Any], Sample], empty: Callable[[tuple, np.dtype], Tensor]):
         self.keys, self._read, self._empty = keys, read, empty
         self._tensors: Batch = {}
         self._arrays: dict[str, np.ndarray] = {}
-        """The same memory."""
+        """Views of the same memory."""
         self._lock = threading.Lock()
         self.damaged: dict[int, DamagedError] = {}
-        """By the place in the batch."""
+        """Errors by index in the batch."""
 
     def fill(self, first: int, end: int) -> None:
-        """Read the samples from the `first` place to before `end`."""
+        """Read the samples at the batch indices from `first` to before `end`."""
         for index, key in enumerate(self.keys[first:end], first):
             try:
                 sample = self._read(key)
@@ -107,7 +108,7 @@ class _Batch:
             self._arrays = {name: tensor.numpy() for name, tensor in self._tensors.items()}
 
     def tensors(self) -> Batch:
-        """The stacked parts, without the places that are damaged."""
+        """Return the stacked fields without the damaged samples. Raises DamagedError if no sample is left."""
         if not self.damaged:
             return self._tensors
         if not self._tensors:
@@ -117,5 +118,5 @@ class _Batch:
 
 
 def _pinned(shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
-    """An uninitialised tensor that a GPU can copy by itself; torch uses such memory again."""
+    """Return an uninitialised tensor in pinned memory, which torch caches and reuses."""
     return torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True)

@@ -1,4 +1,4 @@
-"""SSL-TIE's audio mixing: a clip's sound is blended with the one most like it, more and more as training goes on."""
+"""SSL-TIE's audio mixing: a clip's sound is blended with its nearest neighbour's, increasingly during training."""
 
 import json
 import random
@@ -13,26 +13,26 @@ from avpipe.pipeline.features.settings import ExtractSettings
 from avpipe.pipeline.features.specs import SPECS
 from avpipe.train.data.shards import Shards
 
-# That the paper reaches at the end (section 3.2.1).
+# Reached at the end of training (paper, section 3.2.1).
 PAPER_WEIGHT = 0.65
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing:
-    """What is mixed in one epoch."""
+    """The audio mixing of one epoch."""
 
     neighbours: np.ndarray
-    """(N,) int32, number of the sample whose sound is most like each one's."""
+    """(N,) int32, index of the sample with the most similar sound; -1 where unknown."""
     weight: float
-    """Of the neighbour's sound, in [0, 1]: α of the paper, equation 4."""
+    """Weight of the neighbour's sound, in [0, 1]: α of the paper, equation 4."""
     share: float
-    """Of the clips that are mixed, in [0, 1]."""
+    """Fraction of the clips that are mixed, in [0, 1]."""
 
     def sounds(self, shards: Shards, index: int, feature: str, rng: random.Random) -> tuple[np.ndarray, np.float32]:
-        """(int16 (2, T) waveforms of a sample and its neighbour, weight of the latter) as `rng` has it.
+        """Return (int16 (2, T) waveforms of a sample and its neighbour, weight of the neighbour), drawing from `rng`.
 
-        They are of the window that the feature is made of; `data.inputs` makes it of their blend. The weight is
-        0, and nothing is read, where the sound stays as it is. Raises AvpipeError naming shard and clip.
+        The waveforms cover the window of the feature, which `data.inputs` computes from their blend. If the sound is
+        not mixed the weight is 0 and nothing is read. Raises AvpipeError naming shard and clip.
         """
         if rng.random() >= self.share:
             return np.zeros((2, SPECS[feature].samples), np.int16), np.float32(0)
@@ -41,10 +41,10 @@ class Mixing:
 
 
 def schedule(curriculum: str, epoch: int, epochs: int) -> tuple[float, float]:
-    """(weight, share) of an epoch, from 0.
+    """Return (weight, share) of an epoch, counted from 0.
 
     "released": weight .01·e and share .1 + .01·e of epoch e (released scripts). "paper": weight from 0 to .65 in equal
-    steps, every clip (section 3.2.1). Both mix nothing in the first epoch, when nothing is known of the sounds.
+    steps, every clip (section 3.2.1). Neither mixes in the first epoch, when there are no audio vectors to compare.
     """
     if curriculum == "none" or epoch == 0:
         return 0.0, 0.0
@@ -54,17 +54,17 @@ def schedule(curriculum: str, epoch: int, epochs: int) -> tuple[float, float]:
 
 
 def check_mixing(shards: Shards, indices: np.ndarray, feature: str) -> None:
-    """Raise AvpipeError where the sounds of these samples cannot be mixed: known before the first epoch, not after."""
+    """Raise AvpipeError if the sounds of these samples cannot be mixed, before training rather than after an epoch."""
     if len(indices) < 2:
         raise AvpipeError("audio mixing needs at least two clips; use --set mixing=none")
     if missing := sorted({AUDIO, META} - set(shards.offset)):
         raise AvpipeError(f"{shards.folder} holds no {missing[0]}, which audio mixing needs; use --set mixing=none")
     if feature not in SPECS:
-        raise AvpipeError(f"this avpipe cannot make {feature} of mixed sounds; use --set mixing=none")
+        raise AvpipeError(f"this avpipe cannot compute {feature} of mixed sounds; use --set mixing=none")
 
 
 def read_window(shards: Shards, index: int, feature: str) -> np.ndarray:
-    """(samples,) int16: the sound that a sample's feature was made of, out of its audio.flac."""
+    """Return int16 (samples,): the window of audio.flac that a sample's feature was computed from."""
     record, spec = shards.metadata["extract"], SPECS[feature]
     settings = ExtractSettings(features=tuple(record["features"]), clip_s=record["clip_s"])
     try:

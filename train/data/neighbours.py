@@ -1,4 +1,4 @@
-"""Which sound is most like each one, by the network's own audio vectors: what SSL-TIE mixes a clip's sound with.
+"""The nearest neighbour of each sound by the network's audio vectors, which SSL-TIE mixes it with.
 
 Shapes: N samples of the shards, M candidates, B batch, C channels of an audio vector.
 """
@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from avpipe.train.data.loader import stacked
 from avpipe.train.data.shards import Shards
 
-# Among how many others the released code looks.
+# Number of candidates in the released code.
 RELEASED_CANDIDATES = 4000
 EMBED_BATCH = 64
-# Rows of a block of the matrix of cosines: with 200,000 others 800 MB of float32.
+# Rows per block of the cosine matrix: with 200,000 candidates a block has 800 MB of float32.
 BLOCK = 1024
 
 
 def neighbour_table(
     fabric: Fabric, network: nn.Module, shards: Shards, indices: np.ndarray, feature: str, curriculum: str, seed: int
 ) -> np.ndarray:
-    """(N,) int32: of each sample of `numbers` the one with the nearest audio vector by cosine, never itself; else -1.
+    """Return int32 (N,): for each sample of `indices` the other one with the nearest audio vector by cosine, else -1.
 
-    "paper" looks among all of `numbers`, "released" among 4,000 that are drawn anew each time, as published. Every rank
-    embeds and compares its share of the samples and returns the whole table.
+    With the curriculum "paper" all of `indices` are candidates, with "released" 4,000 that are drawn anew each time, as
+    published. Every rank embeds and compares its share of the samples and returns the complete table.
     """
     mine = _shares(indices, fabric.world_size)[fabric.global_rank]
     vectors_BC = _audio_vectors(fabric, network, shards, mine, feature)
@@ -43,9 +43,9 @@ def neighbour_table(
 
 
 def nearest(vectors_BC: Tensor, own_B: Tensor, known_MC: Tensor, candidates_M: Tensor) -> Tensor:
-    """(B,) place among M known unit vectors of the largest product with each of B, those of the same sample left out.
+    """Return (B,): the index among the M known unit vectors with the largest dot product, excluding the same sample.
 
-    In blocks, so that the matrix of all products is never in memory; of equal ones the first.
+    Computed in blocks, so that the full matrix is never in memory; of equal products the first wins.
     """
     positions = []
     for block_BC, block_B in zip(vectors_BC.split(BLOCK), own_B.split(BLOCK), strict=True):
@@ -56,7 +56,7 @@ def nearest(vectors_BC: Tensor, own_B: Tensor, known_MC: Tensor, candidates_M: T
 
 
 def _shares(indices: np.ndarray, world_size: int) -> Sequence[np.ndarray]:
-    """Equal parts, one a rank, in order; the last one is filled up with its last samples again."""
+    """Split into equal shares, one per rank, in order; the last is padded by repeating the last sample."""
     size = -(-len(indices) // world_size)
     padded = np.concatenate([indices, np.repeat(indices[-1:], size * world_size - len(indices))])
     return np.split(padded, world_size)
@@ -67,7 +67,7 @@ def _of_all_ranks(fabric: Fabric, values: Tensor) -> Tensor:
 
 
 def _audio_vectors(fabric: Fabric, network: nn.Module, shards: Shards, indices: np.ndarray, feature: str) -> Tensor:
-    """(B, C) of unit length, in evaluation mode, of the features as they are in the shards."""
+    """Return (B, C) audio vectors of unit length, from the stored features, computed in evaluation mode."""
     vectors, dtype = [], next(network.parameters()).dtype
     chunks = np.split(indices, range(EMBED_BATCH, len(indices), EMBED_BATCH))
     for batch in stacked(chunks, lambda index: {"spec": shards.feature(int(index), feature)}, workers=1):

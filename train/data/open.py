@@ -1,4 +1,4 @@
-"""One way to open shards: in a folder with an index, in one without, or at an address."""
+"""Open shards: in a folder with an index, in a folder without one, or at a remote address."""
 
 from pathlib import Path
 
@@ -15,15 +15,15 @@ from avpipe.train.data.unindexed import index_tars
 def open_shards(source: str | Path, budget: DiskBudget | None = None) -> Shards:
     """Open a folder or address of shards, or some of its tars by a pattern: 'DIR/vggss-{000000..000143}.tar'.
 
-    Tars beside which no index lies are opened by their headers, see `data.unindexed`. What lies at an address
-    needs `room` for copies, see `data.remote`. Raises AvpipeError when there is neither index nor tar, a
-    named tar is not in the index, a tar is gone or too short for its samples, and when an address cannot be read.
+    Tars without an index are opened by reading their headers, see `data.unindexed`. Shards at a remote address need a
+    `budget` for local copies, see `data.remote`. Raises AvpipeError if there is neither an index nor a tar, if a named
+    tar is not in the index, if a tar is missing or too short for its samples, and if an address cannot be read.
     """
     location, wanted = _named_tars(str(source))
     if is_url(location):
         if budget is None:
             raise AvpipeError(
-                f"{location}: here shards must lie in a folder, only `avpipe train` reads others; copy them"
+                f"{location}: only `avpipe train` reads shards from a remote address; copy them to a folder"
             )
         return open_remote(location.rstrip("/"), wanted, budget)
     folder = Path(location)
@@ -35,13 +35,13 @@ def open_shards(source: str | Path, budget: DiskBudget | None = None) -> Shards:
 
 
 def _named_tars(source: str) -> tuple[str, list[str] | None]:
-    """(folder or address, names of the tars that a pattern names or None for all). Raises AvpipeError for a bad one."""
+    """Return (folder or address, names of the tars in the pattern, or None for all). Raises AvpipeError if invalid."""
     if not source.endswith(".tar"):
         return source, None
     paths = [path.rpartition("/") for path in _expand(source)]
     folders = {folder or slash or "." for folder, slash, _ in paths}
     if len(folders) > 1:
-        raise AvpipeError(f"{source}: the tars must lie in one folder; give one of {', '.join(sorted(folders))}")
+        raise AvpipeError(f"{source}: all tars must be in one folder; give one of {', '.join(sorted(folders))}")
     return folders.pop(), [name for _, _, name in paths]
 
 

@@ -1,10 +1,9 @@
-"""Shards at an address (s3://, gs://, https://, …): some tars are kept on this machine, of the others parts are read.
+"""Shards at a remote address (s3://, gs://, https://, …): some tars are cached locally, the others read in ranges.
 
-Each batch of a global shuffle touches all tars alike. A cache that drops what was used longest ago would fetch a whole
-tar for nearly every sample, and drop it before its next one is wanted. So what is kept is fixed: the first tars of the
-index that there is room for, fetched by one thread in the background. A sample of any other tar, or of one that has not
-come yet, is read from the address by the thread that wants it: as many at a time as the loader has threads. Its bytes
-are the same wherever they come from, and so are the batches.
+Each batch of a global shuffle touches all tars alike, so an LRU cache would fetch a tar for nearly every sample and
+evict it before its next use. The cached set is therefore fixed: the first tars of the index that fit into the disk
+budget, fetched by a background thread. Samples of other tars, or of tars not yet fetched, are read from the address by
+the loader's threads, one request at a time each. Batches do not depend on where the bytes come from.
 """
 
 import hashlib
@@ -28,39 +27,37 @@ from avpipe.pipeline.shards.index import INDEX, MAX_INDEX_BYTES, read_metadata
 from avpipe.train.core.distributed import is_first
 from avpipe.train.data.shards import Shards, check_ends, mapped, read_index
 
-log = logging.getLogger(__name__)
-
-# Before the second, third and fourth try: a store that is busy, or a line that is gone for a moment.
+# Pauses before the second, third and fourth attempt, for a busy store or a brief network failure.
 PAUSES_S = (0.5, 2.0, 8.0)
-# Asking again does not help.
+# Errors that a retry does not fix.
 FINAL_ERRORS = (FileNotFoundError, PermissionError, ImportError)
-# Of a tar that is fetched: what is lost by one broken connection.
+# Size of a request when a tar is fetched: the most that a broken connection can lose.
 CHUNK_BYTES = 16_000_000
-# So much that nobody asked for costs less than another request.
+# Reading this many unneeded bytes costs less than another request.
 GAP_BYTES = 65_536
 
 
 class _WrongHashError(AvpipeError):
-    """A tar at the address that is not the one of the index."""
+    """A remote tar does not have the hash that the index states."""
 
 
 @dataclass
 class DiskBudget:
-    """How much may still be fetched into one folder, by all shards that a process opens."""
+    """How much may still be fetched into a folder, shared by all shards that a process opens."""
 
     folder: Path
     left: int
-    """Bytes."""
+    """Remaining bytes."""
 
     @classmethod
     def below(cls, folder: Path, limit_gb: float | None) -> "DiskBudget":
-        """Room for `limit_gb` gigabytes (None: half of the disk that is free), less the tars that lie there already."""
+        """Return a budget of `limit_gb` gigabytes (None: half of the free disk space), less the tars already there."""
         present = sum(tar.stat().st_size for tar in folder.rglob("*.tar"))
         limit = (free_bytes(folder) + present) // 2 if limit_gb is None else int(limit_gb * 1e9)
         return cls(folder, limit - present)
 
     def take(self, size: int) -> bool:
-        """Whether `size` bytes fit in; they are taken then."""
+        """Take `size` bytes if they fit, and return whether they did."""
         if size > self.left:
             return False
         self.left -= size
@@ -68,7 +65,7 @@ class DiskBudget:
 
 
 def open_remote(address: str, wanted: list[str] | None, budget: DiskBudget) -> Shards:
-    """Open the shards at an address, all or the `wanted` tars. Raises AvpipeError where there is no index, or a tar."""
+    """Open all shards at an address, or the `wanted` tars. Raises AvpipeError if the index or a tar is missing."""
     folder, expected = _fetch_index(address, budget.folder)
     tars = RemoteTars(address, folder, expected)
     shards = read_index(folder / INDEX, address, wanted, tars)
@@ -95,7 +92,7 @@ def open_remote(address: str, wanted: list[str] | None, budget: DiskBudget) -> S
 
 
 def _fetch_index(address: str, root: Path) -> tuple[Path, dict[str, tuple[int, str]]]:
-    """(folder for the copies, which now holds the index; {name: (bytes, sha256)} of its tars)."""
+    """Copy the index to a local folder; return (folder, {name: (bytes, sha256)} of its tars)."""
     index_address = f"{address}/{INDEX}"
     try:
         with local_copy(index_address, MAX_INDEX_BYTES) as copy:
@@ -113,86 +110,86 @@ def _fetch_index(address: str, root: Path) -> tuple[Path, dict[str, tuple[int, s
 
 
 class RemoteTars:
-    """The tars of one index: those that are kept in `folder` as maps, of the others parts. For threads side by side."""
+    """The tars of an index: memory-mapped if cached in `folder`, else read from the address. Thread-safe."""
 
     def __init__(self, address: str, folder: Path, expected: dict[str, tuple[int, str]]):
-        """`facts`: {name: (bytes, sha256)}. Raises AvpipeError for an address that nothing here can read."""
+        """Open the address; `expected` is {name: (bytes, sha256)}. Raises AvpipeError if it is not supported."""
         self.address, self.folder, self._expected = address, folder, expected
         self._fs, self._path = open_address(address)
         self._members: set[str] = set()
         self._last = threading.local()
         self.wrong: dict[str, str] = {}
-        """Tar to what to raise when it is read: those whose hash is not the index's."""
+        """Name of a tar whose hash differs from the index to the message to raise when it is read."""
 
     def __reduce__(self) -> tuple:
         return RemoteTars, (self.address, self.folder, self._expected)
 
     def size(self, name: str) -> int | None:
-        """Bytes of a tar, as the index has it; None for one that it does not name."""
+        """Return the size of a tar in bytes as stated by the index, or None if the index does not name it."""
         return self._expected.get(name, (None,))[0]
 
     def check_sizes(self, names: list[str]) -> None:
-        """Raise AvpipeError unless the tars at the address are there, in the sizes that the index has."""
+        """Raise AvpipeError unless all these tars are at the address, with the sizes stated by the index."""
         found = _with_retries(self.address, lambda: self._fs.sizes([f"{self._path}/{name}" for name in names]))
         for name, actual in zip(names, found, strict=True):
-            if actual not in (None, self.size(name)):  # None: a web server that does not say
+            if actual not in (None, self.size(name)):  # None: the web server does not report sizes
                 raise AvpipeError(
-                    f"{self.address}/{name} has {actual} bytes, {self.size(name)} by its index; send the shards again"
+                    f"{self.address}/{name} has {actual} bytes, but {self.size(name)} by its index; upload it again"
                 )
 
     def is_kept(self, name: str) -> bool:
-        """Whether a tar lies in the folder, by whatever process it was fetched."""
+        """Return whether a tar is in the folder, fetched by this or any other process."""
         try:
             return (self.folder / name).stat().st_size == self.size(name)
         except FileNotFoundError:
             return False
 
     def kept(self, name: str) -> memoryview | None:
-        """The bytes of a tar that lies in the folder, else None."""
+        """Return the bytes of a tar in the folder, memory-mapped, or None if it is not there."""
         try:
             return mapped(self.folder / name) if self.is_kept(name) else None
-        except FileNotFoundError:  # it has just been removed
+        except FileNotFoundError:  # removed in the meantime
             return None
 
     def view(self, name: str, member: str, span_of: Callable[[str], tuple[int, int]]) -> memoryview:
-        """A member of a sample of a tar that is not kept; `place` gives first byte and end of each of its members.
+        """Return a member of a sample from the address; `span_of` maps members to (first byte, end) in the tar.
 
-        Members that were asked for of other samples come in the same request where they lie near, for this thread's
-        next call. Raises AvpipeError when the address cannot be read, after some tries.
+        The same request also reads nearby members that were needed of other samples, for this thread's next call.
+        Raises AvpipeError if the address cannot be read after some retries.
         """
-        if member != AUDIO:  # long, and what reads it does so of few samples
+        if member != AUDIO:  # long, and needed for few samples
             self._members.add(member)
         start, end = span_of(member)
         last_name, first, data = getattr(self._last, "chunk", ("", 0, b""))
         if not (name == last_name and first <= start and end <= first + len(data)):
-            first, last = self._shared_span(span_of, member)
-            data = self.read(name, first, last)
+            first, stop = self._shared_span(span_of, member)
+            data = self.read(name, first, stop)
             self._last.chunk = name, first, data
         return memoryview(data)[start - first : end - first]
 
     def _shared_span(self, span_of: Callable[[str], tuple[int, int]], member: str) -> tuple[int, int]:
         spans = [span_of(name) for name in {*self._members, member}]
-        first, last = min(first for first, _ in spans), max(last for _, last in spans)
-        gaps = last - first - sum(last - first for first, last in spans)
-        return (first, last) if gaps <= GAP_BYTES else span_of(member)
+        first, stop = min(first for first, _ in spans), max(stop for _, stop in spans)
+        gaps = stop - first - sum(stop - first for first, stop in spans)
+        return (first, stop) if gaps <= GAP_BYTES else span_of(member)
 
     def read(self, name: str, start: int, end: int) -> bytes:
-        """Bytes of a tar at the address. Raises AvpipeError when they cannot be had, or are known to be wrong."""
+        """Return a byte range of a remote tar. Raises AvpipeError if it cannot be read or the tar's hash is wrong."""
         if name in self.wrong:
             raise AvpipeError(self.wrong[name])
         address = f"{self.address}/{name}"
         data = _with_retries(address, lambda: self._fs.cat_file(f"{self._path}/{name}", start=start, end=end))
         if len(data) != end - start:
             raise AvpipeError(
-                f"{address} gave {len(data)} bytes where {end - start} were asked for; it was changed, or its server "
-                "knows no ranges: copy the shards here"
+                f"{address} returned {len(data)} bytes instead of {end - start}; either the file was changed or its "
+                "server does not support range requests: copy the shards to a folder"
             )
         return data
 
     def fetch(self, name: str) -> None:
-        """Copy a tar into the folder; it appears there when it is whole and its hash is the index's.
+        """Copy a tar into the folder, where it appears once it is complete and its hash matches the index.
 
-        Raises AvpipeError when the address cannot be read or the disk is full, _WrongHashError for another hash.
+        Raises AvpipeError if the address cannot be read or the disk is full, _WrongHashError if the hash differs.
         """
         size, sha256 = self._expected[name]
         if free_bytes(self.folder) < size + RESERVE_BYTES:
@@ -206,20 +203,20 @@ class RemoteTars:
                     file.write(chunk)
             if found.hexdigest() != sha256:
                 raise _WrongHashError(
-                    f"{self.address}/{name} is damaged or was changed: SHA-256 {found.hexdigest()}, {sha256} by its "
-                    f"index; run `avpipe verify {self.address}`"
+                    f"{self.address}/{name} is damaged or was changed: SHA-256 {found.hexdigest()}, but {sha256} in "
+                    f"the index; run `avpipe verify {self.address}`"
                 )
 
 
 def prefetch(tars: RemoteTars, names: list[str]) -> None:
-    """Run in a thread: fetch the tars that are not there, one process at a time for each folder.
+    """Fetch the tars that are missing, in a background thread and in one process at a time per folder.
 
-    What goes wrong is said once and ends it; only a wrong hash is for those who read the samples to raise.
+    The first error is reported once and stops the prefetch; a wrong hash is raised on reading a sample instead.
     """
     try:
         with open(tars.folder / ".lock", "w") as lock:
             lock_file(lock, wait=True)
-            for leftover in tars.folder.glob(".*.tar.*.tmp"):  # of processes that were killed
+            for leftover in tars.folder.glob(".*.tar.*.tmp"):  # left by killed processes
                 leftover.unlink(missing_ok=True)
             for name in names:
                 try:
@@ -232,13 +229,13 @@ def prefetch(tars: RemoteTars, names: list[str]) -> None:
 
 
 def _with_retries(address: str, call: Callable[[], Any]) -> Any:
-    """What `call` returns, after some tries. Raises AvpipeError naming the address."""
+    """Return the result of `call`, with retries. Raises AvpipeError naming the address."""
     with explained(address):
         for pause_s in PAUSES_S:
             try:
                 return call()
             except FINAL_ERRORS:
                 raise
-            except Exception:  # each kind of storage raises its own
+            except Exception:  # every storage backend raises its own types
                 time.sleep(pause_s)
         return call()

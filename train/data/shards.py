@@ -1,4 +1,4 @@
-"""Index to samples: shards opened by their index, memory-mapped, any sample in any order."""
+"""Random access to the samples of shards by their index, memory-mapped."""
 
 import io
 import math
@@ -24,7 +24,7 @@ from avpipe.train.data.frames import decode_frame
 
 FEATURE_TYPES = (np.dtype(np.float16), np.dtype(np.float32))
 _INF16, _MINUS_INF16 = 0x7C00, 0xFC00
-# Samples whose features tell what those are like that avpipe does not know.
+# Samples that are read to infer shape and type of a feature that avpipe does not know.
 PROBED_SAMPLES = 9
 
 
@@ -37,7 +37,7 @@ class DamagedError(AvpipeError):
 
 
 class Boxes(Sequence):
-    """The boxes of each sample, a list of dicts, made when they are asked for: the index keeps them small."""
+    """The boxes of each sample, as a list of dicts built on access; the Arrow column takes less memory."""
 
     def __init__(self, column: pa.ChunkedArray):
         self._column = column
@@ -50,53 +50,53 @@ class Boxes(Sequence):
 
 
 class TarStore(Protocol):
-    """Reads the tars of shards that lie elsewhere than in a folder."""
+    """A reader of tars that are not in a local folder."""
 
     def kept(self, name: str) -> memoryview | None:
-        """The bytes of a tar that is on this machine, else None."""
+        """Return the bytes of a tar that is cached locally, or None."""
 
     def view(self, name: str, member: str, span_of: Callable[[str], tuple[int, int]]) -> memoryview:
-        """A member of a sample of any other tar; `place` gives first byte and end of each of the sample's members."""
+        """Return a member of a sample of any other tar; `span_of` maps the sample's members to (first byte, end)."""
 
 
 @dataclass
 class Shards:
-    """The samples of one split, numbered from 0 in the order of their index. Threads may read side by side."""
+    """The samples of one split, indexed from 0 in the order of the index file. Thread-safe."""
 
     folder: Path | str
-    """Where the tars lie: a folder, or an address that `store` reads."""
+    """The folder of the tars, or the address that `store` reads."""
     metadata: dict
-    """Of the index: split, listed, listed_sha256, extract settings with feature digests, plan."""
+    """Metadata of the index: split, listed, listed_sha256, extract settings with feature digests, plan."""
     clip_ids: list[str]
     labels: list[str | None]
     boxes: Sequence[list[dict]]
     """Usable boxes of each sample: annotator, xmin, ymin, xmax, ymax as fractions of the full frame."""
     shard_names: list[str]
     shard_of: np.ndarray
-    """(N,) number of the shard of each sample."""
+    """(N,) index into `shard_names` of each sample."""
     offset: dict[str, np.ndarray]
-    """Member to (N,) byte offsets in the shard."""
+    """Member name to (N,) byte offsets in the shard."""
     size: dict[str, np.ndarray]
-    """Member to (N,) sizes in bytes."""
+    """Member name to (N,) sizes in bytes."""
     store: TarStore | None = None
-    """Reads what is at an address."""
+    """Reader for a remote address."""
     _layouts: dict[str, tuple[tuple[int, ...], np.dtype]] = field(default_factory=dict, repr=False)
-    """Shape and type of features that are not avpipe's, by their names."""
+    """Name to (shape, type) of features that avpipe does not know."""
     _maps: dict[int, memoryview] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.clip_ids)
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_maps": {}}  # maps do not travel to workers; each opens its own
+        return self.__dict__ | {"_maps": {}}  # memory maps cannot be pickled; each process opens its own
 
     @property
     def split(self) -> str:
-        """Name of the split."""
+        """The name of the split."""
         return self.metadata["split"]
 
     def view(self, index: int, member: str) -> memoryview:
-        """One member of one sample, not yet read from the disk. Raises AvpipeError if the shards do not have it."""
+        """Return a member of a sample, memory-mapped if local. Raises AvpipeError if the shards do not have it."""
         if member not in self.offset:
             raise AvpipeError(f"{self.folder} holds no {member}; it has: {', '.join(self.offset)}")
         shard = int(self.shard_of[index])
@@ -107,7 +107,7 @@ class Shards:
         return tar[start:end]
 
     def _mapped_tar(self, shard: int) -> memoryview | None:
-        """A tar, mapped; None for one that is not on this machine (yet)."""
+        """Return a tar, memory-mapped, or None if it is not (yet) local."""
         if shard not in self._maps:
             name = self.shard_names[shard]
             found = mapped(Path(self.folder) / name) if self.store is None else self.store.kept(name)
@@ -117,18 +117,18 @@ class Shards:
         return self._maps[shard]
 
     def _span(self, index: int, member: str) -> tuple[int, int]:
-        """(first byte, byte behind the last) of a member in its tar."""
+        """Return (first byte, end) of a member in its tar."""
         start = int(self.offset[member][index])
         return start, start + int(self.size[member][index])
 
     def read(self, index: int, member: str) -> bytes:
-        """Bytes of one member of one sample. Raises AvpipeError if the shards do not have it."""
+        """Return the bytes of a member of a sample. Raises AvpipeError if the shards do not have it."""
         return bytes(self.view(index, member))
 
     def array(self, index: int, member: str) -> np.ndarray:
-        """The array of a .npy member, in the shard's own memory: read-only.
+        """Return the array of a .npy member without a copy, read-only.
 
-        Raises AvpipeError if the shards do not have it, ValueError for what is no array of numbers.
+        Raises AvpipeError if the shards do not have it, ValueError if it is not a numeric array.
         """
         data = self.view(index, member)
         length = 10 + int.from_bytes(data[8:10], "little")
@@ -136,20 +136,20 @@ class Shards:
         return np.frombuffer(data, dtype, math.prod(shape), length).reshape(shape, order="F" if transposed else "C")
 
     def pixels(self, index: int) -> np.ndarray:
-        """The frame of a sample, uint8 (H, W, 3) RGB. Raises DamagedError naming shard and clip."""
+        """Return the frame of a sample, uint8 (H, W, 3) RGB. Raises DamagedError naming shard and clip."""
         try:
             return decode_frame(self.view(index, FRAME))
         except OSError as error:
             raise self.damaged(index, FRAME, error) from None
 
     def frame(self, index: int) -> Image.Image:
-        """The frame of a sample as an RGB image. Raises DamagedError naming shard and clip."""
+        """Return the frame of a sample as an RGB image. Raises DamagedError naming shard and clip."""
         return Image.fromarray(self.pixels(index))
 
     def feature(self, index: int, name: str) -> np.ndarray:
-        """A feature of a sample, (1, F, T) in the type it is stored in, read-only. Raises DamagedError naming the clip.
+        """Return a feature of a sample, (1, F, T) in its stored type, read-only. Raises DamagedError naming the clip.
 
-        Features that avpipe makes are float16 of one shape; others must be like most of the shards' first samples.
+        Features of avpipe are float16 of a known shape; others must match most of the first samples of the shards.
         """
         member = feature_member(name)
         try:
@@ -160,7 +160,7 @@ class Shards:
         return feature[None]
 
     def _layout(self, name: str) -> tuple[tuple[int, ...], np.dtype]:
-        """(shape, type) that all samples of a feature must have, else they make no batch."""
+        """Return the (shape, type) that all samples of a feature must have in order to be stacked."""
         if name in SPECS:
             return SPECS[name].shape, np.dtype(np.float16)
         if name not in self._layouts:
@@ -175,7 +175,7 @@ class Shards:
         return self._layouts[name]
 
     def damaged(self, index: int, member: str, error: Exception) -> DamagedError:
-        """What to raise for a member that cannot be decoded: a sentence that names shard and clip."""
+        """Return the error for a member that cannot be decoded, naming shard and clip."""
         shard, clip_id = self.shard_names[self.shard_of[index]], self.clip_ids[index]
         return DamagedError(
             f"{self.folder}/{shard}: {member} of {clip_id} cannot be read ({error}); run `avpipe verify {self.folder}`",
@@ -185,40 +185,41 @@ class Shards:
 
 
 def _check_feature(feature: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Raise ValueError for an array that is not of this shape and type, or holds what is no finite number."""
+    """Raise ValueError for an array of another shape or type or with values that are not finite."""
     if feature.shape != shape:
         raise ValueError(f"its shape is {feature.shape}, not {shape}")
     if feature.dtype != dtype or dtype not in FEATURE_TYPES:
         known = "float16 or float32" if dtype not in FEATURE_TYPES else dtype
         raise ValueError(f"its type is {feature.dtype}, not {known}")
     if not (_finite16(feature) if dtype == np.float16 else np.isfinite(feature).all()):
-        raise ValueError("it holds values that are no finite numbers")
+        raise ValueError("it holds values that are not finite")
 
 
 def _finite16(feature: np.ndarray) -> bool:
-    """As np.isfinite(…).all() of float16, in a tenth of the time: the largest bits of either sign tell."""
+    """Return np.isfinite(feature).all() for float16, ten times as fast, from the largest bits of each sign."""
     return feature.view(np.int16).max() < _INF16 and feature.view(np.uint16).max() < _MINUS_INF16
 
 
 @lru_cache(maxsize=64)
 def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, order and type in the first bytes of a .npy: all samples have the same, and NumPy is slow to read it."""
+    """Return shape, Fortran order and type of a .npy header; cached, as parsing is slow and headers repeat."""
     file = io.BytesIO(header)
     try:
         if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("not of version 1.0")
+            raise ValueError("it is not version 1.0 of the format")
         shape, transposed, dtype = np.lib.format.read_array_header_1_0(file)
-    except Exception as error:  # NumPy hands the header to Python's parser, which has many
-        raise ValueError(f"its header is none of .npy: {error}") from None
+    except Exception as error:  # NumPy passes the header to Python's parser, which can raise many types
+        raise ValueError(f"its .npy header is invalid: {error}") from None
     if dtype.hasobject:
-        raise ValueError("not an array of numbers")
+        raise ValueError("it is not a numeric array")
     return shape, transposed, dtype
 
 
 def read_index(index_path: Path, folder: Path | str, wanted: list[str] | None, store: TarStore | None = None) -> Shards:
-    """The samples that an index names, all or those of the `wanted` tars; the tars themselves are not looked at.
+    """Return the samples listed in an index file, all or those of the `wanted` tars, without opening the tars.
 
-    `folder` is where they lie, and what errors name. Raises AvpipeError for what is no index, or lacks a wanted tar.
+    `folder` is that of the tars; error messages name it. Raises AvpipeError if the file is not an index or lacks a
+    wanted tar.
     """
     source = f"{folder}/{INDEX}"
     metadata = read_metadata(index_path, source)
@@ -245,19 +246,19 @@ def read_index(index_path: Path, folder: Path | str, wanted: list[str] | None, s
 
 
 def mapped(path: Path) -> memoryview:
-    """A file as memory that is read from the disk when it is looked at. Raises OSError."""
+    """Memory-map a file, read-only. Raises OSError."""
     with open(path, "rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _interned(strings: list[str | None]) -> list[str | None]:
-    """The same texts, equal ones in memory once."""
+    """Return the same strings, with equal ones sharing memory."""
     one_of = {text: text for text in strings}
     return [one_of[text] for text in strings]
 
 
 def _shard_indices(column: pa.ChunkedArray, names: list[str], source: str) -> np.ndarray:
-    """int32 places in `names` of a column's texts."""
+    """Return the int32 index in `names` of each string of a column. Raises AvpipeError for an unknown string."""
     found = pc.index_in(column, pa.array(names, pa.string()))
     if found.null_count:
         unknown = column.filter(pc.is_null(found))[0].as_py()
@@ -266,9 +267,9 @@ def _shard_indices(column: pa.ChunkedArray, names: list[str], source: str) -> np
 
 
 def check_ends(shards: Shards, size_of: Callable[[str], int | None]) -> None:
-    """Every used tar is there and reaches as far as its samples do; else a sentence now instead of a crash later.
+    """Raise AvpipeError if a tar is missing or too short for its samples, which would crash on reading later.
 
-    `size_of` gives the bytes of the tar of a name, or None where there is none.
+    `size_of` maps the name of a tar to its size in bytes, or None if there is no such tar.
     """
     end = np.max([shards.offset[name] + shards.size[name] for name in shards.offset], axis=0)
     for shard in np.unique(shards.shard_of):
@@ -277,4 +278,6 @@ def check_ends(shards: Shards, size_of: Callable[[str], int | None]) -> None:
             raise AvpipeError(f"{path} is missing; copy it again, or run `avpipe shard` again")
         needed = int(end[shards.shard_of == shard].max())
         if actual < needed:
-            raise AvpipeError(f"{path} has {actual} bytes where its samples need {needed}; copy or make it again")
+            raise AvpipeError(
+                f"{path} has {actual} bytes, but its samples need {needed}; copy it again, or run `avpipe shard` again"
+            )

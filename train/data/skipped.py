@@ -1,4 +1,4 @@
-"""The record of the samples that a run could not read."""
+"""A record of the damaged samples that a run left out."""
 
 import csv
 import logging
@@ -10,12 +10,12 @@ log = logging.getLogger(__name__)
 
 
 class Skipped:
-    """The damaged samples that a run goes on without: each is named once, in the log and in a file."""
+    """Damaged samples that a run leaves out, each reported once, in the log and in a CSV file."""
 
     def __init__(self, path: Path):
         self._path = path
         self._recorded: set[tuple[str, str]] = set()
-        if path.exists():  # of the same run, before it was stopped
+        if path.exists():  # from this run before it was interrupted
             with open(path, newline="", encoding="utf-8", errors="replace") as file:
                 self._recorded = {(row[0], row[1]) for row in list(csv.reader(file))[1:] if len(row) == 3}
 
@@ -23,11 +23,11 @@ class Skipped:
         return len(self._recorded)
 
     def __str__(self) -> str:
-        """What the progress line adds."""
+        """Return the suffix of the progress line."""
         return f" · {len(self)} damaged samples left out" if self._recorded else ""
 
     def __call__(self, error: DamagedError) -> None:
-        """Take note of one."""
+        """Record a damaged sample, unless it has been recorded before."""
         if (error.clip_id, error.member) in self._recorded:
             return
         with open(self._path, "a", newline="") as file:

@@ -1,4 +1,4 @@
-"""Which samples are trained on, and which are held back to compare epochs by."""
+"""Split samples into training and validation sets, by video."""
 
 import numpy as np
 
@@ -9,9 +9,9 @@ from avpipe.train.data.shards import Shards
 
 
 def train_validation_split(shards: Shards, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(numbers of the samples to train on, numbers held back): whole videos, those with the smallest hashes.
+    """Return (training indices, validation indices); a `share` of the videos, with the smallest hashes, is held out.
 
-    The same videos are held back for any order of the shards. Raises AvpipeError where either part would be empty.
+    The same videos are held out for any order of the shards. Raises AvpipeError if either set would be empty.
     """
     indices = np.arange(len(shards))
     if not share:
@@ -21,5 +21,5 @@ def train_validation_split(shards: Shards, share: float, seed: int) -> tuple[np.
     held_back = set(order[: round(share * len(order))])
     is_held_back = np.array([video in held_back for video in videos])
     if is_held_back.all() or not is_held_back.any():
-        raise AvpipeError(f"validation={share} of {len(order)} videos leaves a part empty; choose another share")
+        raise AvpipeError(f"validation={share} of {len(order)} videos leaves a set empty; choose another share")
     return indices[~is_held_back], indices[is_held_back]

@@ -1,6 +1,6 @@
-"""The feature specs of the cache once more, batched in torch: waveforms in, features out, on any device.
+"""The feature specs of `avpipe.pipeline.features.specs` in torch: batches of waveforms to features, on any device.
 
-Legend: B batch, T samples, W windows, F lines of the transform or bands.
+Shapes: B batch, T samples, W windows, F frequency bins or bands.
 """
 
 from functools import singledispatch
@@ -15,10 +15,10 @@ from avpipe.pipeline.features.specs import SPECS, LogMel, LogSpectrogram, Spec, 
 
 
 class SpecTransform(nn.Module):
-    """`SPECS[name].compute` for a batch: wave_BT, float in [-1, 1], gives (B, *shape) where T is the spec's `samples`.
+    """`SPECS[name].compute` for a batch: wave_BT, float in [-1, 1], to (B, *shape), where T is the spec's `samples`.
 
-    It computes in the precision of the waveform, single or double, and never in that of an autocast: the logarithm of a
-    power in bfloat16 is off by decibels.
+    It computes in the precision of the waveform, single or double, regardless of autocast: the logarithm of a power in
+    bfloat16 is off by decibels.
     """
 
     def __init__(self, name: str):
@@ -29,7 +29,7 @@ class SpecTransform(nn.Module):
         self.register_buffer("bank", None if bank is None else torch.from_numpy(bank.copy()), persistent=False)
 
     def forward(self, wave_BT: Tensor) -> Tensor:
-        """Features of a batch of waveforms."""
+        """Return the features of a batch of waveforms."""
         with torch.autocast(wave_BT.device.type, enabled=False):
             wave_BT = wave_BT if wave_BT.dtype == torch.float64 else wave_BT.float()
             bank = None if self.bank is None else self.bank.to(wave_BT.dtype)
@@ -37,7 +37,7 @@ class SpecTransform(nn.Module):
 
 
 def _tables(spec: Spec) -> tuple[np.ndarray, np.ndarray | None]:
-    """Window and filter bank of a spec, the ones that NumPy's twin uses."""
+    """Return window and filter bank of a spec, the same as in the NumPy implementation."""
     rate = spec.sample_rate_hz
     if isinstance(spec, LogSpectrogram):
         return tukey(spec.window, spec.tukey_alpha), None
@@ -51,7 +51,7 @@ def _tables(spec: Spec) -> tuple[np.ndarray, np.ndarray | None]:
 
 @singledispatch
 def _compute(spec: Spec, wave_BT: Tensor, taper: Tensor, bank: Tensor | None) -> Tensor:
-    raise TypeError(f"no torch twin of {type(spec).__name__}")
+    raise TypeError(f"{type(spec).__name__} is not implemented in torch")
 
 
 @_compute.register
@@ -59,7 +59,7 @@ def _(spec: LogSpectrogram, wave_BT: Tensor, taper: Tensor, bank: None) -> Tenso
     frames_BWT = wave_BT.unfold(-1, spec.window, spec.hop)
     frames_BWT = frames_BWT - frames_BWT.mean(-1, keepdim=True)
     power_BWF = _power(frames_BWT * taper, spec.window) / (spec.sample_rate_hz * taper.square().sum())
-    power_BWF[..., 1:-1] *= 2  # one-sided: all but the mean and the Nyquist line stand for two
+    power_BWF[..., 1:-1] *= 2  # one-sided: all bins but DC and Nyquist stand for two
     return torch.log(power_BWF.transpose(1, 2) + spec.epsilon) / spec.divisor
 
 

@@ -1,4 +1,4 @@
-"""Single samples for training: what threads read, decode and draw for each, before the device does its part."""
+"""Single training samples: reading, decoding and the augmentation that runs in threads on the CPU."""
 
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -12,13 +12,13 @@ from avpipe.train.data.loader import Batch, Sample, stacked
 from avpipe.train.data.mixing import Mixing
 from avpipe.train.data.shards import DamagedError, Shards
 
-# SSL-TIE's masks: the longest in windows and in bands, and how often a clip gets both.
+# SSL-TIE's masks: the maximum in windows and in bands, and the probability that a clip is masked.
 MASK_TIME, MASK_BANDS, MASK_SHARE = 180, 35, 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSamples:
-    """Reads single samples; the augmentation of a sample depends on seed, epoch and sample, not on who loads it."""
+    """Augmented samples by (epoch, index); augmentation depends only on seed, epoch and index, not on the worker."""
 
     shards: Shards
     feature: str
@@ -27,21 +27,21 @@ class TrainingSamples:
     view: str = "crop"
     """A key of avpipe.train.data.augment.views.TRAINING_VIEWS."""
     views: int = 1
-    """Views of each frame; with more than one they are stacked before the pixels."""
+    """Number of views of each frame; if more than one, they are stacked in a leading dimension."""
     masking: bool = False
-    """Whether stretches of time and of bands are hidden, see `data.inputs.masked`."""
+    """Whether ranges of windows and bands are masked, see `data.inputs.masked`."""
     mixing: Mixing | None = None
-    """Which sounds are blended with another's (SSL-TIE)."""
+    """The audio mixing of the epoch (SSL-TIE), or None."""
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
-        """The parts of (epoch, sample number). Raises DamagedError, naming shard and clip.
+        """Return the fields of (epoch, index). Raises DamagedError, naming shard and clip.
 
-        image: uint8 (px, px, 3), or (V, px, px, 3). spec: (1, F, T) as stored. number: of the sample. colour: float32
-        (7,) or (V, 7), see `data.augment.colour`. mask: int32 (4,), see `data.inputs.masked`. sounds,
-        weight: int16 (2, T) and float32, see `Mixing`.
+        image: uint8 (px, px, 3), or (V, px, px, 3). spec: (1, F, T) as stored. index: that of the sample. colour:
+        float32 (7,) or (V, 7), see `data.augment.colour`. mask: int32 (4,), see `data.inputs.masked`. sounds, weight:
+        int16 (2, T) and float32, see `Mixing`.
         """
         epoch, index = key
-        # Not NumPy's generator: to make one takes 120 µs among other work, a tenth of all that is done for a sample.
+        # Not NumPy's generator: creating one takes 120 µs under load, a tenth of the total time per sample.
         rng = random.Random(self.seed << 96 | epoch << 64 | index)
         view, frame_HW3 = TRAINING_VIEWS[self.view], self.shards.pixels(index)
         sample = {
@@ -62,7 +62,7 @@ class TrainingSamples:
 
 
 def draw_mask(shape: tuple[int, int, int], rng: random.Random) -> np.ndarray:
-    """int32 (4,) for `data.inputs.masked`: with probability .8 up to 180 windows and up to 35 bands, else none.
+    """Draw int32 (4,) for `data.inputs.masked`: with probability .8 up to 180 windows and up to 35 bands, else none.
 
     `shape` is (1, F, T). Source: SSL-TIE's data loader (torchaudio's TimeMasking and FrequencyMasking).
     """
@@ -83,11 +83,11 @@ def batches(
     workers: int,
     on_damage: Callable[[DamagedError], None] | None = None,
 ) -> Iterator[Batch]:
-    """The stacked samples for each of the steps, counted from 0.
+    """Yield the batch of this rank for each of `steps`, counted from 0.
 
-    `workers` threads decode ahead (0: in this thread). With `on_damage` a sample that cannot be read is reported to it
-    and left out: the batch is one shorter, as no other sample can take the place of one and be there only once. Without
-    it, and with more ranks than one, whose batches must have one size, DamagedError is raised.
+    `workers` threads decode ahead (0: in this thread). A sample that cannot be read is passed to `on_damage` and left
+    out, which makes the batch shorter; a substitute would occur twice in the epoch. Without `on_damage`, and with more
+    than one rank, as all ranks need equal batch sizes, DamagedError is raised.
     """
     keys = ([(plan.epoch(step), int(index)) for index in plan.indices_of(step, rank)] for step in steps)
     yield from stacked(keys, samples.__getitem__, workers, on_damage if plan.world_size == 1 else None)

@@ -1,7 +1,7 @@
-"""WebDataset tars without an index, untrusted or our own: their headers are read once, and they are shards like others.
+"""Open WebDataset tars that have no index, ours or others', as shards, by reading their headers once.
 
-A sample is what has one key: the name of a member up to its first dot. Names and contents are untrusted: a key
-must be a clip id, a member is never written anywhere, and meta.json is looked at field by field.
+The members of a sample share a key: their name up to the first dot. Names and contents are untrusted: a key must be a
+clip id, members are never written to disk, and meta.json is validated field by field.
 """
 
 import json
@@ -26,9 +26,7 @@ from avpipe.pipeline.shards.index import BOXES_TYPE, INDEX
 from avpipe.train.core.distributed import is_first
 from avpipe.train.data.shards import Boxes, Shards, check_ends
 
-log = logging.getLogger(__name__)
-
-# What others call the frame; its content is a JPEG in either case.
+# Other common names of the frame, also a JPEG.
 FRAME_NAMES = ("jpg", "jpeg")
 ARRAY_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\.npy", re.ASCII)
 DEFAULT_SPLIT = "plain"
@@ -36,23 +34,23 @@ DEFAULT_SPLIT = "plain"
 
 @dataclass(kw_only=True, slots=True)
 class _Sample:
-    """What the headers say of a sample."""
+    """What the headers state about a sample."""
 
     clip_id: str
     tar: int
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Member to offset and size, in bytes."""
+    """Member name to (offset, size), in bytes."""
     label: str | None = None
     boxes: list[dict] = field(default_factory=list)
 
 
 def index_tars(folder: Path, wanted: list[str] | None) -> Shards:
-    """Open the tars in a folder that has no index, all in the order of their names or the `wanted` ones.
+    """Open the tars of a folder without an index: all, sorted by name, or the `wanted` ones.
 
-    Members that training can read (frame.jpg or jpg, audio.flac, meta.json, *.npy) make a sample; one that lacks what
-    most others have is left out, and a warning counts them. Label and boxes are those of meta.json, if there is
-    one. Raises AvpipeError, naming the tar, for one that is missing, compressed, cut off or damaged, and for a name in
-    it that is not `<clip id>.<member>`.
+    A sample consists of the members that training can read (frame.jpg or jpg, audio.flac, meta.json, *.npy). Samples
+    that lack a member that most others have are left out, and their number is logged. Label and boxes come from
+    meta.json, if present. Raises AvpipeError, naming the tar, for one that is missing, compressed, truncated or damaged
+    or has a member that is not named `<clip id>.<member>`.
     """
     names = sorted(path.name for path in folder.glob("*.tar")) if wanted is None else list(dict.fromkeys(wanted))
     if not names:
@@ -75,7 +73,7 @@ def index_tars(folder: Path, wanted: list[str] | None) -> Shards:
 
 
 def _read_headers(path: Path, tar_index: int, found: dict[str, _Sample]) -> None:
-    """Add the samples of a tar, of the given number, to those that were found before."""
+    """Add the samples of a tar to `found`; `tar_index` is the tar's index."""
     for tar, header in _members(path):
         name = header.name.removeprefix("./")
         clip_id, _, member = name.partition(".")
@@ -85,30 +83,30 @@ def _read_headers(path: Path, tar_index: int, found: dict[str, _Sample]) -> None
         if member not in (FRAME, AUDIO, META) and not ARRAY_NAME.fullmatch(member):
             continue
         if not header.isreg() or header.issparse() or header.size < 0:
-            raise AvpipeError(f"{path}: member {name} is not a regular file; leave it out")
+            raise AvpipeError(f"{path}: member {name} is not a regular file; remove it from the tar")
         if sample.tar != tar_index or member in sample.spans:
-            raise AvpipeError(f"{path}: {member} of {clip_id} is there twice, in this tar or another; leave one out")
+            raise AvpipeError(f"{path}: {member} of {clip_id} occurs twice, in this tar or another; remove one of them")
         sample.spans[member] = header.offset_data, header.size
         if member == META:
             sample.label, sample.boxes = _label_and_boxes(path, tar, header)
 
 
 def _members(path: Path) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """All members but folders, each with the open tar; contents are skipped by seeking."""
+    """Yield (open tar, header) of each member except folders; contents are skipped by seeking."""
     try:
         with open(path, "rb") as file:
             compressed = file.read(2) == GZIP_MAGIC
     except OSError as error:
         raise AvpipeError(f"{path} cannot be opened: {error.strerror}; copy it again") from None
     if compressed:
-        raise AvpipeError(f"{path} is compressed, and so no sample can be found by its place in it; uncompress it")
+        raise AvpipeError(f"{path} is compressed, which rules out random access to samples; decompress it")
     for _, tar, header in members(path):
         if not header.isdir():
             yield tar, header
 
 
 def _label_and_boxes(path: Path, tar: tarfile.TarFile, header: tarfile.TarInfo) -> tuple[str | None, list[dict]]:
-    """Label and boxes of a meta.json; None and [] where it has none."""
+    """Return (label, boxes) of a meta.json; (None, []) if it has none."""
     try:
         if header.size > MAX_META_BYTES:
             raise ValueError(f"it has {header.size:,} bytes")
@@ -118,20 +116,20 @@ def _label_and_boxes(path: Path, tar: tarfile.TarFile, header: tarfile.TarInfo) 
         if column.null_count or any(corner.null_count for corner in column.flatten()):
             raise ValueError("a box lacks a corner or its annotator")
         if not isinstance(label, str | None):
-            raise ValueError("its label is no text")
+            raise ValueError("its label is not a string")
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError, tarfile.TarError) as error:
         raise AvpipeError(f"{path}: {header.name} cannot be used ({error}); correct it or leave it out") from None
     return label, column.to_pylist()
 
 
 def _common_members(found: dict[str, _Sample]) -> list[str]:
-    """The members that the most samples have, in order: one stray sample must not make all others incomplete."""
+    """Return, sorted, the most frequent set of members, so that one odd sample does not make all others incomplete."""
     sets = Counter(frozenset(sample.spans) for sample in found.values())
     return sorted(sets.most_common(1)[0][0]) if sets else []
 
 
 def _shards(folder: Path, names: list[str], listed: list[str], kept: list[_Sample], common: list[str]) -> Shards:
-    """`listed` are the ids of all samples, those that were left out included."""
+    """Build Shards from the `kept` samples; `listed` are the ids of all samples, including those left out."""
     tars = [{"name": name, "bytes": (folder / name).stat().st_size} for name in names]
     metadata = {
         "split": folder.resolve().name if SPLIT_NAME.fullmatch(folder.resolve().name) else DEFAULT_SPLIT,
@@ -155,7 +153,7 @@ def _shards(folder: Path, names: list[str], listed: list[str], kept: list[_Sampl
 
 
 def _features(shards: Shards) -> dict[str, str]:
-    """Digests of the features that avpipe knows by name, where the first sample's array has their shape."""
+    """Return digests of the features whose name avpipe knows and whose shape matches in the first sample."""
     digests = {}
     for name, spec in SPECS.items():
         member = feature_member(name)
@@ -165,13 +163,15 @@ def _features(shards: Shards) -> dict[str, str]:
             shape = shards.array(0, member).shape
         except ValueError as error:
             path = f"{shards.folder}/{shards.shard_names[shards.shard_of[0]]}"
-            raise AvpipeError(f"{path}: {member} of {shards.clip_ids[0]} is no array ({error}); correct it") from None
+            raise AvpipeError(
+                f"{path}: {member} of {shards.clip_ids[0]} is not an array ({error}); correct it"
+            ) from None
         if shape == spec.shape:
             digests[name] = spec.digest
     return digests
 
 
-def _omission_summary(found: dict[str, _Sample], common: list[str]) -> str:
+def _left_out(found: dict[str, _Sample], common: list[str]) -> str:
     incomplete = [sample for sample in found.values() if not sample.spans.keys() >= set(common)]
     example = incomplete[0].clip_id, next(name for name in common if name not in incomplete[0].spans)
     return (

@@ -1,4 +1,4 @@
-"""One file per paper: network and loss. Each method has `loss`, `localize`, `embed`, `embed_audio`, a config class."""
+"""One file per paper: network, loss and config. All methods have `loss`, `localize`, `embed` and `embed_audio`."""
 
 from dataclasses import dataclass
 
@@ -14,14 +14,14 @@ from avpipe.train.methods.vgg_h import VGGH, VGGHConfig
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A method: its network and the dataclass of its settings."""
+    """A method: its network and its config class."""
 
     network: type[nn.Module]
     config: type
     views: int = 1
-    """Views of each frame that its loss takes."""
+    """Number of views of each frame that the loss takes."""
     labelled: bool = False
-    """Whether its loss takes the clips' classes, too."""
+    """Whether the loss also takes the clips' classes."""
 
 
 METHODS = {

@@ -1,4 +1,4 @@
-"""EZ-VSL: localising visual sounds the easy way (Mo & Morgado, ECCV 2022). Two trunks, the maximum of a cosine map.
+"""EZ-VSL: localising visual sounds the easy way (Mo & Morgado, ECCV 2022). Two trunks, max of a cosine map.
 
 Index convention: i is the image, j the audio. Shapes: B batch, C channels (512), H × W positions of the feature map.
 """
@@ -23,42 +23,43 @@ class EZVSLConfig:
     """The settings of EZ-VSL; the defaults are the published set-up."""
 
     init: Init = "imagenet"
-    """Image trunk: ImageNet weights (released model), or fresh ones."""
+    """Weights of the image trunk: "imagenet" (released model) or "random"."""
 
     temperature: float = 0.03
-    """Divides the cosines: τ of the released model."""
+    """Divisor of the cosines: τ of the released model."""
 
     margin: float = 0.0
-    """Taken from the cosine of the matching pair; MarginNCE, table 5."""
+    """Subtracted from the cosine of the matching pair; MarginNCE, table 5."""
 
     stride14: bool = False
-    """Whether the last stages keep stride 1, so that a map has twice the positions each way; for small frames."""
+    """Whether the last stages keep stride 1, which doubles height and width of the map; for small frames."""
 
     def __post_init__(self) -> None:
         check_two_stream("EZ-VSL", self.init, self.temperature)
 
 
 class EZVSL(TwoStream):
-    """The network with EZ-VSL's loss."""
+    """The two-stream network with EZ-VSL's loss."""
 
     def __init__(self, config: EZVSLConfig, imagenet_file: str | Path | None = None):
-        """Build the network; `init="imagenet"` reads `imagenet_file` if given (AvpipeError where it cannot)."""
+        """Build the network; `init="imagenet"` loads `imagenet_file` if given. Raises AvpipeError if it cannot."""
         super().__init__(config.init, config.stride14, imagenet_file)
         self.config = config
 
     def loss(self, image_B3HW: Tensor, spec_B1FT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the scalar loss and the parts that `ez_vsl_loss` describes."""
+        """Return the scalar loss and the terms described in `ez_vsl_loss`."""
         return ez_vsl_loss(*self.contrasted(image_B3HW, spec_B1FT), self.config)
 
 
 def ez_vsl_loss(
     image_features_BCHW: Tensor, audio_features_BC: Tensor, config: EZVSLConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Multiple-instance contrast: the best position of a frame must match its own audio (released code; paper, eq. 2).
+    """Multiple-instance contrastive loss: a frame's best position must match its audio (released code; paper, eq. 2).
 
-    logits[i, j] is the largest cosine of image i with audio j, divided by the temperature; cross entropy against the
-    diagonal along rows and along columns, summed. Features of any length. Returns the loss and, detached, the mean
-    cosines `positive` (the own pair's, before the margin) and `negative` (0 for a batch of one).
+    logits[i, j] is the largest cosine of image i with audio j, divided by the temperature; the loss is the sum of the
+    cross entropies against the diagonal along rows and along columns. The features need not be normalised. Returns the
+    loss and, detached, the mean cosines `positive` (matching pairs, before the margin) and `negative` (0 for a batch of
+    one).
     """
     best_BB = similarity_maps(image_features_BCHW, audio_features_BC).flatten(2).amax(dim=2)
     logits_BB = (best_BB - config.margin * torch.eye(len(best_BB)).to(best_BB)) / config.temperature
@@ -68,7 +69,7 @@ def ez_vsl_loss(
 
 
 def object_map(image_trunk_features_BCHW: Tensor) -> Tensor:
-    """Return map_BHW: mean over channels of the magnitude of an ImageNet trunk's features, EZ-VSL's object prior (OGL).
+    """Return map_BHW, EZ-VSL's object prior (OGL): the mean absolute value over the channels of an ImageNet trunk.
 
     Source: released code, `test.py` (the paper's section 3.4 names it object-guided localisation).
     """
@@ -76,7 +77,7 @@ def object_map(image_trunk_features_BCHW: Tensor) -> Tensor:
 
 
 def published_names(own_names: Iterable[str]) -> dict[str, str]:
-    """Map our state names to those of the published EZ-VSL checkpoints."""
+    """Map our state keys to those of the published EZ-VSL checkpoints."""
     prefixes = {
         "image_trunk.": "imgnet.",
         "image_projection.": "img_proj.",

@@ -1,8 +1,8 @@
-"""LVS: localising visual sounds the hard way (Chen et al., CVPR 2021). Two trunks, a cosine map, a tri-map contrast.
+"""LVS: localising visual sounds the hard way (Chen et al., CVPR 2021). Two trunks, a cosine map, a tri-map loss.
 
 Index convention: i is the image, j the audio. Shapes: B batch, C channels (512), K logits of one image, F × T bins and
 frames of the spectrogram, H × W positions of the feature map (pixels for an input image). sim_BBHW[i, j] is the cosine
-of every position of image i with audio j; the map that is shown and scored is sim[i, i].
+of every position of image i with audio j; the localisation map of image i is sim[i, i].
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from avpipe.train.core.distributed import Ranks
 from avpipe.train.networks.resnet import Init, audio_trunk, evaluating, image_trunk
 from avpipe.train.networks.similarity import own_maps, pooled_vectors, similarity_maps, unit, weighted_mean
 
-# The released code does not mask a sample's own column among its easy negatives, it multiplies it by this. With the
-# trunks' features (after a ReLU, so no cosine is negative) the effect is that of a mask; features of mixed sign could
-# turn it into a large logit. SSL-TIE's released code does the same.
+# The released code does not mask a sample's own column among its easy negatives but multiplies it by this factor. For
+# the trunks' features (after a ReLU, so no cosine is negative) this acts as a mask; for signed features it could give a
+# large logit. SSL-TIE's released code does the same.
 OWN_COLUMN_FACTOR = -99.0
 
 
@@ -31,19 +31,19 @@ class LVSConfig:
     """The settings of LVS; the defaults are the published set-up."""
 
     init: Init = "imagenet"
-    """Image trunk: ImageNet weights (paper, section 5.3), or fresh ones, as in the released constructor."""
+    """Weights of the image trunk: "imagenet" (paper, section 5.3) or "random", as in the released constructor."""
 
     objective: str = "released"
-    """Which loss: "released", the cross entropy of the released code, or "paper", the formula of section 3.4."""
+    """The loss: "released", the cross entropy of the released code, or "paper", the formula of section 3.4."""
 
     hard_negatives: bool = True
-    """Whether the background of the own frame is a negative; paper, table 4."""
+    """Whether the background of the matching frame is a negative; paper, table 4."""
 
     tri_map: bool = True
-    """Whether positions between the two thresholds are ignored; if not, epsilon_p parts both; paper, table 4."""
+    """Whether positions between the two thresholds are ignored; if not, epsilon_p is both; paper, table 4."""
 
     margin: float = 0.0
-    """Taken from the cosine of the positive; MarginNCE, table 5."""
+    """Subtracted from the cosine of the positive; MarginNCE, table 5."""
 
     epsilon_p: float = 0.65
     """Cosine above which a position counts as sounding; paper, section 5.3."""
@@ -55,13 +55,13 @@ class LVSConfig:
     """Softness of both thresholds, in units of the cosine: τ of the paper, section 5.3."""
 
     logit_temperature: float = 0.07
-    """Divides the cosines before the cross entropy; released code, the paper has none."""
+    """Divisor of the cosines before the cross entropy; from the released code, the paper has none."""
 
     spec_pool: int = 1
     """Average-pool the spectrogram by this factor in both axes before the audio trunk.
 
-    1 in the published set-up. 2 quarters the audio trunk's work: measured on a CPU, a training step with 3 s of sound
-    is about 1.6 times as fast, with 10 s about 2.5 times.
+    1 in the published set-up. 2 cuts the audio trunk's work to a quarter: measured on a CPU, a training step with 3 s
+    of sound is about 1.6 times as fast, with 10 s about 2.5 times.
     """
 
     def __post_init__(self) -> None:
@@ -78,21 +78,21 @@ class LVSConfig:
             if not getattr(self, name) > 0:
                 raise AvpipeError(f"LVS: {name} must be above 0, got {getattr(self, name)}")
         if not isinstance(self.spec_pool, int) or self.spec_pool < 1:
-            raise AvpipeError(f"LVS: spec_pool must be a whole number from 1, got {self.spec_pool!r}")
+            raise AvpipeError(f"LVS: spec_pool must be an integer of at least 1, got {self.spec_pool!r}")
 
 
 class LVS(nn.Module):
     """The two-stream network of LVS with its loss.
 
-    Calling the module returns what `loss` returns, which is how Fabric and DDP drive it; the other methods are for the
-    unwrapped module. To load a checkpoint build with `init="random"`: that needs no ImageNet file.
+    Calling the module computes `loss`, so that Fabric and DDP can wrap it; call the other methods on the unwrapped
+    module. To load a checkpoint build with `init="random"`, which needs no ImageNet file.
     """
 
     ranks = Ranks()
-    """Whose features are contrasted; set by the trainer."""
+    """The ranks whose features are contrasted; set by the trainer."""
 
     def __init__(self, config: LVSConfig, imagenet_file: str | Path | None = None):
-        """Build the network; `init="imagenet"` reads `imagenet_file` if given (AvpipeError where it cannot)."""
+        """Build the network; `init="imagenet"` loads `imagenet_file` if given. Raises AvpipeError if it cannot."""
         super().__init__()
         self.config = config
         self.image_trunk = image_trunk(config.init, stride14=True, weights_file=imagenet_file)
@@ -106,16 +106,16 @@ class LVS(nn.Module):
         """Compute the training loss of a batch of matching pairs.
 
         image_B3HW: frames, ImageNet mean and std removed (224 × 224 pixels in the published set-up). spec_B1FT:
-        `logspec` spectrograms, 257 bins, any length. Returns the scalar loss and the parts that `lvs_loss` describes.
+        `logspec` spectrograms, 257 bins, any length. Returns the scalar loss and the terms described in `lvs_loss`.
         """
         image_BCHW, audio_BC = self.image_features(image_B3HW), self.audio_features(spec_B1FT)
         return lvs_loss(self.ranks.gather(image_BCHW), self.ranks.gather(audio_BC), self.config)
 
     def localize(self, image_B3HW: Tensor, spec_B1FT: Tensor) -> Tensor:
-        """Return map_BHW: the cosine, in [-1, 1], of each position of a frame with its own audio; higher is sounding.
+        """Return map_BHW: the cosine, in [-1, 1], of each position with the frame's audio.
 
-        Inputs as for `loss`; 224 × 224 pixels give 14 × 14 positions. Always in evaluation mode and without gradients,
-        so a map depends on its own image and audio only.
+        Inputs as for `loss`; 224 × 224 pixels give 14 × 14 positions. Computed in evaluation mode without gradients, so
+        that a map depends only on its own image and audio.
         """
         with evaluating(self):
             return own_maps(self.image_features(image_B3HW), self.audio_features(spec_B1FT))
@@ -123,13 +123,13 @@ class LVS(nn.Module):
     def embed(self, image_B3HW: Tensor, spec_B1FT: Tensor) -> tuple[Tensor, Tensor]:
         """Return (visual_BC, audio_BC), both of unit length, for retrieval by cosine (SSL-TIE, sections 4.3 and 4.4).
 
-        Always in evaluation mode and without gradients.
+        Computed in evaluation mode and without gradients.
         """
         with evaluating(self):
             return pooled_vectors(self.image_features(image_B3HW)), self.embed_audio(spec_B1FT)
 
     def embed_audio(self, spec_B1FT: Tensor) -> Tensor:
-        """Return audio_BC of unit length; in evaluation mode."""
+        """Return audio_BC of unit length, computed in evaluation mode."""
         with evaluating(self):
             return unit(self.audio_features(spec_B1FT))
 
@@ -145,12 +145,12 @@ class LVS(nn.Module):
 
 
 def lvs_logits(sim_BBHW: Tensor, config: LVSConfig) -> Tensor:
-    """Return logits_BK: the positive, the B easy negatives, and the hard negative if there is one (released code).
+    """Return logits_BK: the positive, the B easy negatives, and the hard negative if enabled (released code).
 
-    The positive of pair (i, i) and the easy negative of (i, j) are the mean cosine over the positions that a sigmoid
-    around epsilon_p calls sounding (P of the paper, section 3.4, taken for every pair); the own column is made harmless
-    by OWN_COLUMN_FACTOR. The hard negative is `hard_negatives`. All are divided by the logit temperature; class 0 is
-    the right one.
+    The positive of pair (i, i) and the easy negative of pair (i, j) are the mean cosine over the sounding positions,
+    weighted by a sigmoid around epsilon_p (P of the paper, section 3.4, for every pair); OWN_COLUMN_FACTOR suppresses
+    the easy negative of j = i. The hard negative is that of `hard_negatives`. All are divided by the logit temperature.
+    The target class is 0.
     """
     sounding_BBHW = torch.sigmoid((sim_BBHW - config.epsilon_p) / config.mask_temperature)
     pooled_BB = weighted_mean(sim_BBHW, sounding_BBHW)
@@ -163,9 +163,9 @@ def lvs_logits(sim_BBHW: Tensor, config: LVSConfig) -> Tensor:
 
 
 def hard_negatives(sim_BBHW: Tensor, config: LVSConfig) -> Tensor:
-    """Return hard_B: the mean cosine over what a sigmoid calls background in map (i, i) (paper, section 3.4).
+    """Return hard_B: the mean cosine over the background of map (i, i), weighted by a sigmoid (paper, section 3.4).
 
-    With the tri-map background lies below epsilon_n, without it below epsilon_p.
+    The background is below epsilon_n with the tri-map, else below epsilon_p.
     """
     own_BHW = sim_BBHW.diagonal().movedim(-1, 0)
     epsilon = config.epsilon_n if config.tri_map else config.epsilon_p
@@ -174,9 +174,9 @@ def hard_negatives(sim_BBHW: Tensor, config: LVSConfig) -> Tensor:
 
 
 def paper_terms(sim_BBHW: Tensor, config: LVSConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Return positive_B, easy_B and hard_B of the paper's section 3.4: P_i, and the two parts of N_i.
+    """Return positive_B, easy_B and hard_B of the paper's section 3.4: P_i and the two terms of N_i.
 
-    An easy negative is the plain mean of map (i, j) over its positions, summed over j ≠ i.
+    easy_B is the unweighted mean of map (i, j) over its positions, summed over j ≠ i.
     """
     own_BHW = sim_BBHW.diagonal().movedim(-1, 0)
     positive_B = weighted_mean(own_BHW, torch.sigmoid((own_BHW - config.epsilon_p) / config.mask_temperature))
@@ -189,12 +189,12 @@ def paper_terms(sim_BBHW: Tensor, config: LVSConfig) -> tuple[Tensor, Tensor, Te
 def lvs_loss(
     image_features_BCHW: Tensor, audio_features_BC: Tensor, config: LVSConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute the objective of LVS, mean over images.
+    """Compute the loss of LVS, averaged over images.
 
     "released" is the cross entropy of `lvs_logits` against class 0; "paper" is −log(e^P / (e^P + e^N)) of `paper_terms`
-    with N = easy + hard, which has no temperature. image_features_BCHW and audio_features_BC: features of matching
-    pairs, of any length. Gradients flow through the masks too. Returns the scalar loss and, detached, the batch means
-    of the cosines it is made of: `positive`, `easy` (over j ≠ i; 0 for a batch of one) and `hard`.
+    with N = easy + hard, without a temperature. image_features_BCHW and audio_features_BC are features of matching
+    pairs and need not be normalised. Gradients flow through the masks too. Returns the scalar loss and, detached, the
+    batch means of its cosines: `positive`, `easy` (over j ≠ i; 0 for a batch of one) and `hard`.
     """
     sim_BBHW = similarity_maps(image_features_BCHW, audio_features_BC)
     others = max(len(sim_BBHW) - 1, 1)
@@ -217,10 +217,10 @@ def lvs_loss(
 
 
 def published_names(own_names: Iterable[str]) -> dict[str, str]:
-    """Map our state names to those of the published LVS checkpoints.
+    """Map our state keys to those of the published LVS checkpoints.
 
-    These also hold tensors that no forward pass reads (classifier, optical-flow input); the audio trunk keeps its
-    one-channel convolution beside an unused three-channel one, hence `conv1_a`.
+    These also hold tensors that no forward pass reads (classifier, optical-flow input). The audio trunk has an unused
+    three-channel convolution `conv1` in addition to the one-channel convolution, hence `conv1_a`.
     """
     prefixes = {"image_trunk.": "imgnet.", "audio_trunk.conv1.": "audnet.conv1_a.", "audio_trunk.": "audnet."}
 

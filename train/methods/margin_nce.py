@@ -1,7 +1,7 @@
 """MarginNCE: robust sound localisation with a negative margin (Park et al., ICASSP 2023), on EZ-VSL's network.
 
 Index convention: i is the image, j the audio. Shapes: B batch, C channels (512), H × W positions of the feature map.
-No code was published; what the paper leaves open is said where it is decided.
+No code was published; choices that the paper leaves open are documented where they are made.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ class MarginNCEConfig:
     """The settings of MarginNCE; the defaults are the published set-up."""
 
     init: Init = "imagenet"
-    """Image trunk: ImageNet weights, or fresh ones."""
+    """Weights of the image trunk: "imagenet" or "random"."""
 
     margin: float = -0.2
-    """Taken from the score of the matching pair; negative ones tolerate false matches (paper, tables 1 to 6)."""
+    """Subtracted from the score of the matching pair; negative values tolerate false pairs (paper, tables 1 to 6)."""
 
     epsilon: float = 0.65
     """Cosine above which a position counts as sounding: ε of the paper, section 3.1."""
 
     mask_temperature: float = 0.03
-    """Softness of that threshold, in units of the cosine: β of the paper, section 3.1."""
+    """Softness of the threshold, in units of the cosine: β of the paper, section 3.1."""
 
     temperature: float = 0.07
-    """Divides the scores: τ of the paper, section 3.1."""
+    """Divisor of the scores: τ of the paper, section 3.1."""
 
     anchor: str = "image"
-    """Which side of a pair is held while the other runs over the batch.
+    """The modality of the anchor, which is contrasted with the other modality of the whole batch.
 
-    "image" is the paper's sum (over j, equation 5), "audio" the other direction, "both" the mean of the two.
+    "image" is the paper's loss (a sum over j, equation 5), "audio" the other direction, "both" the mean of the two.
     """
 
     stride14: bool = False
-    """Whether the last stages keep stride 1, so that a map has twice the positions each way; for small frames."""
+    """Whether the last stages keep stride 1, which doubles height and width of the map; for small frames."""
 
     def __post_init__(self) -> None:
         check_two_stream("MarginNCE", self.init, self.temperature)
@@ -61,12 +61,12 @@ class MarginNCE(TwoStream):
     """EZ-VSL's network with MarginNCE's loss."""
 
     def __init__(self, config: MarginNCEConfig, imagenet_file: str | Path | None = None):
-        """Build the network; `init="imagenet"` reads `imagenet_file` if given (AvpipeError where it cannot)."""
+        """Build the network; `init="imagenet"` loads `imagenet_file` if given. Raises AvpipeError if it cannot."""
         super().__init__(config.init, config.stride14, imagenet_file)
         self.config = config
 
     def loss(self, image_B3HW: Tensor, spec_B1FT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the scalar loss and the parts that `margin_nce_loss` describes."""
+        """Return the scalar loss and the terms described in `margin_nce_loss`."""
         return margin_nce_loss(*self.contrasted(image_B3HW, spec_B1FT), self.config)
 
 
@@ -80,8 +80,8 @@ def margin_nce_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """−mean log e^{(S_ii − m)/τ} / (e^{(S_ii − m)/τ} + Σ_{j≠i} e^{S_ij/τ}), S the pair scores (paper, equation 5).
 
-    Features of matching pairs, of any length; gradients flow through the masks. Returns the loss and, detached, the
-    mean scores `positive` (before the margin) and `negative`.
+    The features are those of matching pairs and need not be normalised; gradients flow through the masks. Returns the
+    loss and, detached, the mean scores `positive` (before the margin) and `negative`.
     """
     score_BB = pair_scores(similarity_maps(image_features_BCHW, audio_features_BC), config)
     logits_BB = (score_BB - config.margin * torch.eye(len(score_BB)).to(score_BB)) / config.temperature

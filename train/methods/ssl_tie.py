@@ -1,5 +1,5 @@
 """SSL-TIE: exploiting transformation invariance and equivariance for self-supervised sound localisation (Liu et al.,
-ACM MM 2022). LVS's network and released objective on two views of a frame, whose maps must follow the transform.
+ACM MM 2022). LVS's network and released loss on two views of a frame, whose maps must follow the transform.
 
 Index convention: i is the image, j the audio. Shapes: B batch, C channels (512), F × T bands and frames of `tie-mel`,
 H × W positions of the feature map (pixels for an input image).
@@ -23,25 +23,25 @@ from avpipe.train.networks.warp import Warp, draw_warp
 class SSLTIEConfig(LVSConfig):
     """The settings of SSL-TIE; the defaults are the published set-up.
 
-    Appearance, masking and mixing of sounds are settings of the recipe."""
+    Appearance augmentation, masking and audio mixing are settings of the recipe."""
 
     init: str = "random"
-    """Image trunk: from scratch (released model), or ImageNet weights."""
+    """Weights of the image trunk: "random" (released model) or "imagenet"."""
 
     geometric: bool = True
-    """Whether the second view is a transformed one; if not there is one view only (paper, table 1, models A and B)."""
+    """Whether there is a second, transformed view (paper, table 1; models A and B have none)."""
 
     equivariance: float = 1.0
-    """λ, weight of the distance between the maps of both views, 0 for none (table 1, models C to E).
+    """λ, weight of the distance between the maps of the two views; 0 for none (table 1, models C to E).
 
-    In the scaling of the released code, ½(L₁ + L₂) + λ·MSE; the paper writes L₁ + L₂ + 2·L_geo.
+    Scaled as in the released code, ½(L₁ + L₂) + λ·MSE; the paper has L₁ + L₂ + 2·L_geo.
     """
 
     max_angle: int = 30
-    """Degrees, whole ones are drawn up to this, both ways (released scripts)."""
+    """Largest rotation in either direction, in degrees; integers are drawn (released scripts)."""
 
     def __post_init__(self) -> None:
-        # Not super(): a dataclass with slots is another class than the one that this method was compiled for.
+        # Not super(): a dataclass with slots is a new class, not the one that this method was compiled for.
         LVSConfig.__post_init__(self)
         if not 0 <= self.max_angle <= 180:
             raise AvpipeError(f"SSL-TIE: max_angle must be from 0 to 180 degrees, got {self.max_angle}")
@@ -50,19 +50,19 @@ class SSLTIEConfig(LVSConfig):
 
 
 class SSLTIE(LVS):
-    """LVS's network with the loss of both branches; `localize` and `embed` are LVS's."""
+    """LVS's network with SSL-TIE's two-branch loss; `localize` and `embed` are those of LVS."""
 
     config: SSLTIEConfig
 
     def __init__(self, config: SSLTIEConfig, imagenet_file: str | Path | None = None):
-        """Build the network; `init="imagenet"` reads `imagenet_file` if given (AvpipeError where it cannot)."""
+        """Build the network; `init="imagenet"` loads `imagenet_file` if given. Raises AvpipeError if it cannot."""
         super().__init__(config, imagenet_file)
 
     def loss(self, image_B3HW: Tensor, spec_B1FT: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """½(L₁ + L₂) + λ·MSE of a batch of matching pairs, under a transform drawn from torch's generator.
+        """Compute ½(L₁ + L₂) + λ·MSE for a batch of matching pairs, under a transform drawn from torch's generator.
 
         image_B3HW: frames, augmented, ImageNet mean and std removed. spec_B1FT: `tie-mel`, decibels. Returns the scalar
-        loss and the parts that `two_branch_loss` names; without the second view LVS's loss and its parts.
+        loss and the terms of `two_branch_loss`, or LVS's loss and its terms if there is no second view.
         """
         if not self.config.geometric:
             return super().loss(image_B3HW, spec_B1FT)
@@ -71,18 +71,18 @@ class SSLTIE(LVS):
         return self.two_branch_loss(image_B3HW, spec_B1FT, warp)
 
     def two_branch_loss(self, image_B3HW: Tensor, spec_B1FT: Tensor, warp: Warp) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss under a given transform (paper, equations 5 to 8; released `train_one_epoch`).
+        """Compute the loss under a given transform (paper, equations 5 to 8; released `train_one_epoch`).
 
-        Both branches see the same spectrograms, through one pass each, as batch norm has it in the released code.
-        Gradients flow into both maps. Parts, detached: `plain` and `warped` (L₁, L₂), `geometric` (the MSE), and
-        `positive`, `easy`, `hard` of the plain branch.
+        Both branches get the same spectrograms, in a forward pass of their own, which matters for batch norm (released
+        code). Gradients flow into both maps. The terms, detached: `plain` and `warped` (L₁, L₂), `geometric` (the MSE),
+        and `positive`, `easy`, `hard` of the plain branch.
         """
         plain = self.image_features(image_B3HW), self.audio_features(spec_B1FT)
         warped = self.image_features(warp(image_B3HW)), self.audio_features(spec_B1FT)
         plain_loss, terms = lvs_loss(*map(self.ranks.gather, plain), self.config)
         warped_loss, _ = lvs_loss(*map(self.ranks.gather, warped), self.config)
         map_BHW, warped_BHW = own_maps(*plain), own_maps(*warped)
-        # To the size of the other map: where 16 does not divide the small frame, half of the large map is smaller.
+        # Resize to the other map, which is larger than half the plain map if 16 does not divide the small frame.
         geometric = F.mse_loss(warped_BHW, warp(map_BHW[:, None], warped_BHW.shape[1:])[:, 0])
         total = (plain_loss + warped_loss) / 2 + self.config.equivariance * geometric
         losses = {"plain": plain_loss, "warped": warped_loss, "geometric": geometric}

@@ -1,7 +1,8 @@
 """SSPL: self-supervised predictive learning, without negatives (Song et al., CVPR 2022), with or without its PCM.
 
-Frozen extractors, an attention of the sound over the frame, and SimSiam's head on two views of the frame. Shapes:
-B batch, V views (2), C channels (512), H × W positions (pixels for an input image), P patches of 96 × 64 (3 for 3 s).
+Frozen extractors, audio-guided attention over the frame, and a SimSiam head on two views of the frame. Shapes: B batch,
+V views (2), C channels (512), A audio channels (128), H × W positions (pixels for an input image), P patches of T × F,
+96 × 64 (3 for 3 s).
 """
 
 from __future__ import annotations
@@ -30,28 +31,28 @@ class SSPLConfig:
     """The settings of SSPL; the defaults are the published set-up with PCM."""
 
     init: Init = "imagenet"
-    """Both extractors: published weights (VGG-16 on ImageNet, VGGish on AudioSet), or fresh ones (paper, table 3)."""
+    """Weights of the extractors: "imagenet" (VGG-16 on ImageNet, VGGish on AudioSet) or "random" (paper, table 3)."""
 
     pcm: bool = True
-    """Whether visual features pass the predictive coding module; paper, table 3."""
+    """Whether visual features pass through the predictive coding module; paper, table 3."""
 
     cycles: int = 4
-    """Passes of the module after its first; the paper's T = 5 counts that one too."""
+    """Passes of the module after the first, which the paper's T includes: its T = 5 is 4 here."""
 
     scaling: str = "min-max"
     """How the attention turns cosines into weights; paper, table 5."""
 
     fusion: str = "attention"
-    """How frame and sound become one vector; the others take the mean over positions (supplement, table S5)."""
+    """How frame and sound are fused; all but "attention" average the frame over positions (supplement, table S5)."""
 
     stop_gradient: bool = True
-    """Whether a projection is a constant for the other view's prediction; paper, table 3."""
+    """Whether projections get no gradient as targets of the other view's prediction; paper, table 3."""
 
     train_extractors: bool = False
-    """Whether the extractors learn too, as in the paper's training from scratch (table 3, a and c)."""
+    """Whether the extractors are trained too, as in the paper's training from scratch (table 3, a and c)."""
 
     rest_rate: float = 0.4
-    """Learning rate of all but SimSiam's head, as a share of the head's: 2e-5 of 5e-5 with PCM (released code)."""
+    """Learning rate of all but the SimSiam head, relative to the head's: 2e-5 / 5e-5 with PCM (released code)."""
 
     def __post_init__(self) -> None:
         if not self.rest_rate > 0:
@@ -67,14 +68,14 @@ class SSPLConfig:
 
 
 class SSPL(nn.Module):
-    """The whole network with its loss.
+    """The network of SSPL with its loss.
 
-    Calling the module returns what `loss` returns, which is how Fabric and DDP drive it; the other methods are for the
-    unwrapped module. To load a checkpoint build with `init="random"`: that needs no files.
+    Calling the module computes `loss`, so that Fabric and DDP can wrap it; call the other methods on the unwrapped
+    module. To load a checkpoint build with `init="random"`, which needs no files.
     """
 
     def __init__(self, config: SSPLConfig, imagenet_file: str | Path | None = None):
-        """Build the network; `init="imagenet"` reads both extractors from the folder `imagenet_file` if it is given."""
+        """Build the network; `init="imagenet"` loads both extractors from the folder `imagenet_file` if given."""
         super().__init__()
         self.config = config
         self.frame = vgg16_trunk(config.init, imagenet_file)
@@ -93,7 +94,7 @@ class SSPL(nn.Module):
         self.predictor = nn.Sequential(*_normed(2048, 512), nn.Linear(512, 2048))
 
     def parameter_groups(self, learning_rate: float) -> list[dict]:
-        """What the optimiser is to do: the head at the whole rate, the rest slower, no decay of the module's rates."""
+        """Return parameter groups: the head at the full rate, the rest slower, the PCM's rates without weight decay."""
         groups: dict[str, list] = {"head": [], "rest": [], "rates": []}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
@@ -113,11 +114,11 @@ class SSPL(nn.Module):
         return self.loss(image_BV3HW, patches_B1PTF)
 
     def loss(self, image_BV3HW: Tensor, patches_B1PTF: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Symmetric negative cosine between predictions and projections of two views (paper, equations 6 to 8).
+        """Compute the symmetric negative cosine of predictions and projections of two views (paper, equations 6 to 8).
 
         image_BV3HW: two views of each frame, ImageNet mean and std removed. patches_B1PTF: `vggish` features. Returns
-        the scalar loss, in [−1, 1], and detached `spread`, the mean standard deviation of the unit projections over the
-        batch: near 0 where the representation has collapsed, 1/√2048 ≈ .022 where it is spread evenly.
+        the scalar loss, in [−1, 1], and, detached, `spread`, the mean standard deviation of the unit projections over
+        the batch: near 0 if the representation has collapsed, 1/√2048 ≈ .022 if it is evenly spread.
         """
         audio = self.audio_features(patches_B1PTF)
         projections = [
@@ -126,27 +127,27 @@ class SSPL(nn.Module):
         return simsiam_loss(projections, [self.predictor(z) for z in projections], self.config.stop_gradient)
 
     def localize(self, image_B3HW: Tensor, patches_B1PTF: Tensor) -> Tensor:
-        """Return map_BHW: the cosine, in [-1, 1], of each position with its own audio, before any scaling.
+        """Return map_BHW: the cosine, in [-1, 1], of each position with the frame's audio, before any scaling.
 
-        224 × 224 pixels give 14 × 14 positions. Always in evaluation mode and without gradients.
+        224 × 224 pixels give 14 × 14 positions. Computed in evaluation mode and without gradients.
         """
         with evaluating(self):
             embedding_BA, audio_BC = self.audio_features(patches_B1PTF)
             return own_maps(self.image_features(image_B3HW, embedding_BA), audio_BC)
 
     def embed(self, image_B3HW: Tensor, patches_B1PTF: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (visual_BC, audio_BC), both of unit length, for retrieval by cosine; in evaluation mode."""
+        """Return (visual_BC, audio_BC), both of unit length, for retrieval by cosine, computed in evaluation mode."""
         with evaluating(self):
             embedding_BA, audio_BC = self.audio_features(patches_B1PTF)
             return pooled_vectors(self.image_features(image_B3HW, embedding_BA)), unit(audio_BC)
 
     def embed_audio(self, patches_B1PTF: Tensor) -> Tensor:
-        """Return audio_BC of unit length; in evaluation mode."""
+        """Return audio_BC of unit length, computed in evaluation mode."""
         with evaluating(self):
             return unit(self.audio_features(patches_B1PTF)[1])
 
     def audio_features(self, patches_B1PTF: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (embedding_BA of unit length for the PCM, audio_BC for the attention), means over the patches."""
+        """Return (embedding_BA of unit length for the PCM, audio_BC for the attention), averaged over the patches."""
         patches = patches_B1PTF[:, 0]
         embedding_NA = self.sound(patches.flatten(0, 1)[:, None])
         by_clip = embedding_NA.unflatten(0, patches.shape[:2])
@@ -154,12 +155,12 @@ class SSPL(nn.Module):
         return unit(patch_means(by_clip)), patch_means(head)
 
     def image_features(self, image_B3HW: Tensor, embedding_BA: Tensor) -> Tensor:
-        """Return the feature map that the attention reads, of both signs."""
+        """Return the signed feature map image_BCHW that is the input of the attention."""
         features = self.frame(image_B3HW)
         return self.pcm(features, embedding_BA) if self.pcm is not None else features
 
     def fuse(self, image_BCHW: Tensor, audio_BC: Tensor) -> Tensor:
-        """Return the audio-visual vector of the head: the attended one, or one of table S5's."""
+        """Return the audio-visual vector fused_BC (2C for "concatenate"): the attended one, or one of table S5."""
         if self.config.fusion == "attention":
             return self.attend(image_BCHW, audio_BC)
         visual_BC = image_BCHW.mean(dim=(2, 3))
@@ -168,13 +169,13 @@ class SSPL(nn.Module):
         return visual_BC * audio_BC if self.config.fusion == "multiply" else visual_BC + audio_BC
 
     def attend(self, image_BCHW: Tensor, audio_BC: Tensor) -> Tensor:
-        """Return fused_BC: features as they are, summed over positions, weighted by the scaled cosines (eq. 2, 3)."""
+        """Return fused_BC: the sum of the features over positions, weighted by the scaled cosines (eq. 2, 3)."""
         weight_BHW = scaled(own_maps(image_BCHW, audio_BC), self.config.scaling)
         return (image_BCHW * weight_BHW[:, None]).sum(dim=(2, 3))
 
 
 def scaled(map_BHW: Tensor, scaling: str) -> Tensor:
-    """Weights of positions from their cosines (paper, table 5); "min-max" is equation 3's, 0 to 1 within each map."""
+    """Return weights of positions from their cosines (paper, table 5); "min-max" is eq. 3, 0 to 1 within each map."""
     flat = map_BHW.flatten(1)
     if "relu" in scaling:
         flat = F.relu(flat)
@@ -191,7 +192,7 @@ def scaled(map_BHW: Tensor, scaling: str) -> Tensor:
 def simsiam_loss(
     projections: list[Tensor], predictions: list[Tensor], stop_gradient: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """½ of the negative cosines of each view's prediction with the other's projection (paper, equation 8)."""
+    """Return half the sum of the negative cosines of each view's prediction with the other's projection (eq. 8)."""
     (z1, z2), (p1, p2) = projections, predictions
     if stop_gradient:
         z1, z2 = z1.detach(), z2.detach()
@@ -200,7 +201,7 @@ def simsiam_loss(
 
 
 def published_names(own_names: Iterable[str]) -> dict[str, str]:
-    """Map our state names to those of the published SSPL checkpoints, under the prefixes of its four networks."""
+    """Map our state keys to those of the published SSPL checkpoints, prefixed by the names of its four networks."""
     return {own: _published(own) for own in own_names}
 
 

@@ -1,7 +1,7 @@
-"""Changes of colour and blur for a batch of frames, on its device, each frame by its own draws.
+"""Colour jitter, greyscale and blur for a batch of frames, on its device, with separate parameters per frame.
 
-MoCo v2's augmentation, of which SSL-TIE (released data loader) and SSPL (supplement, table S2) take their parts: jitter
-with probability .8, its four changes in random order, grey with .2, a Gaussian blur with ½. Legend: N frames.
+MoCo v2's augmentation, of which SSL-TIE (released data loader) and SSPL (supplement, table S2) each use a subset:
+jitter with probability .8, its four changes in random order, greyscale with .2, Gaussian blur with ½. Shapes: N frames.
 """
 
 import itertools
@@ -16,20 +16,20 @@ from torch.nn import functional as F
 ORDERS = torch.tensor(list(itertools.permutations(range(4))))
 JITTER_SHARE, GREY_SHARE, BLUR_SHARE = 0.8, 0.2, 0.5
 SIGMA_PX = (0.1, 2.0)
-# Pixels on each side that a blur reaches: three of the largest standard deviations.
+# Radius of the blur kernel in pixels: three times the largest standard deviation.
 REACH = 6
-# Of red, green and blue in what is seen as light (ITU-R 601-2, as Pillow's conversion to grey).
+# Weights of red, green and blue in luma (ITU-R 601-2, as in Pillow's conversion to grey).
 LUMA = (0.299, 0.587, 0.114)
 
 
 def draw_colour(
     rng: random.Random, *, jitter: tuple[float, float] | None = None, grey: bool = False, blur: bool = False
 ) -> np.ndarray:
-    """float32 (7,): what happens to one frame, for `recolour`.
+    """Draw float32 (7,), the parameters of `recolour` for one frame.
 
-    Number of an order in ORDERS (-1: no jitter), factors of brightness, contrast and saturation within 1 ± the first of
-    `jitter`, a turn of the hue within ± the second, in circles; 1 for grey; standard deviation of the blur in pixels
-    (0: none).
+    They are: index of an order in ORDERS (-1: no jitter); factors of brightness, contrast and saturation within 1 ± the
+    first of `jitter`; a shift of the hue within ± the second, in full turns; 1 for greyscale; standard deviation of the
+    blur in pixels (0: none).
     """
     order, factors, turn = -1, (1.0, 1.0, 1.0), 0.0
     if jitter and rng.random() < JITTER_SHARE:
@@ -43,9 +43,9 @@ def draw_colour(
 
 
 def recolour(image_NHW3: Tensor, draws_N7: Tensor) -> Tensor:
-    """float32 image_NHW3 in [0, 255] of a uint8 one, changed as `draw_colour` drew it.
+    """Apply the changes drawn by `draw_colour`: uint8 image_NHW3 to float32 image_NHW3 in [0, 255].
 
-    The draws lie in the host's memory: they tell which frames go which way, which a GPU would have to be asked for.
+    The draws must be in host memory: they decide which frames are changed, and reading them from a GPU would stall it.
     """
     image_N3HW = image_NHW3.permute(0, 3, 1, 2).contiguous().float() / 255
     amounts_N7 = draws_N7.to(image_N3HW.device, non_blocking=True)
@@ -59,7 +59,7 @@ def recolour(image_NHW3: Tensor, draws_N7: Tensor) -> Tensor:
 
 
 def _apply(change: Callable[[Tensor, Tensor], Tensor], image_N3HW: Tensor, amount_N: Tensor, which_N: Tensor) -> None:
-    """Change some of the frames where they are, each by its own amount."""
+    """Change some of the frames in place, each by its own amount."""
     indices = which_N.nonzero()[:, 0].to(image_N3HW.device, non_blocking=True)
     if len(indices):
         image_N3HW[indices] = change(image_N3HW[indices], amount_N[indices, None, None, None]).clamp_(0, 1)
@@ -87,7 +87,7 @@ def _saturation(image_N3HW: Tensor, factor: Tensor) -> Tensor:
 
 
 def _hue(image_N3HW: Tensor, turn: Tensor) -> Tensor:
-    """The hue moved along its circle, value and saturation kept."""
+    """Rotate the hue; value and saturation stay the same."""
     red, green, blue = image_N3HW.split(1, dim=1)
     value = image_N3HW.amax(1, keepdim=True)
     chroma = value - image_N3HW.amin(1, keepdim=True)
@@ -95,7 +95,7 @@ def _hue(image_N3HW: Tensor, turn: Tensor) -> Tensor:
     sixth_chroma = torch.where(value == red, green - blue, sixth_chroma)
     offset = 6 * turn + torch.tensor((5, 3, 1), device=turn.device)[:, None, None]
     sector = sixth_chroma / chroma.clamp_min(1e-6) + offset
-    sector = sector - 6 * torch.floor(sector / 6)  # in [0, 6); the operator % takes longer
+    sector = sector - 6 * torch.floor(sector / 6)  # in [0, 6); the operator % is slower
     return value - chroma * torch.minimum(sector, 4 - sector).clamp_(0, 1)
 
 
@@ -103,7 +103,7 @@ JITTER = (_brightness, _contrast, _saturation, _hue)
 
 
 def _blur(image_N3HW: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur, the border repeated; each frame by its own kernel, as a group of one convolution."""
+    """Gaussian blur with replicated borders; each frame has its own kernel, as a group of one convolution."""
     count, _, height, width = image_N3HW.shape
     distance = torch.arange(-REACH, REACH + 1, device=sigma.device)
     kernel = torch.exp(-0.5 * (distance / sigma).square())

@@ -1,6 +1,6 @@
-"""Compiled loops over pixels: crop, mirror, Pillow's resizes of only the part that is kept, and scaling.
+"""Compiled loops over pixels: crop, mirror, look-up, and Pillow's resize computed only for the region that is kept.
 
-They release the interpreter's lock, so threads run them side by side. Shapes: H, W of the stored frame; S the side of a
+They release the interpreter's lock, so threads run them in parallel. Shapes: H, W of the stored frame; S side of a
 square view; K taps of a filter.
 """
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from avpipe.train.data.compiled import compiled
 
-# Pillow rounds its weights to so many bits behind the point, and rounds to bytes after each of the two passes.
+# Pillow rounds its weights to this many fractional bits, and rounds to bytes after each of the two passes.
 BITS = 22
 _HALF, _BITS, _LOWEST, _HIGHEST = np.int32(1 << (BITS - 1)), np.int32(BITS), np.int32(0), np.int32(255)
 _ONE, _TWO, _THREE = np.uint64(1), np.uint64(2), np.uint64(3)
@@ -17,10 +17,10 @@ _ONE, _TWO, _THREE = np.uint64(1), np.uint64(2), np.uint64(3)
 def resized_crop(
     frame_HW3: np.ndarray, size: tuple[int, int], top_left: tuple[int, int], side: int, mirrored: bool
 ) -> np.ndarray:
-    """uint8 (S, S, 3): the part at `top_left` of the frame resized to `size` (height, width), bicubic; maybe mirrored.
+    """Return uint8 (S, S, 3): the crop at `top_left` of the frame resized to `size` (height, width), bicubic.
 
-    The bytes are those of Pillow's `resize(size, BICUBIC)` and `crop`; only what the part needs is computed. Each
-    row is resized first, as Pillow did before 13, which begins with the columns of frames twice as high as wide.
+    The bytes equal those of Pillow's `resize(size, BICUBIC)` and `crop`, but only the crop is computed. Rows are
+    resized first, as in Pillow before 13, which starts with the columns of frames twice as high as wide.
     """
     height, width = frame_HW3.shape[:2]
     (top, left), cubic = top_left, True
@@ -30,10 +30,10 @@ def resized_crop(
 
 
 def resized_box(frame_HW3: np.ndarray, box: tuple[int, int, int, int], side: int, mirrored: bool) -> np.ndarray:
-    """uint8 (S, S, 3): the part of the frame in `box` (left, top, right, bottom) resized, bilinear; maybe mirrored.
+    """Return uint8 (S, S, 3): the region `box` (left, top, right, bottom) of the frame, resized (bilinear).
 
-    As Pillow's `resize((S, S), BILINEAR, box=box)`, which since 13 begins with the columns for some boxes and then
-    differs by 1 here and there.
+    Equal to Pillow's `resize((S, S), BILINEAR, box=box)`; since version 13 Pillow starts with the columns for some
+    boxes and then differs by 1 in some values.
     """
     (height, width), (left, top, right, bottom), cubic = frame_HW3.shape[:2], box, False
     rows = taps(height, (top, bottom), side, cubic, (0, side))
@@ -49,26 +49,26 @@ def _resampled(frame_HW3: np.ndarray, rows: tuple, columns: tuple, mirrored: boo
 
 
 def crop(frame_HW3: np.ndarray, top_left: tuple[int, int], side: int, mirrored: bool) -> np.ndarray:
-    """uint8 (S, S, 3): the part of the frame at `top_left`; maybe mirrored."""
+    """Return uint8 (S, S, 3): the crop of the frame at `top_left`, optionally mirrored."""
     top, left = top_left
     if not mirrored:
-        return frame_HW3[top : top + side, left : left + side]  # what puts it into a batch copies it anyway
+        return frame_HW3[top : top + side, left : left + side]  # a view; stacking into a batch copies it anyway
     view_SS3 = np.empty((side, side, 3), np.uint8)
     _mirror_rows(frame_HW3[top : top + side].reshape(side, -1), 3 * left, view_SS3.reshape(side, side * 3))
     return view_SS3
 
 
 def look_up(image_N3: np.ndarray, table_3V: np.ndarray, out_N3: np.ndarray) -> None:
-    """Write to `out_N3` the value that `table_3V`, (3, 256) float32, has for each uint8 of each channel."""
+    """Write to `out_N3` the entry of `table_3V`, float32 (3, 256), for each channel and uint8 value."""
     _look_up(image_N3, table_3V, out_N3)
 
 
 @compiled
 def taps(size, part, new, cubic, kept):
-    """(first source pixel of each new one, weights of it and those behind it int32 (K, …)) as Pillow has them.
+    """Return (first source pixel of each output pixel, int32 weights (K, …) of it and the following ones), as Pillow.
 
-    `part` (from, to) of `size` source pixels becomes `new` ones, of which those in `kept` (from, to) are given. Cubic
-    with a = -0.5, else linear. Source: Pillow's Resample.c, `precompute_coeffs` and `normalize_coeffs_8bpc`.
+    The range `part` (from, to) of `size` source pixels becomes `new` pixels; the result covers those in `kept` (from,
+    to). Cubic with a = -0.5, else linear. Source: Pillow's Resample.c, `precompute_coeffs`, `normalize_coeffs_8bpc`.
     """
     scale = (part[1] - part[0]) / new
     stretch = max(scale, 1.0)
@@ -102,7 +102,7 @@ def _cubic(x):
 
 @compiled
 def _resize(frame, first_row, row_weights, first_column, column_weights, mirrored, out):
-    """Rows of interleaved RGB. The loops that count run over neighbours in memory: then they become vector code."""
+    """Resize rows of interleaved RGB. The inner loops run over contiguous memory so that they are vectorised."""
     side, length = len(first_column), out.shape[1]
     channel_weights = np.repeat(column_weights, 3).reshape(len(column_weights), length)
     start = first_row[0]
@@ -112,7 +112,7 @@ def _resize(frame, first_row, row_weights, first_column, column_weights, mirrore
         row = frame[start + y]
         sums[:] = _HALF
         x = 0
-        while x < side:  # a run of new pixels whose sources lie side by side, too
+        while x < side:  # a run of output pixels whose sources are contiguous
             end = x + 1
             while end < side and first_column[end] == first_column[end - 1] + 1:
                 end += 1
@@ -154,7 +154,7 @@ def _to_bytes(sums, out):
 @compiled
 def _mirror(line, out):
     width = np.uint64(len(line) // 3)
-    for x in range(width):  # unsigned, so that no index can count from the end: four times as fast
+    for x in range(width):  # unsigned, so that numba omits the check for negative indices: four times as fast
         here, there = _THREE * x, _THREE * (width - _ONE - x)
         out[there] = line[here]
         out[there + _ONE] = line[here + _ONE]

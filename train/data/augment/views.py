@@ -1,4 +1,4 @@
-"""How frames are augmented for training: which part of each, in which position; `colour` changes their colours."""
+"""Training views of frames: crops, flips and rotations; `colour` adds changes of colour."""
 
 import math
 import random
@@ -13,32 +13,32 @@ from avpipe.train.data.augment import pixels
 from avpipe.train.data.augment.colour import draw_colour
 from avpipe.train.data.frames import short_side
 
-# Training resizes the short side to 246 for a crop of 224 (all four repositories), other sizes in proportion.
+# All four repositories resize the short side to 246 for a crop of 224; other sizes are in proportion.
 RESIZE_FOR_CROP = 1.1
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """An augmentation in two parts: what threads do to each frame, and what the device then does to a batch."""
+    """An augmentation in two steps: `pixels` per frame in threads, then `colour` per batch on the device."""
 
     pixels: Callable[[np.ndarray, int, random.Random], np.ndarray]
-    """Gives uint8 (px, px, 3) of a uint8 frame (H, W, 3), px and the sample's random numbers."""
+    """Map a uint8 frame (H, W, 3), px and the sample's random generator to uint8 (px, px, 3)."""
     colour: Callable[[random.Random], np.ndarray] | None = None
-    """Draws the changes of colour, see `data.augment.colour`; None where there are none."""
+    """Draw the parameters of `data.augment.colour.recolour`; None for no changes of colour."""
 
 
 def crop_view(frame_HW3: np.ndarray, px: int, rng: random.Random) -> np.ndarray:
-    """uint8 (px, px, 3): bicubic resize to 1.1 px, a random crop, a flip with probability ½.
+    """Return uint8 (px, px, 3): bicubic resize to 1.1 px, random crop, flip with probability ½.
 
-    The bytes are those of Pillow's resize and crop. Source: LVS, EZ-VSL and SSPL data loaders.
+    The bytes equal those of Pillow's resize and crop. Source: LVS, EZ-VSL and SSPL data loaders.
     """
     return _random_crop(frame_HW3, px, rng, flips=True)
 
 
 def stored_view(frame_HW3: np.ndarray, px: int, rng: random.Random) -> np.ndarray:
-    """uint8 (px, px, 3): a random crop of the frame as it is stored, a flip with probability ½.
+    """Return uint8 (px, px, 3): a random crop of the stored frame without a resize, flip with probability ½.
 
-    Half the work of `crop_view`; a frame of 256 pixels is 1.14 times as large as the crop.
+    This takes half the time of `crop_view`. A frame of 256 pixels is 1.14 times as large as a crop of 224.
     """
     if min(frame_HW3.shape[:2]) < px:
         raise AvpipeError(f"a stored frame is smaller than {px} pixels; use --set view=crop")
@@ -47,10 +47,10 @@ def stored_view(frame_HW3: np.ndarray, px: int, rng: random.Random) -> np.ndarra
 
 
 def appearance_view(frame_HW3: np.ndarray, px: int, rng: random.Random) -> np.ndarray:
-    """uint8 (px, px, 3): a bilinear resize of .3 to 1 of the area, a flip with probability ½.
+    """Return uint8 (px, px, 3): a random box of .3 to 1 of the area, resized (bilinear), flip with probability ½.
 
-    The first half of SSL-TIE's appearance augmentation, MoCo v2's with its own numbers (paper, section 3.2; released
-    data loader); the second is the changes of colour.
+    The first step of SSL-TIE's appearance augmentation, which is MoCo v2's with other parameters (paper, section 3.2;
+    released data loader); the second step changes the colours.
     """
     height, width = frame_HW3.shape[:2]
     return pixels.resized_box(frame_HW3, _draw_box((width, height), (0.3, 1.0), rng), px, rng.random() < 0.5)
@@ -64,19 +64,19 @@ def _random_crop(frame_HW3: np.ndarray, px: int, rng: random.Random, flips: bool
 
 
 def _draw_corner(size: tuple[int, int], px: int, rng: random.Random) -> tuple[int, int]:
-    """(top, left) of a square within (height, width)."""
+    """Draw (top, left) of a square of side px within (height, width)."""
     return _below(size[0] - px + 1, rng), _below(size[1] - px + 1, rng)
 
 
 def _below(end: int, rng: random.Random) -> int:
-    """A whole number from 0 to before `end`: the same for all versions of Python, as `randrange` need not be."""
+    """Draw an integer from 0 to before `end`, reproducibly across versions of Python, unlike `randrange`."""
     return int(rng.random() * end)
 
 
 def _draw_box(size: tuple[int, int], area: tuple[float, float], rng: random.Random) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of a random share of the area and a side ratio of 3:4 to 4:3.
+    """Draw (left, top, right, bottom) of a random fraction of the area and an aspect ratio of 3:4 to 4:3.
 
-    The largest centred box if none of ten fits, as in torchvision's RandomResizedCrop.
+    If none of ten draws fits, return the largest centred box, as torchvision's RandomResizedCrop does.
     """
     width, height = size
     for _ in range(10):
@@ -92,7 +92,7 @@ def _draw_box(size: tuple[int, int], area: tuple[float, float], rng: random.Rand
 
 
 def _single(change: Callable[[np.ndarray, random.Random], np.ndarray] = lambda crop, rng: crop, **colours) -> View:
-    """The cropped view, not flipped, with one more augmentation of SSPL's table S2."""
+    """Return the cropped view without a flip, plus one augmentation of SSPL's table S2."""
 
     def augmented(frame_HW3: np.ndarray, px: int, rng: random.Random) -> np.ndarray:
         return change(_random_crop(frame_HW3, px, rng, flips=False), rng)
@@ -114,7 +114,7 @@ TRAINING_VIEWS: dict[str, View] = {
     "crop": View(crop_view),
     "stored-crop": View(stored_view),
     "appearance": View(appearance_view, lambda rng: draw_colour(rng, jitter=(0.4, 0.1), grey=True, blur=True)),
-    # SSPL's supplement, table S2: each augmentation alone, behind the crop.
+    # SSPL's supplement, table S2: a single augmentation after the crop.
     "crop-only": _single(),
     "vertical-flip": _single(_vertical_flip),
     "translation": _single(_translation),
