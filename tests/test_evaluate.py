@@ -244,9 +244,9 @@ def test_object_guided_maps_are_a_blend(trained, tmp_path):
     ("change", "sentence"),
     [
         (lambda state: state["data"].update(feature_digest="00000000"), "trained on logspec 00000000"),
-        (lambda state: state["network"].pop("image_trunk.conv1.weight"), "not a whole checkpoint of this avpipe"),
-        (lambda state: state["recipe"].update(magic=1), "not a whole checkpoint of this avpipe"),
-        (lambda state: state.pop("data"), "not a whole checkpoint of this avpipe"),
+        (lambda state: state["network"].pop("image_trunk.conv1.weight"), "not a valid checkpoint of this avpipe"),
+        (lambda state: state["recipe"].update(magic=1), "not a valid checkpoint of this avpipe"),
+        (lambda state: state.pop("data"), "not a valid checkpoint of this avpipe"),
     ],
 )
 def test_a_checkpoint_of_another_feature_or_not_whole_is_a_sentence(trained, tmp_path, change, sentence):

@@ -50,9 +50,9 @@ def test_going_on_needs_no_imagenet_weights_again(undisturbed, shards, tmp_path,
 
 
 def test_a_run_goes_on_only_with_its_own_settings_and_data(undisturbed, shards, done_root):
-    with pytest.raises(AvpipeError, match=r"begun with another learning_rate \(0.0003 then, 0.1 now\)"):
+    with pytest.raises(AvpipeError, match=r"started with another learning_rate \(0.0003 then, 0.1 now\)"):
         fit(get_recipe("lvs-small", [*CHANGES, "learning_rate=0.1"]), shards, undisturbed.run, workers=0)
-    with pytest.raises(AvpipeError, match="begun with another"):
+    with pytest.raises(AvpipeError, match="started with another"):
         fit(RECIPE, open_shards(done_root.shards / "synth_test"), undisturbed.run, workers=0)
 
 

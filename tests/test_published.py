@@ -254,7 +254,7 @@ def test_a_file_that_could_run_code_is_refused(function, zipped, tmp_path):
         (lambda state: [state.pop(name) for name in list(state) if "layer4.0" in name],
          r"not fit ez-vsl: of 244 tensors 30 are missing .*imgnet\.layer4\.0\.conv1\.weight is missing.* and 27 more"),
         (lambda state: state.update({"aud_proj.bias": torch.ones(128)}),
-         r"1 are missing or of another shape \(aud_proj\.bias has shape \(128,\), not \(512,\)\)"),
+         r"1 are missing or have another shape \(aud_proj\.bias has shape \(128,\), not \(512,\)\)"),
         (lambda state: state.update({"aud_proj.bias": 3}), r"aud_proj\.bias is missing"),
     ],
 )  # fmt: skip
@@ -310,9 +310,9 @@ def test_what_is_no_checkpoint_is_a_sentence(content, sentence, tmp_path):
         ({"checkpoint": "x.pth", "format_name": "avgn"}, "no format 'avgn'; there are: lvs, ez-vsl, ssl-tie, sspl"),
         ({"checkpoint": "/nowhere/x.pth", "format_name": "lvs"}, "/nowhere/x.pth does not exist"),
         ({"checkpoint": "/", "format_name": "lvs"}, "is a folder; give the checkpoint file in it"),
-        ({"format_name": "lvs"}, "--format says whose checkpoint --checkpoint is"),
+        ({"format_name": "lvs"}, "--format is the format of --checkpoint"),
         ({"weights": Path("x.pth")}, "--weights names the ImageNet weights of --baseline object"),
-        ({"baseline": "centre", "format_name": "lvs"}, "--format says whose checkpoint"),
+        ({"baseline": "centre", "format_name": "lvs"}, "--format is the format of"),
     ],
 )
 def test_what_a_user_can_mend_is_one_sentence(own_root, wanted, sentence):

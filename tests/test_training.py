@@ -101,7 +101,7 @@ def test_the_best_epoch_by_boxes_is_marked(shards, done_root, tmp_path):
     trained = train(shards, tmp_path / "run", select_on=select_shards)
     assert trained.best["measure"] == "ciou_synth_test" and 0 <= trained.best["value"] <= 1
     assert load_checkpoint(trained.run / BEST)["select_on"] == "synth_test"
-    with pytest.raises(AvpipeError, match="begun with another select_on"):
+    with pytest.raises(AvpipeError, match="started with another select_on"):
         train(shards, trained.run)
 
 

@@ -1,1 +1,1 @@
-"""Which network with which settings: recipes, checkpoints, the authors' checkpoints, baselines."""
+"""Models: recipes, checkpoints, the authors' checkpoints, baselines."""

@@ -1,4 +1,4 @@
-"""Checkpoints that the four papers' repositories saved: read safely, renamed, and loaded into our networks."""
+"""Load checkpoints saved by the repositories of four papers safely into our networks, mapping tensor names."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from avpipe.train.methods import METHODS, ez_vsl, lvs, sspl
 
 IMAGE_PX = 224
 WRAPPINGS = ("model_state_dict", "state_dict", "model")
-"""Keys under which LVS, SSL-TIE, EZ-VSL and Lightning keep their tensors, beside optimiser and scores."""
+"""Keys of the tensors in checkpoints of LVS, SSL-TIE, EZ-VSL and Lightning, which also hold other state."""
 WRAPPERS = ("module", "_orig_mod")
-"""What DataParallel and torch.compile put before the names of a network's tensors."""
+"""Prefixes that DataParallel and torch.compile add to the names of a network's tensors."""
 SSPL_NETWORKS = {
     "frame": "net_frame",
     "sound": "net_sound",
@@ -34,16 +34,16 @@ SUFFIXES = re.compile(r"(\.(pth|pt|tar|ckpt|pkl))+$")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Format:
-    """How one repository names and saves what it trained."""
+    """The checkpoint format of one repository."""
 
     method: str
     """A key of avpipe.train.methods.METHODS."""
     features: tuple[str, ...]
-    """Feature specs that the network reads, the published one first."""
+    """Feature specs that the network accepts, the published one first."""
     names: Callable[[Iterable[str]], dict[str, str]]
-    """Our state names to the published ones."""
+    """Map our state keys to the published ones."""
     never_read: tuple[str, ...] = ()
-    """Beginnings of published names that no forward pass reads, or whose output is dropped."""
+    """Prefixes of published names that no forward pass reads, or whose output is dropped."""
 
 
 _RESNETS = (
@@ -57,12 +57,12 @@ MARKERS = {
     **dict.fromkeys(_TIE_ONLY, "ssl-tie"),
     "audnet.conv1_a.": "lvs",
 }
-"""Beginnings of names of tensors that tell the format, the first that is there."""
+"""Prefix of a tensor name to the format that it identifies; the first match wins."""
 FORMATS = {
-    # The audio trunk is convolutional with a maximum over time, so 3 s of sound go through it as well as its own 10 s.
+    # The audio trunk is convolutional with a maximum over time, so it accepts 3 s of sound, not only 10 s.
     "lvs": Format(method="lvs", features=("logspec-10s", "logspec"), names=lvs.published_names, never_read=_RESNETS),
     "ez-vsl": Format(method="ez-vsl", features=("logspec",), names=ez_vsl.published_names),
-    # LVS's network; what else is in the files is never read, or its output is dropped.
+    # LVS's network; other tensors in the files are never read, or their output is dropped.
     "ssl-tie": Format(
         method="ssl-tie", features=("tie-mel",), names=lvs.published_names, never_read=_RESNETS + _TIE_ONLY
     ),
@@ -72,28 +72,28 @@ FORMATS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loaded:
-    """A network with published weights, and how well the file fitted it."""
+    """A network with published weights, and how well the file matched it."""
 
     format: str
     file: str
     network: nn.Module
     feature: str
-    """The feature spec that it is to read."""
+    """The feature spec of its input."""
     matched: int
-    """Tensors of ours that the file filled."""
+    """Number of our tensors that the file filled."""
     unused: list[str]
     """Names in the file that we do not know."""
     never_read: list[str]
     """Names in the file that the published code does not read either."""
     missing: list[str]
-    """Published names that the file lacks and no score needs: batch norm's counters, absent before torch 0.4.1."""
+    """Published names that the file lacks without harm: batch norm's counters, absent before torch 0.4.1."""
 
     def record(self) -> dict[str, Any]:
-        """The match as plain values: format, file, feature, matched, unused, never_read, missing."""
+        """Return the match as plain values: format, file, feature, matched, unused, never_read, missing."""
         return {name: getattr(self, name) for name in self.__slots__ if name != "network"}
 
     def text(self) -> str:
-        """The match in one or two lines for a person."""
+        """Return the match as one or two lines of text."""
         known = f"{len(self.never_read)} known, never read"
         counters = f", {len(self.missing)} batch norm counters missing (harmless)" if self.missing else ""
         lines = [
@@ -106,11 +106,11 @@ class Loaded:
 
 
 def load_published_checkpoint(path: Path, format_name: str, available: Collection[str] = ()) -> Loaded:
-    """Load a checkpoint of LVS (`lvs`), EZ-VSL, SSL-TIE or SSPL: the file, or for SSPL the folder of its files.
+    """Load a checkpoint of LVS (`lvs`), EZ-VSL, SSL-TIE or SSPL: a file, or for SSPL the folder of its files.
 
-    `held` are the feature specs at hand: of several that the network can read, the first of them is chosen. SSPL is
-    taken with its PCM if the checkpoint has one. Raises AvpipeError for an unknown format, for a file that is damaged,
-    could run code or belongs to another format, and where tensors are missing or have another shape.
+    If the network accepts several feature specs, the first of them in `available` is chosen. SSPL is built with its PCM
+    if the checkpoint has one. Raises AvpipeError for an unknown format, for a file that is damaged, could run code or
+    has another format, and if tensors are missing or have another shape.
     Source: the saving and loading code of the four repositories (`test.py`, `train.py`, `main.py`).
     """
     if format_name not in FORMATS:
@@ -120,7 +120,7 @@ def load_published_checkpoint(path: Path, format_name: str, available: Collectio
     found = format_of(state)
     if found not in (None, format_name) and (found, format_name) != ("lvs", "ssl-tie"):
         raise AvpipeError(f"{path} is a checkpoint of {found}, not of {format_name}; use --format {found}")
-    options: dict[str, Any] = {"init": "random"}  # the weights follow at once
+    options: dict[str, Any] = {"init": "random"}  # the weights are loaded below
     if format_name == "sspl":
         options["pcm"] = any(name.startswith("net_pc.") for name in state)
     method = METHODS[layout.method]
@@ -141,15 +141,15 @@ def load_published_checkpoint(path: Path, format_name: str, available: Collectio
 
 
 def format_of(names: Collection[str]) -> str | None:
-    """The format that names of tensors belong to; None where they tell nothing. SSL-TIE's contain all of LVS's."""
+    """Return the format identified by tensor names, or None. SSL-TIE's names include all of LVS's."""
     return next((MARKERS[marker] for marker in MARKERS if any(name.startswith(marker) for name in names)), None)
 
 
 def folder_name(path: Path, format_name: str) -> str:
-    """Name of the results' folder: `published-<format>-<folder>-<stem>`, of letters, digits, `_`, `-` and `.` alone.
+    """Return the name of the results folder, `published-<format>-<folder>-<stem>`, of letters, digits, `_`, `-`, `.`.
 
-    Both come from an untrusted file name and must not lead out of the folder of runs; the folder's name is there as
-    the repositories call all their files `best.pth`.
+    Folder and stem come from an untrusted path and must not lead out of the folder of runs; the folder is part of the
+    name because the repositories call all their files `best.pth`.
     """
     absolute = Path(os.path.abspath(path))
     names = absolute.parent.name, SUFFIXES.sub("", absolute.name) or "checkpoint"
@@ -158,10 +158,10 @@ def folder_name(path: Path, format_name: str) -> str:
 
 
 def flat_state(content: dict, path: Path) -> dict[str, Tensor]:
-    """Tensors by their published names: out of their wrapping, without the prefixes of WRAPPERS, the rest left out.
+    """Return {published name: tensor} of a checkpoint, unwrapped, without prefixes of WRAPPERS and other values.
 
-    A dictionary for each network (SSPL) becomes names with the network before them. Raises AvpipeError where there is
-    no tensor; `path` is for its sentence.
+    One dictionary per network (SSPL) becomes names prefixed by the network. Raises AvpipeError, naming `path`, if there
+    are no tensors.
     """
     wrapped = next((content[key] for key in WRAPPINGS if isinstance(content.get(key), dict)), content)
     flat: dict[Any, Any] = {}
@@ -182,12 +182,12 @@ def flat_state(content: dict, path: Path) -> dict[str, Tensor]:
 
 
 def plain_name(name: str) -> str:
-    """The name of a tensor without the steps that wrappers of networks put into it, see WRAPPERS."""
+    """Return the name of a tensor without the components added by WRAPPERS."""
     return ".".join(step for step in name.split(".") if step not in WRAPPERS)
 
 
 def _without_attribute(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names without that of the attribute under which a LightningModule holds the network, where there is one."""
+    """Remove the attribute name that a LightningModule adds as a prefix, if there is one."""
     if format_of(state) is not None:
         return state
     for marker in MARKERS:
@@ -198,13 +198,13 @@ def _without_attribute(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read_sspl(path: Path) -> dict[str, Tensor]:
-    """SSPL's tensors under the prefixes of its networks, from the folder of its files or from one file with all."""
+    """Return SSPL's tensors, prefixed by their networks, from the folder of its files or from a single file."""
     if not path.is_dir():
         state = flat_state(read_saved(path), path)
         if format_of(state) is None:
             raise AvpipeError(
-                f"{path} has no names that begin with net_frame, net_sound or net_ssl_head; SSPL saves a file for each "
-                "network: give the folder of frame_best.pth, sound_best.pth, ssl_head_best.pth and maybe pcm_best.pth"
+                f"{path} has no names that begin with net_frame, net_sound or net_ssl_head; SSPL saves one file per "
+                "network: give the folder of frame_best.pth, sound_best.pth, ssl_head_best.pth and any pcm_best.pth"
             )
         return state
     files: dict[str, list[Path]] = {}
@@ -216,7 +216,7 @@ def _read_sspl(path: Path) -> dict[str, Tensor]:
         choice = [file for file in choice if "_best" in file.name] or choice
         if len(choice) > 1:
             raise AvpipeError(
-                f"{path} has several files for {network}: {', '.join(file.name for file in choice)}; leave one of them"
+                f"{path} has several files for {network}: {', '.join(file.name for file in choice)}; keep one of them"
             )
         own = flat_state(read_saved(choice[0]), choice[0])
         state |= {f"{network}.{name.removeprefix(network + '.')}": value for name, value in own.items()}
@@ -226,7 +226,7 @@ def _read_sspl(path: Path) -> dict[str, Tensor]:
 
 
 def _fill(network: nn.Module, names: dict[str, str], state: dict[str, Tensor], misfit: str) -> list[str]:
-    """Load `state` into `network` and return the published names that are missing without harm."""
+    """Load `state` into `network` and return the published names whose absence is harmless."""
     own_state = network.state_dict()
     wrong, missing = [], []
     for own, value in own_state.items():
@@ -242,7 +242,7 @@ def _fill(network: nn.Module, names: dict[str, str], state: dict[str, Tensor], m
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise AvpipeError(
-            f"{misfit}: of {len(names)} tensors {len(wrong)} are missing or of another shape ({', '.join(wrong[:3])}"
+            f"{misfit}: of {len(names)} tensors {len(wrong)} are missing or have another shape ({', '.join(wrong[:3])}"
             f"{more}); check --format and the file"
         )
     try:
@@ -253,7 +253,7 @@ def _fill(network: nn.Module, names: dict[str, str], state: dict[str, Tensor], m
 
 
 def _examples(names: list[str]) -> str:
-    """A count, with the first three of its names."""
+    """Return the number of names, with the first three as examples."""
     if not names:
         return "0"
     return f"{len(names)} ({', '.join(one_line(name, 60) for name in names[:3])}{', …' if len(names) > 3 else ''})"

@@ -1,4 +1,4 @@
-"""What every method has to beat: a map that looks at nothing, one that hears nothing, one that has learned nothing.
+"""Baselines: `centre` ignores the input, `object` ignores the audio, `random-init` is an untrained network.
 
 `centre` is a disc in the middle and needs no network (`evaluation.evaluate.centre_maps`); the other two are here.
 Shapes: B batch, H × W positions (pixels for an input image).
@@ -21,35 +21,35 @@ BASELINES = ("centre", "object", "random-init")
 
 
 def check_baseline(name: str | None) -> None:
-    """Raise AvpipeError, with the list, unless `name` is None or a baseline."""
+    """Raise AvpipeError, listing the baselines, unless `name` is None or one of them."""
     if name is not None and name not in BASELINES:
         raise AvpipeError(f"there is no baseline {name!r}; there are: {', '.join(BASELINES)}")
 
 
 class ObjectPrior(nn.Module):
-    """Where an ImageNet network sees an object, whatever sounds: the prior of EZ-VSL's object-guided localisation."""
+    """Objects found by an ImageNet network regardless of the audio: EZ-VSL's object-guided localisation (OGL)."""
 
     def __init__(self, trunk: nn.Module):
-        """`trunk` gives a feature map of frames, as `networks.resnet.image_trunk`."""
+        """Use `trunk`, which maps frames to a feature map, like `networks.resnet.image_trunk`."""
         super().__init__()
         self.trunk = trunk
 
     def localize(self, image_B3HW: Tensor, ignored: Tensor) -> Tensor:
-        """Return map_BHW ≥ 0, 7 × 7 for 224 pixels, of frames without ImageNet mean and std; higher is an object."""
+        """Return map_BHW ≥ 0, 7 × 7 for 224 pixels, high on objects, of frames less ImageNet mean and std."""
         with evaluating(self):
             return object_map(self.trunk(image_B3HW))
 
 
 def object_prior(weights: Path | None) -> ObjectPrior:
-    """The baseline `object`: ResNet-18 of ImageNet. `weights` is its file or a folder with it; else torch's cache.
+    """Return the baseline `object`: ResNet-18 with ImageNet weights, from the path `weights` or torch's cache.
 
-    Raises AvpipeError where the weights cannot be had. Source: EZ-VSL's released `test.py`.
+    Raises AvpipeError if the weights are not available. Source: EZ-VSL's released `test.py`.
     """
     return ObjectPrior(image_trunk("imagenet", stride14=False, weights_file=weights))
 
 
 def random_init() -> tuple[Recipe, nn.Module]:
-    """The baseline `random-init`: LVS before any training, always the same, with the recipe that it would train by."""
+    """Return the baseline `random-init`: the recipe of LVS and its untrained network, with a fixed seed."""
     recipe = get_recipe("lvs", ["init=random"])
     torch.manual_seed(recipe.seed)
     return recipe, METHODS[recipe.method].network(recipe.options)

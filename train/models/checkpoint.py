@@ -1,4 +1,4 @@
-"""Checkpoints: one file with all that resuming or scoring needs, written by rename, loaded without pickle's code."""
+"""Checkpoints: one file for resuming and scoring, written atomically and loaded without running pickled code."""
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import (
     Any,
     Literal,
-    NotRequired,  # before 3.12 pydantic cannot read typing's
+    NotRequired,  # pydantic needs typing_extensions' TypedDict before Python 3.12
 )
 
 import torch
@@ -51,7 +51,7 @@ class _Best(TypedDict):
 
 @with_config(strict=True, arbitrary_types_allowed=True)
 class _State(TypedDict):
-    """What a checkpoint holds; a fit's own needs, and `versions`, for people."""
+    """The contents of a checkpoint, apart from `versions`, which is informative only."""
 
     format: Literal[2]
     step: Count
@@ -72,12 +72,12 @@ _STATE = TypeAdapter(_State)
 
 
 def epoch_name(epoch: int) -> str:
-    """File name of a checkpoint that is kept beside the last and the best one."""
+    """Return the file name of a checkpoint that is kept in addition to the last and the best."""
     return f"epoch-{epoch:04}.pt"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], recipe: Recipe, shards: Shards, select_on: Shards | None):
-    """Write the state of a training (step, network, optimizer, …) with the recipe and the data that it belongs to."""
+    """Write the state of a training (step, network, optimizer, …) with its recipe and a description of its data."""
     content = state | {
         "format": FORMAT,
         "recipe": recipe.record(),
@@ -91,7 +91,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], recipe: Recipe, shards: S
 
 
 def _save(content: dict[str, Any], path: Path) -> None:
-    """As torch.save; where the disk is full it raises the OSError that torch hides behind an error of its own."""
+    """Call torch.save, but raise the original OSError if the disk is full; torch wraps it in a RuntimeError."""
     try:
         with open(path, "wb") as file:
             torch.save(content, file)
@@ -102,14 +102,14 @@ def _save(content: dict[str, Any], path: Path) -> None:
 
 
 def check_same(state: dict, recipe: Recipe, shards: Shards, select_on: Shards | None, run: Path) -> None:
-    """Raise AvpipeError unless settings and data are those that a run was begun with."""
+    """Raise AvpipeError unless settings and data equal those that the run was started with."""
     saved = _flat(state["recipe"]) | _flat(state["data"]) | {"select_on": state["select_on"]}
     current = _flat(recipe.record()) | _flat(data_record(shards, recipe.feature))
     current["select_on"] = select_on.split if select_on else None
     for name in sorted(saved | current):
         if saved.get(name) != current.get(name):
             difference = "" if name == "clip_ids" else f" ({saved.get(name)} then, {current.get(name)} now)"
-            raise AvpipeError(f"{run} was begun with another {name}{difference}; give another --name to start anew")
+            raise AvpipeError(f"{run} was started with another {name}{difference}; use another --name for a new run")
 
 
 def _flat(record: dict) -> dict:
@@ -120,7 +120,7 @@ def _flat(record: dict) -> dict:
 
 
 def data_record(shards: Shards, feature: str) -> dict[str, Any]:
-    """What a training stands on: split, list, the plan of the shards, and the recipe of the feature."""
+    """Describe the data of a training: split, list, plan of the shards, feature and its digest, clip ids."""
     extract = shards.metadata["extract"]
     return {
         "split": shards.split,
@@ -134,14 +134,14 @@ def data_record(shards: Shards, feature: str) -> dict[str, Any]:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint; of a run's folder the best one, or the last where epochs were not compared.
+    """Read a checkpoint file, or the best checkpoint of a run folder, or the last if epochs were not compared.
 
-    Raises AvpipeError for a file that is none.
+    Raises AvpipeError for a file that is not a checkpoint of this avpipe.
     """
     if path.is_dir():
         path = path / (BEST if (path / BEST).exists() else LAST)
     if not path.exists():
-        raise AvpipeError(f"{path} does not exist; give a run's folder or a checkpoint that `avpipe train` wrote")
+        raise AvpipeError(f"{path} does not exist; give a run folder or a checkpoint written by `avpipe train`")
     state = read_saved(path)
     if not isinstance(format_number := state.get("format"), int) or format_number != FORMAT:
         raise AvpipeError(f"{path} is not a checkpoint of this avpipe (format {FORMAT}); {_advice(state, path)}")
@@ -149,47 +149,47 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         _STATE.validate_python(state)
     except ValidationError as error:
         raise AvpipeError(
-            f"{path} is not a whole checkpoint of this avpipe ({first_fault(error)}); train again"
+            f"{path} is not a valid checkpoint of this avpipe ({first_fault(error)}); train again"
         ) from None
     return state
 
 
 def _advice(state: dict, path: Path) -> str:
-    """What to do with a file of torch's that is no checkpoint of ours."""
+    """Say what to do with a torch file that is not a checkpoint of this avpipe."""
     try:
         found = format_of(flat_state(state, path))
-    except AvpipeError:  # no tensors by name
+    except AvpipeError:  # the file holds no named tensors
         return "train again"
-    return f"it looks like one of {found}: use --format {found}" if found else "a published one needs --format"
+    return f"it looks like one of {found}: use --format {found}" if found else "a published checkpoint needs --format"
 
 
 def recipe_of(state: dict[str, Any]) -> Recipe:
-    """The recipe that a checkpoint was trained with. Raises AvpipeError for settings that are none."""
+    """Return the recipe of a checkpoint. Raises AvpipeError for invalid settings."""
     record = state["recipe"]
     try:
         options = _typed(METHODS[record["method"]].config, record["options"])
         return _typed(Recipe, record | {"options": options})
     except ValidationError as error:
-        raise AvpipeError(f"the checkpoint's recipe is none of this avpipe's ({first_fault(error)})") from None
+        raise AvpipeError(f"the checkpoint's recipe is not valid in this avpipe ({first_fault(error)})") from None
     except (AttributeError, KeyError, TypeError) as error:
-        raise AvpipeError(f"the checkpoint's recipe is none of this avpipe's ({one_line(error)})") from None
+        raise AvpipeError(f"the checkpoint's recipe is not valid in this avpipe ({one_line(error)})") from None
 
 
 def _typed(kind: type, record: dict[str, Any]) -> Any:
-    """A dataclass of values that have its types. Raises pydantic's ValidationError or TypeError."""
+    """Build a dataclass after validating the types of its fields. Raises pydantic's ValidationError or TypeError."""
     if unknown := record.keys() - {field.name for field in fields(kind)}:
-        raise TypeError(f"it has no {min(unknown)}")
+        raise TypeError(f"there is no setting {min(unknown)}")
     return TypeAdapter(kind).validate_python(record)
 
 
 def network_of(state: dict[str, Any]) -> nn.Module:
-    """The trained network of a checkpoint. Raises AvpipeError where the tensors are not those of its recipe."""
+    """Return the trained network of a checkpoint. Raises AvpipeError if its tensors do not match its recipe."""
     recipe = recipe_of(state)
     weights = {plain_name(name): value for name, value in state["network"].items()}
     build = partial(
         METHODS[recipe.method].network, replace(recipe.options, init="random")
-    )  # its weights follow at once
-    with torch.device("meta"):  # takes no memory: what the recipe asks for is not known to be reasonable
+    )  # its weights are loaded below
+    with torch.device("meta"):  # takes no memory, as an untrusted recipe could ask for a huge network
         expected = build().state_dict()
     if mismatch := next(_mismatches(expected, weights), None):
         raise AvpipeError(f"the checkpoint's network is not that of its recipe: {mismatch}")
@@ -210,6 +210,6 @@ def _mismatches(expected: dict[str, Tensor], weights: dict[str, Tensor]) -> Iter
         if (given.layout, given.device.type) != (torch.strided, "cpu") or given.dtype.is_floating_point != (
             value.dtype.is_floating_point
         ):
-            yield f"{name} is no plain tensor of {value.dtype}"
+            yield f"{name} is not a dense CPU tensor of {value.dtype}"
         if given.untyped_storage().nbytes() < given.numel() * given.element_size():
             yield f"{name} has fewer bytes than values"

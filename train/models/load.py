@@ -1,4 +1,4 @@
-"""Which network an evaluation asks for: a run by name or path, the newest run, a published checkpoint, a baseline."""
+"""Load the model to evaluate: a run by name or path, the newest run, a published checkpoint or a baseline."""
 
 import logging
 from collections.abc import Collection
@@ -21,23 +21,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelChoice:
-    """Which model a command is asked for; with neither checkpoint nor baseline the newest run."""
+    """The model that a user asks for; without checkpoint and baseline the newest run."""
 
     checkpoint: str | None = None
-    """A run or file."""
+    """The name of a run, or a path."""
     format_name: str | None = None
-    """Whose published checkpoint it is; None for avpipe's own."""
+    """Format of a published checkpoint; None for a checkpoint of avpipe."""
     baseline: str | None = None
     """`centre`, `object` or `random-init`."""
     weights: Path | None = None
     """File or folder with the ImageNet weights of the baseline `object`."""
 
     def check_choice(self, *baselines: str) -> None:
-        """Raise AvpipeError for a wrong combination; `baselines` are those that the command takes."""
+        """Raise AvpipeError for an invalid combination; `baselines` are those that the command supports."""
         if self.checkpoint is not None and self.baseline is not None:
             raise AvpipeError(f"give either --checkpoint RUN or --baseline {'|'.join(baselines)}")
         if self.format_name is not None and self.checkpoint is None:
-            raise AvpipeError("--format says whose checkpoint --checkpoint is; give that file, too")
+            raise AvpipeError("--format is the format of --checkpoint; give that file too")
 
 
 NEWEST_RUN = ModelChoice()
@@ -45,36 +45,36 @@ NEWEST_RUN = ModelChoice()
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedOn:
-    """What a checkpoint of avpipe's own says of its training."""
+    """The training data of a checkpoint of avpipe."""
 
     split: str
     clip_ids: list[str]
     step: int
     select_on: str | None
-    """Split by whose scores its epoch was chosen."""
+    """The split whose scores selected the epoch."""
 
     def record(self) -> dict[str, Any]:
-        """Plain values, the clips only counted."""
+        """Return plain values, with the number of clips instead of their ids."""
         return {"split": self.split, "samples": len(self.clip_ids), "step": self.step, "select_on": self.select_on}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A network with what it reads."""
+    """A network and its inputs."""
 
     run: Path
-    """Folder for its results."""
+    """The folder of its results."""
     network: nn.Module
     image_px: int
     feature: str
     feature_digest: str
     checkpoint: dict[str, Any] | None = None
-    """How a published checkpoint fitted the network: format, matched, unused, never_read, missing."""
+    """How a published checkpoint matched the network: format, matched, unused, never_read, missing."""
     trained_on: TrainedOn | None = None
-    """None where it is not known, or nothing."""
+    """None if unknown or untrained."""
 
     def check_feature(self, shards: Shards) -> None:
-        """Raise AvpipeError unless the shards hold the very feature that the network reads."""
+        """Raise AvpipeError unless the shards hold the feature that the network reads, with the same digest."""
         found = shards.metadata["extract"]["features"].get(self.feature)
         if found != self.feature_digest:
             raise AvpipeError(
@@ -84,9 +84,9 @@ class Model:
 
 
 def choose_model(root: Root, shards: Shards, choice: ModelChoice) -> Model:
-    """The model that is asked for, see `named_model`, for these shards.
+    """Return the chosen model, as `named_model` does, for these shards.
 
-    Raises AvpipeError as `named_model` does, and where the shards do not hold the feature that the network reads.
+    Raises AvpipeError as `named_model` does, and if the shards do not hold the feature that the network reads.
     """
     model = named_model(root, shards.metadata["extract"]["features"], choice)
     model.check_feature(shards)
@@ -94,10 +94,10 @@ def choose_model(root: Root, shards: Shards, choice: ModelChoice) -> Model:
 
 
 def named_model(root: Root, available: dict[str, str], choice: ModelChoice) -> Model:
-    """The model that is asked for; where nothing is trained yet a fresh network in the place of the newest run.
+    """Return the chosen model; an untrained network if the newest run is chosen and there is none.
 
-    `held` are the features at hand with their digests. Raises AvpipeError for an unknown name and an unreadable
-    checkpoint.
+    `available` maps the features of the shards to their digests. Raises AvpipeError for an unknown name and an
+    unreadable checkpoint.
     """
     check_baseline(choice.baseline)
     if choice.checkpoint is not None and choice.format_name is not None:
@@ -114,12 +114,12 @@ def named_model(root: Root, available: dict[str, str], choice: ModelChoice) -> M
 
 
 def trained_model(path: Path) -> Model:
-    """The network of a run's folder or of a checkpoint file. Raises AvpipeError for one that is damaged or foreign."""
+    """Return the model of a run folder or checkpoint file. Raises AvpipeError if it is damaged or not avpipe's."""
     state = load_checkpoint(path)
     try:
         recipe, network, data = recipe_of(state), network_of(state), state["data"]
     except AvpipeError as error:
-        raise AvpipeError(f"{path} is not a whole checkpoint of this avpipe ({error}); train it again") from None
+        raise AvpipeError(f"{path} is not a valid checkpoint of this avpipe ({error}); train it again") from None
     trained_on = TrainedOn(
         split=data["split"], clip_ids=data["clip_ids"], step=state["step"], select_on=state["select_on"]
     )
@@ -133,10 +133,10 @@ def trained_model(path: Path) -> Model:
     )
 
 
-def published_model(root: Root, path: Path, format_name: str, held: Collection[str]) -> Model:
-    """The network of a published checkpoint; how well it matched is logged.
+def published_model(root: Root, path: Path, format_name: str, available: Collection[str]) -> Model:
+    """Return the model of a published checkpoint, and log how well the file matched the network.
 
-    `held` are the features of the shards. Raises AvpipeError as `load_published_checkpoint` does.
+    `available` are the features of the shards. Raises AvpipeError as `load_published_checkpoint` does.
     """
     loaded = load_published_checkpoint(path, format_name, held)
     for line in loaded.text().splitlines():
@@ -152,7 +152,7 @@ def published_model(root: Root, path: Path, format_name: str, held: Collection[s
 
 
 def fresh_model(root: Root) -> Model:
-    """The baseline `random-init`: LVS before any training, seeded."""
+    """Return the baseline `random-init`: LVS before any training, with a fixed seed."""
     recipe, network = random_init()
     return Model(
         run=root.runs / "baseline-random-init",
@@ -164,9 +164,9 @@ def fresh_model(root: Root) -> Model:
 
 
 def object_model(root: Root, available: dict[str, str], weights: Path | None) -> Model:
-    """The baseline `object`: it hears nothing, so that any feature of the shards will do for the loader.
+    """Return the baseline `object`; it ignores the audio, so the loader may read any feature of the shards.
 
-    `held` are the features of the shards with their digests. Raises AvpipeError without ImageNet weights.
+    `available` maps these features to their digests. Raises AvpipeError if the ImageNet weights are not available.
     """
     feature, digest = next(iter(available.items()))
     return Model(
@@ -179,7 +179,7 @@ def object_model(root: Root, available: dict[str, str], weights: Path | None) ->
 
 
 def find_run(root: Root, text: str) -> Path:
-    """A run by name, or any folder or file by path. Raises AvpipeError if there is none."""
+    """Return the folder of a run by name, or any existing path. Raises AvpipeError if there is neither."""
     for path in (root.runs / text, Path(text)):
         if path.exists():
             return path
@@ -187,6 +187,6 @@ def find_run(root: Root, text: str) -> Path:
 
 
 def newest_run(root: Root) -> Path | None:
-    """The run whose checkpoint was written last; None where nothing is trained."""
+    """Return the run whose checkpoint was written last, or None if there is no run."""
     checkpoints = sorted(root.runs.glob(f"*/{LAST}"), key=lambda path: path.stat().st_mtime_ns)
     return checkpoints[-1].parent if checkpoints else None

@@ -1,4 +1,4 @@
-"""Named recipes: a whole training set-up as one frozen value, the source of each number beside it."""
+"""Named recipes: a complete training set-up as one frozen value, with the source of its hyper-parameters."""
 
 import difflib
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from avpipe.pipeline.core.errors import AvpipeError
 from avpipe.train.data.augment.views import TRAINING_VIEWS
 from avpipe.train.methods import METHODS
 
-# What a setting may be; 64-true is for checks against references.
+# Allowed values of settings; 64-true is for comparisons with reference implementations.
 CHOICES = {
     "optimizer": ("adam", "adamw"),
     "view": tuple(TRAINING_VIEWS),
@@ -17,13 +17,13 @@ CHOICES = {
     "negatives": ("all", "rank"),
     "mixing": ("none", "released", "paper"),
 }
-# A frame of so many pixels a side takes 50 MB as numbers; a checkpoint of others could state any.
+# A float frame of this side takes 50 MB; a checkpoint, which is untrusted, could ask for any size.
 LARGEST_PX = 2048
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """How to train one method."""
+    """All settings of a training."""
 
     method: str
     """A key of avpipe.train.methods.METHODS."""
@@ -32,40 +32,40 @@ class Recipe:
     feature: str = "logspec"
     """Feature spec that the shards must hold."""
     image_px: int = 224
-    """Side of the square that the network sees, pixels."""
+    """Side of the square input frame, in pixels."""
     view: str = "crop"
-    """How a frame is augmented: `crop` (all but SSL-TIE) or `appearance` (SSL-TIE)."""
+    """Augmentation of frames: `crop` (all but SSL-TIE), `appearance` (SSL-TIE), or another of TRAINING_VIEWS."""
     masking: bool = False
-    """Whether stretches of the spectrogram are masked (SSL-TIE)."""
+    """Whether ranges of windows and bands of the spectrogram are masked (SSL-TIE)."""
     batch_size: int
-    """Clips a step, over all ranks."""
+    """Clips per step, over all ranks."""
     epochs: int
     optimizer: str = "adam"
-    """`adam` or `adamw`, which decouples the decay from the gradient."""
+    """`adam`, or `adamw` with decoupled weight decay."""
     learning_rate: float
     weight_decay: float = 0.0
     seed: int = 0
-    """Of the fresh weights, the shuffle and the augmentation."""
+    """Seed of the initial weights, the shuffle and the augmentation."""
     precision: str = "32-true"
-    """Lightning Fabric's name: 32-true, bf16-mixed, 16-mixed or 64-true."""
+    """Precision in Lightning Fabric's terms: 32-true, bf16-mixed, 16-mixed or 64-true."""
     accumulate: int = 1
-    """Equal parts in which a batch passes the network, for small devices; negatives come from the own part."""
+    """Number of equal microbatches per step, for small devices; negatives come from the same microbatch."""
     negatives: str = "all"
-    """Where several processes train: negatives from `all` of them, or from the own `rank`."""
+    """With several processes: whether negatives come from `all` ranks or only from the same `rank`."""
     clip_norm: float = 0.0
-    """Largest norm of all gradients together; 0 lets them be."""
+    """Maximum norm of the gradient over all parameters; 0 disables clipping."""
     compile: bool = False
-    """Whether torch compiles the network first; needs a C++ compiler on CPUs."""
+    """Whether to use torch.compile; needs a C++ compiler on CPUs."""
     mixing: str = "none"
     """Curriculum of SSL-TIE's audio mixing: none, `released` or `paper`, see avpipe.train.data.mixing.schedule."""
     validation: float = 0.0
-    """Share of the videos held back, to choose the best epoch by the loss on them; 0 holds none back."""
+    """Share of the videos held out to select the best epoch by the loss on them; 0 for none."""
     patience: int = 0
-    """Epochs without a better one after which training ends; 0 goes on to the last."""
+    """Epochs without improvement after which training stops; 0 disables early stopping."""
     checkpoint_steps: int = 500
     """Steps between checkpoints; one is also written after every epoch."""
     keep_epochs: int = 0
-    """Keep a checkpoint of every so many epochs; 0 keeps the last and the best alone."""
+    """Interval in epochs of checkpoints to keep; 0 keeps only the last and the best."""
 
     def __post_init__(self):
         for name in ("image_px", "batch_size", "epochs", "checkpoint_steps", "accumulate"):
@@ -84,19 +84,19 @@ class Recipe:
             raise AvpipeError(f"{name} must be {what}, not {getattr(self, name)}")
 
     def record(self) -> dict:
-        """All settings as nested plain values, for checkpoints and people."""
+        """Return all settings as nested plain values, for checkpoints and logs."""
         return asdict(self)
 
 
 def lvs() -> Recipe:
-    """LVS as its paper trains it (section 5.3): Adam 1e-4, batch 256. It names no number of epochs; 20 is ours."""
+    """LVS as its paper trains it (section 5.3): Adam 1e-4, batch 256. It states no epochs; 20 is our choice."""
     return Recipe(method="lvs", options=METHODS["lvs"].config(), batch_size=256, epochs=20, learning_rate=1e-4)
 
 
 def lvs_small() -> Recipe:
-    """LVS from scratch on a few hundred synthetic clips within minutes on a CPU; all numbers are ours.
+    """LVS from scratch on a few hundred synthetic clips, within minutes on a CPU; all settings are our choice.
 
-    112 pixels give 7×7 maps; the spectrogram is averaged 4×4, else the audio trunk takes most of the time.
+    112 pixels give 7 × 7 maps; the spectrogram is average-pooled 4 × 4, as the audio trunk would take most of the time.
     """
     options = METHODS["lvs"].config(init="random", spec_pool=4)
     return Recipe(
@@ -105,7 +105,7 @@ def lvs_small() -> Recipe:
 
 
 def ez_vsl() -> Recipe:
-    """EZ-VSL as its released `train.py`: Adam 1e-4, batch 128, 20 epochs (its scripts take 100 for the 10k lists)."""
+    """EZ-VSL as in its released `train.py`: Adam 1e-4, batch 128, 20 epochs (100 in its scripts for the 10k lists)."""
     options = METHODS["ez-vsl"].config()
     return Recipe(method="ez-vsl", options=options, batch_size=128, epochs=20, learning_rate=1e-4)
 
@@ -113,16 +113,17 @@ def ez_vsl() -> Recipe:
 def margin_nce() -> Recipe:
     """MarginNCE (paper, section 4.2): Adam with weight decay, 20 epochs.
 
-    The paper states no decay (1e-4 is ours), learning rate or batch (those of EZ-VSL, on whose network it stands).
+    The paper does not state decay (1e-4 is our choice), learning rate and batch (here as in EZ-VSL, whose network it
+    uses).
     """
     options = METHODS["marginnce"].config()
     return Recipe(method="marginnce", options=options, batch_size=128, epochs=20, learning_rate=1e-4, weight_decay=1e-4)
 
 
 def ssl_tie() -> Recipe:
-    """SSL-TIE as its released options and scripts: Adam 1e-4 with decay 1e-4, batch 32, 100 epochs (paper: 80).
+    """SSL-TIE as in its released options and scripts: Adam 1e-4 with decay 1e-4, batch 32, 100 epochs (paper: 80).
 
-    Sounds are mixed by the curriculum of the released script that made the final model.
+    Sounds are mixed by the curriculum of the released script for the final model.
     """
     return Recipe(
         method="ssl-tie",
@@ -139,9 +140,9 @@ def ssl_tie() -> Recipe:
 
 
 def sspl() -> Recipe:
-    """SSPL with its PCM as its released `arguments_train.py`: AdamW, decay 1e-4, batch 256, 20 epochs.
+    """SSPL with PCM as in its released `arguments_train.py`: AdamW, decay 1e-4, batch 256, 20 epochs.
 
-    The paper stops early without saying when (section 4.2); the part held back and the patience are ours.
+    The paper does not specify its early stopping (section 4.2); validation share and patience are our choice.
     """
     return Recipe(
         method="sspl",
@@ -158,18 +159,18 @@ def sspl() -> Recipe:
 
 
 def sspl_without_pcm() -> Recipe:
-    """SSPL without PCM on VGG-Sound (supplement): 1e-2 for the head, 5e-3 for the rest, 100 epochs."""
+    """SSPL without PCM on VGG-Sound (supplement): learning rate 1e-2 (head) and 5e-3 (rest), 100 epochs."""
     options = METHODS["sspl"].config(pcm=False, rest_rate=0.5)
     return replace(sspl(), options=options, learning_rate=1e-2, epochs=100)
 
 
 def vgg_h() -> Recipe:
-    """VGG-H, the supervised baseline of retrieval; all numbers are ours."""
+    """VGG-H, the supervised baseline of retrieval; all settings are our choice."""
     return Recipe(method="vgg-h", options=METHODS["vgg-h"].config(), batch_size=128, epochs=20, learning_rate=1e-4)
 
 
 def _small(recipe: Recipe, **options) -> Recipe:
-    """A recipe for a few hundred synthetic clips within minutes on a CPU; all its numbers are ours."""
+    """Adapt a recipe to a few hundred synthetic clips, within minutes on a CPU; all settings are our choice."""
     return replace(
         recipe,
         options=replace(recipe.options, init="random", **options),
@@ -199,21 +200,21 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def choose_recipe(name: str | None, method: str | None, changes: list[str]) -> tuple[str, Recipe]:
-    """(name, recipe) of what a user asked for: by name, else the method's published one, else that of LVS.
+    """Return (name, recipe): the named recipe, else the published one of the method, else that of LVS.
 
-    Raises AvpipeError as `get_recipe` does, and where the named recipe trains another method.
+    Raises AvpipeError as `get_recipe` does, and if the named recipe trains another method.
     """
     name = name or method or "lvs"
     recipe = get_recipe(name, changes)
     if method not in (None, recipe.method):
-        raise AvpipeError(f"recipe {name!r} trains {recipe.method}, not {method}; leave one of the two out")
+        raise AvpipeError(f"recipe {name!r} trains {recipe.method}, not {method}; give only one of the two")
     return name, recipe
 
 
 def get_recipe(name: str, changes: list[str]) -> Recipe:
-    """A recipe by name with `key=value` changes to its own fields or to those of its method.
+    """Return the named recipe with `key=value` changes to its fields or to those of its method.
 
-    Raises AvpipeError for an unknown name or key (naming the nearest) and for a value of the wrong type.
+    Raises AvpipeError for an unknown name or key (suggesting the closest) and for a value of the wrong type.
     """
     if name not in RECIPES:
         raise AvpipeError(f"there is no recipe {name!r}; {_nearest(name, RECIPES)}")
@@ -253,7 +254,7 @@ def _nearest(name: str, names) -> str:
 
 
 def summary(recipe: Recipe) -> str:
-    """The whole recipe in a line, as `key=value`, for people."""
+    """Return the recipe as one line of `key=value` settings."""
     record = recipe.record()
     settings = record.pop("options")
     return " ".join(f"{key}={value}" for key, value in (record | settings).items())
