@@ -86,9 +86,9 @@ def _(spec: VggishPatches, wave_BT: Tensor, taper: Tensor, bank: Tensor) -> Tens
     )  # SSPL's scaling, as avpipe.pipeline.features.specs.sspl_normalise
     scaled_BT = (lifted_BT / (lifted_BT.amax(-1, keepdim=True) + 1e-3) - 0.5) * 2
     magnitude_BWF = _power(scaled_BT.unfold(-1, spec.window, spec.hop) * taper, spec.points).sqrt()
-    whole = magnitude_BWF.shape[1] // spec.patch
-    level_BWF = torch.log(magnitude_BWF[:, : whole * spec.patch] @ bank + spec.offset)
-    return level_BWF.unflatten(1, (whole, spec.patch))
+    patches = magnitude_BWF.shape[1] // spec.patch
+    level_BWF = torch.log(magnitude_BWF[:, : patches * spec.patch] @ bank + spec.offset)
+    return level_BWF.unflatten(1, (patches, spec.patch))
 
 
 def _power(frames_BWT: Tensor, points: int) -> Tensor:

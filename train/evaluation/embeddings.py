@@ -46,17 +46,17 @@ def embeddings(model: Model, shards: Shards, numbers: np.ndarray, workers: int) 
         log.warning("left out: %s", error)
         readable[number_of[error.clip_id]] = False
 
-    index_of = {shards.clip_ids[index]: index for index in indices}
-    batches = list(_batches(model, shards, indices, workers, leave_out))
+    number_of = {shards.clip_ids[number]: number for number in numbers}
+    batches = list(_batches(model, shards, numbers, workers, leave_out))
     return Embeddings(
-        indices=indices[readable[indices]],
+        numbers=numbers[readable[numbers]],
         audio=np.concatenate([audio_BC for _, audio_BC in batches]),
         visual=None if batches[0][0] is None else np.concatenate([visual_BC for visual_BC, _ in batches]),
     )
 
 
 def _batches(
-    model: Model, shards: Shards, indices: np.ndarray, workers: int, on_damage: Callable[[DamagedError], None]
+    model: Model, shards: Shards, numbers: np.ndarray, workers: int, on_damage: Callable[[DamagedError], None]
 ) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
     """Yield (visual_BC, audio_BC) of each batch; visual_BC is None for an audio-only method."""
     fabric = Fabric(accelerator="auto", devices=1)

@@ -100,9 +100,9 @@ def clips_of_shards(shards: Shards) -> EvalSet:
         shards.split,
         shards.clip_ids[: shards.metadata.get("sounding")],
         shards.metadata.get("negatives"),
-        {clip_id: shards.labels[index] for clip_id, index in index_of.items()},
-        {clip_id: shards.boxes[index] for clip_id, index in index_of.items()},
-        index_of,
+        {clip_id: shards.labels[number] for clip_id, number in number_of.items()},
+        {clip_id: shards.boxes[number] for clip_id, number in number_of.items()},
+        number_of,
         (shards.metadata["listed"], shards.metadata["listed_sha256"]),
     )
 
@@ -122,7 +122,7 @@ def _with_negatives(
     negatives: dict | None,
     labels: dict[str, str | None],
     boxes: dict[str, list[dict]],
-    index_of: dict[str, int],
+    number_of: dict[str, int],
     listed: tuple[int, str],
 ) -> EvalSet:
     """Return the sounding clips in the order of their ids, then the available pairs of `Manifest.negatives`."""

@@ -40,7 +40,7 @@ def run_retrieval(root: Root, split: str, choice: ModelChoice, workers: int | No
     folder = model.run / "retrieval" / split
     with stage_lock(folder, "a retrieval"):
         remove_leftovers(folder)
-        found = embeddings(model, shards, indices, loaders)
+        found = embeddings(model, shards, numbers, loaders)
         result = _result(model, shards, found, split, folder)
         try:
             _write(result, shards, found, folder)
@@ -63,7 +63,7 @@ def _result(model: Model, shards: Shards, found: Embeddings, split: str, folder:
         "clips_without_label": len(shards) - with_label,
         **({"clips_damaged": with_label - len(labels)} if len(labels) < with_label else {}),
         "categories": len(set(labels)),
-        **_training(model, shards, found.indices),
+        **_training(model, shards, found.numbers),
         "frame": FRAME,
         **score(found.audio, found.visual, labels),
         "embeddings": str(folder / "embeddings.npz"),
@@ -75,7 +75,7 @@ def _write(result: dict, shards: Shards, found: Embeddings, folder: Path) -> Non
     with atomic_write(folder / "metrics.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
     arrays = {"audio": found.audio} | ({} if found.visual is None else {"visual": found.visual})
-    ids, labels = (np.array([some[n] for n in found.indices]) for some in (shards.clip_ids, shards.labels))
+    ids, labels = (np.array([some[n] for n in found.numbers]) for some in (shards.clip_ids, shards.labels))
     with atomic_write(folder / "embeddings.npz") as temporary, open(temporary, "wb") as file:
         np.savez(file, clip_ids=ids, labels=labels, **arrays)
 
@@ -84,5 +84,5 @@ def _training(model: Model, shards: Shards, numbers: np.ndarray) -> dict:
     """Return what the network was trained on, and how many of these samples that includes; {} if unknown."""
     if model.trained_on is None:
         return {}
-    found = leakage(model.trained_on.clip_ids, [shards.clip_ids[n] for n in indices])
+    found = leakage(model.trained_on.clip_ids, [shards.clip_ids[n] for n in numbers])
     return {"trained_on": model.trained_on.record() | {"leak": found}}

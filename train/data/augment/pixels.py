@@ -64,16 +64,16 @@ def look_up(image_N3: np.ndarray, table_3V: np.ndarray, out_N3: np.ndarray) -> N
 
 
 @compiled
-def taps(size, part, new, cubic, kept):
+def taps(size, span, new, cubic, kept):
     """Return (first source pixel of each output pixel, int32 weights (K, …) of it and the following ones), as Pillow.
 
-    The range `part` (from, to) of `size` source pixels becomes `new` pixels; the result covers those in `kept` (from,
+    The range `span` (from, to) of `size` source pixels becomes `new` pixels; the result covers those in `kept` (from,
     to). Cubic with a = -0.5, else linear. Source: Pillow's Resample.c, `precompute_coeffs`, `normalize_coeffs_8bpc`.
     """
-    scale = (part[1] - part[0]) / new
+    scale = (span[1] - span[0]) / new
     stretch = max(scale, 1.0)
     reach = (2.0 if cubic else 1.0) * stretch
-    centre = part[0] + (np.arange(kept[0], kept[1]) + 0.5) * scale
+    centre = span[0] + (np.arange(kept[0], kept[1]) + 0.5) * scale
     low = np.array([max(int(c - reach + 0.5), 0) for c in centre])
     end = np.array([min(int(c + reach + 0.5), size) for c in centre])
     count = (end - low).max()
