@@ -144,8 +144,8 @@ def test_fresh_weights_have_the_published_spread(model):
         ({"epsilon_p": 0.3}, "epsilon_n <= epsilon_p"),
         ({"mask_temperature": 0.0}, "mask_temperature must be above 0"),
         ({"logit_temperature": -0.07}, "logit_temperature must be above 0"),
-        ({"spec_pool": 0}, "spec_pool must be a whole number"),
-        ({"spec_pool": 1.5}, "spec_pool must be a whole number"),
+        ({"spec_pool": 0}, "spec_pool must be an integer"),
+        ({"spec_pool": 1.5}, "spec_pool must be an integer"),
     ],
 )
 def test_wrong_settings_are_named(setting, words):

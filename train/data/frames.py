@@ -54,7 +54,7 @@ def visible_region(frame: Image.Image, view: str) -> tuple[float, float, float, 
 
 
 def normalise(image_BHW3: Tensor) -> Tensor:
-    """Convert uint8 (B, H, W, 3) to float32 image_B3HW, less ImageNet's mean and divided by its standard deviation.
+    """Convert uint8 (B, H, W, 3) to float32 image_B3HW, normalised by ImageNet's mean and standard deviation.
 
     The device stays the same. Floats in [0, 255] are accepted too; several views, (B, V, H, W, 3), become image_BV3HW.
     """

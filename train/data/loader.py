@@ -19,7 +19,7 @@ Sample = dict[str, np.ndarray | np.generic | int]
 """Field name to value."""
 Batch = dict[str, Tensor]
 """Field name to the stacked values of some samples."""
-# Batches being filled while one is in use; these are all the batches that a loader keeps in memory.
+# Batches being filled while one is in use; a loader keeps no other batches in memory.
 AHEAD = 2
 # Samples per task of a thread: few, so that all threads work on the batch that is needed next.
 CHUNK = 8

@@ -81,7 +81,7 @@ class TwoStream(nn.Module):
         return self.ranks.gather(image_BCHW), self.ranks.gather(audio_BC)
 
     def image_features(self, image_B3HW: Tensor) -> Tensor:
-        """Return image_BCHW: the projected feature map (not normalised) of frames less ImageNet mean and std."""
+        """Return image_BCHW: the projected feature map, not normalised, of ImageNet-normalised frames."""
         return self.image_projection(self.image_trunk(image_B3HW))
 
     def audio_features(self, spec_B1FT: Tensor) -> Tensor:

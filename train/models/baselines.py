@@ -35,7 +35,7 @@ class ObjectPrior(nn.Module):
         self.trunk = trunk
 
     def localize(self, image_B3HW: Tensor, ignored: Tensor) -> Tensor:
-        """Return map_BHW ≥ 0, 7 × 7 for 224 pixels, high on objects, of frames less ImageNet mean and std."""
+        """Return map_BHW ≥ 0, 7 × 7 for 224 pixels, of ImageNet-normalised frames; high on objects."""
         with evaluating(self):
             return object_map(self.trunk(image_B3HW))
 
