@@ -56,9 +56,9 @@ def test_negatives_stand_behind_the_clips_that_they_are_added_to(extended):
     assert clips.clip_ids == alone.clip_ids + [frame for frame, _ in rows]
     assert clips.negative == [False] * 4 + [True] * 3 and alone.negative == []
     assert (clips.listed, clips.negatives_listed, clips.boxes[:4]) == (4, 3, alone.boxes)
-    assert [shards.clip_ids[n] for n in clips.numbers] == clips.clip_ids
+    assert [shards.clip_ids[n] for n in clips.indices] == clips.clip_ids
     assert [shards.clip_ids[n] for n in clips.sounds[4:]] == [sound or frame for frame, sound in rows]
-    for number in (*clips.numbers, *clips.sounds):
+    for number in (*clips.indices, *clips.sounds):
         assert shards.read(int(number), "frame.jpg").startswith(b"\xff\xd8")
         assert shards.array(int(number), "logspec.npy").shape == (257, 200)
     assert clips.sounding().clip_ids == alone.clip_ids
@@ -88,7 +88,7 @@ def test_only_a_part_is_scored_and_what_is_missing_counts(done_root, tmp_path):
     (tmp_path / "mine.txt").write_text(f"{clips.clip_ids[2]}.jpg\nzzzzzzzzzzz_000001\n")
     part = only(clips, read_only(done_root.manifest, str(tmp_path / "mine.txt")))
     assert (part.clip_ids, part.listed, part.boxes) == ([clips.clip_ids[2]], 2, [clips.boxes[2]])
-    assert part.sounds.tolist() == [clips.numbers[2]] and part.listed_sha256 != clips.listed_sha256
+    assert part.sounds.tolist() == [clips.indices[2]] and part.listed_sha256 != clips.listed_sha256
     (score,) = ev.evaluate(part, lambda frame: iter(np.zeros((1, 7, 7), np.float32)), ["avpipe"])
     assert score.summary()["clips_scored"] == 1
     assert only(clips, read_only(done_root.manifest, "synth_test")).clip_ids == clips.clip_ids

@@ -128,7 +128,7 @@ def test_a_damaged_sample_is_left_out_and_named_once(samples, damaged, workers, 
     for batch, whole in zip(found, taken(samples), strict=True):
         kept = [place for place, number in enumerate(whole["index"].tolist()) if number not in (11, 6)]
         assert all(torch.equal(part, whole[name][kept]) for name, part in batch.items())
-    assert sum(len(batch["number"]) for batch in found) == 2 * 14
+    assert sum(len(batch["index"]) for batch in found) == 2 * 14
     assert len(skipped) == len(caplog.messages) == 2 and all(clip in caplog.text for clip in clips)
     caplog.clear()
     again = Skipped(tmp_path / "skipped.csv")  # after a stop

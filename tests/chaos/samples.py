@@ -142,7 +142,7 @@ def read_all(shards: Changed, network: torch.nn.Module, expected: dict, what: st
     """Read the changed shards in every way; returns whether the changed sample was left out or read."""
     (number, member), damaged, lost = shards.place, [], {}
     found, clips = trained(shards, damaged), clips_of_shards(shards)
-    some = clips.at([place for place, n in enumerate(clips.numbers) if n < 8])
+    some = clips.at([place for place, n in enumerate(clips.indices) if n < 8])
     maps = list(network_maps(network, shards, some, FEATURE, PX, 0, lost)("crop"))
     for read in (partial(read_window, shards, number, FEATURE), partial(sound_uri, shards, number)):
         try:

@@ -27,6 +27,8 @@ from avpipe.pipeline.shards.index import INDEX, MAX_INDEX_BYTES, read_metadata
 from avpipe.train.core.distributed import is_first
 from avpipe.train.data.shards import Shards, check_ends, mapped, read_index
 
+log = logging.getLogger(__name__)
+
 # Pauses before the second, third and fourth attempt, for a busy store or a brief network failure.
 PAUSES_S = (0.5, 2.0, 8.0)
 # Errors that a retry does not fix.

@@ -26,6 +26,8 @@ from avpipe.pipeline.shards.index import BOXES_TYPE, INDEX
 from avpipe.train.core.distributed import is_first
 from avpipe.train.data.shards import Boxes, Shards, check_ends
 
+log = logging.getLogger(__name__)
+
 # Other common names of the frame, also a JPEG.
 FRAME_NAMES = ("jpg", "jpeg")
 ARRAY_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\.npy", re.ASCII)
@@ -68,7 +70,7 @@ def index_tars(folder: Path, wanted: list[str] | None) -> Shards:
     check_ends(shards, lambda name: (folder / name).stat().st_size)
     shards.metadata["extract"]["features"] = _features(shards)
     if len(kept) < len(found) and is_first():
-        log.warning("%s: %s", folder, _omission_summary(found, common))
+        log.warning("%s: %s", folder, _left_out(found, common))
     return shards
 
 

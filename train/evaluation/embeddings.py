@@ -26,16 +26,16 @@ BATCH = 32
 class Embeddings:
     """Embeddings of the readable samples, float32 of unit length."""
 
-    numbers: np.ndarray
-    """(N,) the samples."""
+    indices: np.ndarray
+    """(N,) indices of the samples."""
     audio: np.ndarray
     """(N, C)."""
     visual: np.ndarray | None
     """(N, C); None for an audio-only method."""
 
 
-def embeddings(model: Model, shards: Shards, numbers: np.ndarray, workers: int) -> Embeddings:
-    """Return the embeddings of the samples `numbers` in their order; unreadable ones are left out and logged.
+def embeddings(model: Model, shards: Shards, indices: np.ndarray, workers: int) -> Embeddings:
+    """Return the embeddings of the samples `indices` in their order; unreadable ones are left out and logged.
 
     Frames are centre crops. SSPL's visual embeddings depend on the clip's sound, through its PCM. Raises AvpipeError if
     no sample can be read.
@@ -44,31 +44,31 @@ def embeddings(model: Model, shards: Shards, numbers: np.ndarray, workers: int) 
 
     def leave_out(error: DamagedError) -> None:
         log.warning("left out: %s", error)
-        readable[number_of[error.clip_id]] = False
+        readable[index_of[error.clip_id]] = False
 
-    number_of = {shards.clip_ids[number]: number for number in numbers}
-    batches = list(_batches(model, shards, numbers, workers, leave_out))
+    index_of = {shards.clip_ids[index]: index for index in indices}
+    batches = list(_batches(model, shards, indices, workers, leave_out))
     return Embeddings(
-        numbers=numbers[readable[numbers]],
+        indices=indices[readable[indices]],
         audio=np.concatenate([audio_BC for _, audio_BC in batches]),
         visual=None if batches[0][0] is None else np.concatenate([visual_BC for visual_BC, _ in batches]),
     )
 
 
 def _batches(
-    model: Model, shards: Shards, numbers: np.ndarray, workers: int, on_damage: Callable[[DamagedError], None]
+    model: Model, shards: Shards, indices: np.ndarray, workers: int, on_damage: Callable[[DamagedError], None]
 ) -> Iterator[tuple[np.ndarray | None, np.ndarray]]:
     """Yield (visual_BC, audio_BC) of each batch; visual_BC is None for an audio-only method."""
     fabric = Fabric(accelerator="auto", devices=1)
     network: nn.Module = model.network.to(fabric.device, memory_format=torch.channels_last)
     has_visual = hasattr(network, "embed")
 
-    def read(number: int) -> Sample:
-        view = {"image": TEST_VIEWS[FRAME](shards.frame(int(number)), model.image_px)} if has_visual else {}
-        return view | {"spec": shards.feature(int(number), model.feature)}
+    def read(index: int) -> Sample:
+        view = {"image": TEST_VIEWS[FRAME](shards.frame(int(index)), model.image_px)} if has_visual else {}
+        return view | {"spec": shards.feature(int(index), model.feature)}
 
-    chunks = np.split(numbers, range(BATCH, len(numbers), BATCH))
-    with ProgressLine("embed", len(numbers)) as line:
+    chunks = np.split(indices, range(BATCH, len(indices), BATCH))
+    with ProgressLine("embed", len(indices)) as line:
         for batch in stacked(chunks, read, workers, on_damage):
             batch = fabric.to_device(batch)
             spec_B1FT = batch["spec"].float()

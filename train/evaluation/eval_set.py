@@ -36,17 +36,17 @@ class EvalSet:
     negative: list[bool] = field(default_factory=list)
     """Whether nothing in the frame makes the clip's sound (SLAVC's extended sets), whatever its boxes; empty if no clip
     is negative."""
-    numbers: np.ndarray = field(default_factory=lambda: np.empty(0, int))
-    """(N,) number of each frame's sample in the shards; empty for clips that come from the manifest only."""
+    indices: np.ndarray = field(default_factory=lambda: np.empty(0, int))
+    """(N,) index of each frame's sample in the shards; empty for clips that come from the manifest only."""
     sounds: np.ndarray = field(default_factory=lambda: np.empty(0, int))
-    """(N,) number of the sample whose sound is used; for a negative often another sample."""
+    """(N,) index of the sample whose sound is used; for a negative often another sample."""
 
     def at(self, positions: Sequence[int]) -> "EvalSet":
         """Only the clips at these positions, in this order."""
         chosen = {name: [getattr(self, name)[n] for n in positions] for name in ("clip_ids", "labels", "boxes")}
         chosen["negative"] = [self.negative[n] for n in positions] if self.negative else []
-        numbers = {name: getattr(self, name)[list(positions)] for name in ("numbers", "sounds") if len(self.numbers)}
-        return replace(self, **chosen, **numbers)
+        indices = {name: getattr(self, name)[list(positions)] for name in ("indices", "sounds") if len(self.indices)}
+        return replace(self, **chosen, **indices)
 
     def sounding(self) -> "EvalSet":
         """The clips without the negatives."""
@@ -95,14 +95,14 @@ def _joined(first: Shards, second: Shards) -> Shards:
 
 def clips_of_shards(shards: Shards) -> EvalSet:
     """Return the clips in the shards, and the negatives whose frame and sound are both in the shards."""
-    number_of = {clip_id: number for number, clip_id in enumerate(shards.clip_ids)}
+    index_of = {clip_id: index for index, clip_id in enumerate(shards.clip_ids)}
     return _with_negatives(
         shards.split,
         shards.clip_ids[: shards.metadata.get("sounding")],
         shards.metadata.get("negatives"),
-        {clip_id: shards.labels[number] for clip_id, number in number_of.items()},
-        {clip_id: shards.boxes[number] for clip_id, number in number_of.items()},
-        number_of,
+        {clip_id: shards.labels[index] for clip_id, index in index_of.items()},
+        {clip_id: shards.boxes[index] for clip_id, index in index_of.items()},
+        index_of,
         (shards.metadata["listed"], shards.metadata["listed_sha256"]),
     )
 
@@ -122,7 +122,7 @@ def _with_negatives(
     negatives: dict | None,
     labels: dict[str, str | None],
     boxes: dict[str, list[dict]],
-    number_of: dict[str, int],
+    index_of: dict[str, int],
     listed: tuple[int, str],
 ) -> EvalSet:
     """Return the sounding clips in the order of their ids, then the available pairs of `Manifest.negatives`."""
@@ -143,8 +143,8 @@ def _with_negatives(
         boxes=boxes_of,
         multi_annotator=any(box["annotator"] != clip[0]["annotator"] for clip in boxes_of for box in clip),
         negative=[False] * len(positives) + [True] * len(found) if found else [],
-        numbers=np.array([number_of[clip_id] for clip_id in frame_ids] if number_of else [], int),
-        sounds=np.array([number_of[clip_id] for clip_id in sound_ids] if number_of else [], int),
+        indices=np.array([index_of[clip_id] for clip_id in frame_ids] if index_of else [], int),
+        sounds=np.array([index_of[clip_id] for clip_id in sound_ids] if index_of else [], int),
     )
 
 

@@ -40,7 +40,7 @@ def network_maps(
 
     def maps(frame: str, given: np.ndarray | None = None) -> Iterator[np.ndarray]:
         """Yield the map (H, W) of each clip; `frame` is a key of TEST_VIEWS, `given` as described above."""
-        sounds = clips.sounds if given is None else np.where(given < 0, -1, clips.numbers[given])
+        sounds = clips.sounds if given is None else np.where(given < 0, -1, clips.indices[given])
 
         def read(position: int) -> Sample:
             try:
@@ -52,11 +52,11 @@ def network_maps(
                 return {"image": np.zeros((px, px, 3), np.uint8), "spec": silence(feature)}
 
         def read_clip(position: int) -> Sample:
-            view = TEST_VIEWS[frame](shards.frame(int(clips.numbers[position])), px)
+            view = TEST_VIEWS[frame](shards.frame(int(clips.indices[position])), px)
             sound = int(sounds[position])
             return {"image": view, "spec": silence(feature) if sound < 0 else shards.feature(sound, feature)}
 
-        positions = range(len(clips.numbers))
+        positions = range(len(clips.indices))
         for batch in stacked((positions[first : first + BATCH] for first in positions[::BATCH]), read, workers):
             batch = fabric.to_device(batch)
             yield from localized(network, normalise(batch["image"]), batch["spec"].float())

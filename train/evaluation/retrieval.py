@@ -33,14 +33,14 @@ def run_retrieval(root: Root, split: str, choice: ModelChoice, workers: int | No
         raise AvpipeError(f"{choice.baseline!r} has no embeddings to compare; the baseline of retrieval is random-init")
     shards = open_shards(root.shards / check_split_name(split))
     model = choose_model(root, shards, choice)
-    numbers = np.array([n for n in np.argsort(np.array(shards.clip_ids)) if shards.labels[n] is not None], int)
-    if not len(numbers):
+    indices = np.array([n for n in np.argsort(np.array(shards.clip_ids)) if shards.labels[n] is not None], int)
+    if not len(indices):
         raise AvpipeError(f"no available clip of {split} has a label; retrieval is scored by labels")
     loaders = default_workers() - 1 if workers is None else workers
     folder = model.run / "retrieval" / split
     with stage_lock(folder, "a retrieval"):
         remove_leftovers(folder)
-        found = embeddings(model, shards, numbers, loaders)
+        found = embeddings(model, shards, indices, loaders)
         result = _result(model, shards, found, split, folder)
         try:
             _write(result, shards, found, folder)
@@ -51,7 +51,7 @@ def run_retrieval(root: Root, split: str, choice: ModelChoice, workers: int | No
 
 def _result(model: Model, shards: Shards, found: Embeddings, split: str, folder: Path) -> dict:
     """Return the contents of metrics.json."""
-    labels = [shards.labels[n] for n in found.numbers]
+    labels = [shards.labels[n] for n in found.indices]
     with_label = sum(label is not None for label in shards.labels)
     return {
         "split": split,
@@ -63,7 +63,7 @@ def _result(model: Model, shards: Shards, found: Embeddings, split: str, folder:
         "clips_without_label": len(shards) - with_label,
         **({"clips_damaged": with_label - len(labels)} if len(labels) < with_label else {}),
         "categories": len(set(labels)),
-        **_training(model, shards, found.numbers),
+        **_training(model, shards, found.indices),
         "frame": FRAME,
         **score(found.audio, found.visual, labels),
         "embeddings": str(folder / "embeddings.npz"),
@@ -75,14 +75,14 @@ def _write(result: dict, shards: Shards, found: Embeddings, folder: Path) -> Non
     with atomic_write(folder / "metrics.json") as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
     arrays = {"audio": found.audio} | ({} if found.visual is None else {"visual": found.visual})
-    ids, labels = (np.array([some[n] for n in found.numbers]) for some in (shards.clip_ids, shards.labels))
+    ids, labels = (np.array([some[n] for n in found.indices]) for some in (shards.clip_ids, shards.labels))
     with atomic_write(folder / "embeddings.npz") as temporary, open(temporary, "wb") as file:
         np.savez(file, clip_ids=ids, labels=labels, **arrays)
 
 
-def _training(model: Model, shards: Shards, numbers: np.ndarray) -> dict:
+def _training(model: Model, shards: Shards, indices: np.ndarray) -> dict:
     """Return what the network was trained on, and how many of these samples that includes; {} if unknown."""
     if model.trained_on is None:
         return {}
-    found = leakage(model.trained_on.clip_ids, [shards.clip_ids[n] for n in numbers])
+    found = leakage(model.trained_on.clip_ids, [shards.clip_ids[n] for n in indices])
     return {"trained_on": model.trained_on.record() | {"leak": found}}

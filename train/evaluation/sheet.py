@@ -36,7 +36,7 @@ def write_sheet(score: Score, maps: list[np.ndarray], clips: EvalSet, shards: Sh
     for axis, rank in zip(axes.flat, ranks, strict=False):
         row = ranking[rank]
         position = position_of[row["clip_id"]]
-        frame = shards.frame(int(clips.numbers[position]))
+        frame = shards.frame(int(clips.indices[position]))
         protocol = PROTOCOLS[score.protocol]
         _draw(axis, frame, protocol.enlarge(maps[position]), protocol.frame, clips.boxes[position], plt)
         label = one_line(row["label"] or row["clip_id"], 60)

@@ -138,7 +138,7 @@ def published_model(root: Root, path: Path, format_name: str, available: Collect
 
     `available` are the features of the shards. Raises AvpipeError as `load_published_checkpoint` does.
     """
-    loaded = load_published_checkpoint(path, format_name, held)
+    loaded = load_published_checkpoint(path, format_name, available)
     for line in loaded.text().splitlines():
         log.info("%s", line)
     return Model(

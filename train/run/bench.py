@@ -137,9 +137,9 @@ def _reading(training: Training, threads: int, seconds: float) -> tuple[float, f
     def copied(_) -> tuple[int, int]:
         """Return (samples, bytes) of one thread."""
         samples = size = 0
-        for number in numbers:
+        for index in indices:
             # NumPy's copy releases the GIL, so that other threads can read from disk meanwhile; bytes() does not.
-            size += sum(np.frombuffer(shards.view(number, member), np.uint8).copy().nbytes for member in members)
+            size += sum(np.frombuffer(shards.view(index, member), np.uint8).copy().nbytes for member in members)
             samples += 1
             if time.monotonic() > begin + seconds:
                 break

@@ -60,8 +60,8 @@ class Training:
         self.terms: dict[str, Tensor] = {}
         """The terms of the last step's loss."""
         torch.manual_seed(recipe.seed)
-        self.numbers, held_out = training_part(shards, recipe.validation, recipe.seed)
-        self.plan = self._plan(self.numbers)
+        self.indices, held_out = train_validation_split(shards, recipe.validation, recipe.seed)
+        self.plan = self._plan(self.indices)
         if recipe.mixing != "none":
             mixing.check_mixing(shards, self.indices, recipe.feature)
         state = load_checkpoint(run / LAST) if (run / LAST).exists() else {}
@@ -100,7 +100,7 @@ class Training:
         microbatches = [dict(zip(batch, chunk, strict=True)) for chunk in chunks]
         total = torch.zeros((), device=self.fabric.device, dtype=torch.float64)
         for position, microbatch in enumerate(microbatches):
-            labels = () if self.classes is None else (self.classes[microbatch["number"]],)
+            labels = () if self.classes is None else (self.classes[microbatch["index"]],)
             last = position == len(microbatches) - 1
             with self.fabric.no_backward_sync(self.module, enabled=not last and self.fabric.world_size > 1):
                 loss, terms = self.module(*self.inputs(microbatch), *labels)

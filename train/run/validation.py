@@ -82,7 +82,7 @@ class Validation:
     def _loss(self) -> float:
         world_size = self.fabric.world_size
         plan = BatchPlan(
-            numbers=self.held_out,
+            indices=self.held_out,
             batch_size=max(1, min(BATCH, len(self.held_out)) // world_size),
             world_size=world_size,
             epochs=1,
@@ -96,7 +96,7 @@ class Validation:
             dtype = next(self.network.parameters()).dtype
             for batch in stream:
                 inputs = [tensor.to(dtype) for tensor in self.inputs(batch)]
-                labels = () if self.classes is None else (self.classes[batch["number"]],)
+                labels = () if self.classes is None else (self.classes[batch["index"]],)
                 total += self.network.loss(*inputs, *labels)[0].float()
         return self.fabric.all_reduce(total / plan.steps, reduce_op="mean").item()
 

@@ -119,7 +119,7 @@ def gallery(
     records = []
     for position, clip_id in enumerate(wanted):
         found = [(row_of[clip_id]["ciou"], large[position]) for row_of, large in zip(rows, maps, strict=True)]
-        number = int(some.numbers[position])
+        number = int(some.indices[position])
         own = {"id": clip_id, "label": some.labels[position], "sound": sound_uri(shards, number)}
         own["groups"] = [number for number, ids in enumerate(groups.values()) if clip_id in ids]
         records.append(own | _picture(shards, number, some.boxes[position], found, protocol.frame))

@@ -35,7 +35,7 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class _Ids:
-    """The part of the interface of `Shards` that `training_part` uses."""
+    """The part of the interface of `Shards` that `train_validation_split` uses."""
 
     clip_ids: list[str]
 
@@ -109,8 +109,8 @@ def _training(run: Path, runnable: Runnable) -> TrainingState:
 
 def steps_of(recipe: Recipe, clip_ids: list[str]) -> int:
     """Return the steps of a complete training on these clips. Raises AvpipeError if they do not fill a batch."""
-    numbers, _ = training_part(_Ids(clip_ids), recipe.validation, recipe.seed)
-    return _plan(recipe, numbers).steps
+    indices, _ = train_validation_split(_Ids(clip_ids), recipe.validation, recipe.seed)
+    return _plan(recipe, indices).steps
 
 
 def _plan(recipe: Recipe, indices) -> BatchPlan:
