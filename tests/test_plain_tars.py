@@ -138,7 +138,7 @@ def test_what_a_stranger_may_have_packed_is_one_sentence(tmp_path, members, sent
         (lambda data: data[:512] + bytes([255]) * 100 + data[612:], None),
         (lambda data: bytes([255]) * 700 + data[700:], "is truncated or damaged after its first 0 members"),
         (lambda data: b"", "is truncated or damaged after its first 0 members"),
-        (gzip.compress, "is compressed.*uncompress it"),
+        (gzip.compress, "is compressed.*decompress it"),
     ],
 )
 def test_a_damaged_tar_is_named(bare, change, sentence):
