@@ -230,7 +230,7 @@ def test_wrong_outputs_and_models_are_sentences(tmp_path, trained, monkeypatch):
             avpipe(trained, "localize", film, *arguments)
     deaf = METHODS["vgg-h"].network(METHODS["vgg-h"].config())
     for model, sentence in (
-        (replace(bright(), network=deaf), "vgg-h hears and does not see"),
+        (replace(bright(), network=deaf), "vgg-h is audio-only"),
         (replace(bright(), feature_digest="00000000"), "needs logspec 00000000, not this version's"),
     ):
         monkeypatch.setattr(lo, "named_model", lambda *_, model=model: model)

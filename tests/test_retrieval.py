@@ -167,7 +167,7 @@ def test_clips_without_a_label_are_left_out_and_counted(ear, monkeypatch):
 def test_wrong_wishes_are_sentences(trained):
     for arguments, sentence in (
         (["--checkpoint", "small", "--baseline", "random-init"], "give either"),
-        (["--format", "lvs"], "give that file, too"),
+        (["--format", "lvs"], "give that file too"),
         (["--baseline", "centre"], "has no embeddings to compare"),
         (["--checkpoint", "nothing"], "there is no run 'nothing'"),
     ):
