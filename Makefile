@@ -1,8 +1,8 @@
-# make demo        the whole main job on a made-up corpus, in minutes, with no account, GPU or network beyond PyPI
+# make demo        everything on a synthetic corpus, in minutes, without an account, a GPU or a network beyond PyPI
 # make test        the tests;  make test-fast: in a minute, without training, browser or Ray;  make test-slow: long variants
 # make download extract shard SPLIT=vggss [LISTS=DIR] [FROM=DIR|URL]    the stages on a real split
-# make bench CLIPS=DIR                                                 speed against other ways, on clips of yours: bench/
-# make verify train eval SPLIT=… RUN=…                                  what follows them
+# make bench CLIPS=DIR                                                 speed against peers, on your clips, into bench/
+# make verify train eval SPLIT=… RUN=…                                  the steps after them
 # make setup       .venv with everything, pinned by .ci/constraints.txt (the others call it when needed)
 # make lint clean help
 
