@@ -23,8 +23,9 @@ def tally():
     return Tally()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("stage", ["shard", *(pytest.param(s, marks=slow) for s in ("extract", "verify", "manifest"))])
+@pytest.mark.parametrize("stage", ["shard", "extract", "verify", "manifest"])
 def test_kills_show_nowhere_in_the_end(stage, done_root, corpus, tmp_path, tally):
     kill.attack(stage, done_root.path, corpus, tmp_path, 2, random.Random(stage), tally)
     assert not tally.faults and sum(tally.counts.values()) >= 3

@@ -89,6 +89,7 @@ def test_what_protocols_share_changes_no_row(voted):
             assert {name: row[name] for name in expected} == expected
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 def test_parts_scored_side_by_side_give_the_same_rows(monkeypatch):
     draw = np.random.default_rng(3)

@@ -160,7 +160,8 @@ def test_a_worker_that_never_begins_is_replaced(monkeypatch, tmp_path):
     assert (tmp_path / "slept").exists()
 
 
-@pytest.mark.parametrize("command", ["extract", pytest.param("shard --split synth_train", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["extract", "shard --split synth_train"])
 def test_ctrl_c_ends_a_stage_in_one_line_and_it_goes_on(command, fresh_root, extracted_root):
     """The signal goes to all processes, as from a terminal."""
     root = fresh_root if command == "extract" else extracted_root

@@ -44,7 +44,7 @@ from parity_eval import *  # noqa: E402, F403
 
 # Kinds that run whole networks; those of SSPL take longest, and what it does behind its extractors is in sspl_loss.
 MARKS = {"*_forward": pytest.mark.heavy, "ssltie_equiv_*": pytest.mark.heavy, "sspl_loss": pytest.mark.heavy}
-SLOW = ("sspl_forward-*", "sspl_loss-float64", "*_forward-float64")
+SLOW = ("sspl_forward-*", "sspl_loss-float64", "*_forward-float64", "ssltie_equiv_half_*")
 
 # Kinds whose numbers are in double precision without the suffix `_f64`.
 DOUBLE_THROUGHOUT = ("marginnce_loss",)
