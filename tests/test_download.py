@@ -22,6 +22,8 @@ from avpipe.pipeline.download.stage import download
 from avpipe.pipeline.manifest.tables import Clip
 from avpipe.pipeline.media import MediaError
 
+pytestmark = pytest.mark.heavy
+
 
 def clip(number: int, youtube_id: str = "zpWuikVorYg") -> Clip:
     return Clip(clip_id=f"{youtube_id}_{number:06d}", youtube_id=youtube_id, start_s=number, end_s=number + 10)

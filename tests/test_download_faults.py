@@ -19,6 +19,8 @@ from avpipe.pipeline.download.plan import plan_download
 from avpipe.pipeline.download.source import UrlSource, open_source
 from avpipe.pipeline.download.stage import download
 
+pytestmark = pytest.mark.heavy
+
 GOOD = mp4()
 PAGE = b"<!DOCTYPE html><html><title>Welcome to our hotel</title><body>Room number?</body></html>"
 HTML = {"Content-Type": "text/html"}

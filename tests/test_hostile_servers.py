@@ -33,6 +33,8 @@ from avpipe.pipeline.download.source import UrlSource, open_source
 from avpipe.pipeline.download.stage import download
 from avpipe.pipeline.download.youtube import classify
 
+pytestmark = pytest.mark.heavy
+
 SECRET = "geheim%40123"
 
 

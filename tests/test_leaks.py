@@ -6,6 +6,8 @@ from avpipe.pipeline.core.errors import AvpipeError
 from avpipe.pipeline.manifest.tables import Manifest
 from avpipe.train.evaluation.leakage import leakage, leakage_into_tests, warn_or_refuse
 
+pytestmark = pytest.mark.heavy
+
 A, A_LATER, B = "abcdefghijk_000010", "abcdefghijk_000020", "ABCDEFGHIJK_000010"
 
 

@@ -22,6 +22,8 @@ from avpipe.train.data.shards import DamagedError
 from avpipe.train.data.skipped import Skipped
 from avpipe.train.data.training_samples import TrainingSamples, batches
 
+pytestmark = pytest.mark.heavy
+
 pytest_plugins = ["train_fixtures"]
 
 

@@ -23,6 +23,8 @@ from avpipe.pipeline.manifest.catalogue import load_catalogue
 from avpipe.pipeline.manifest.list_parsers import parse_list
 from avpipe.pipeline.manifest.tables import Clip, Manifest
 
+pytestmark = pytest.mark.heavy
+
 TABLES = ("clips.parquet", "boxes.parquet", "splits.parquet")
 A, B, C, D = "-aB3_xyzXYZ_000030", "_0123456789_000000", "zpWuikVorYg_000032", "zpWuikVorYg_123456"
 GOOD_BOX, OTHER_BOX, FLAT_BOX = [0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.9, 0.9], [0.1, 0.2, 0.1, 0.4]

@@ -16,6 +16,8 @@ from avpipe.train.models.recipes import get_recipe
 from avpipe.train.networks.similarity import similarity_maps
 from avpipe.train.networks.warp import Warp, draw_warp
 
+pytestmark = pytest.mark.heavy
+
 pytest_plugins = ["train_fixtures"]
 
 

@@ -22,6 +22,8 @@ from avpipe.train.reports.stored import read_scores
 sys.path.insert(0, str(Path(__file__).parent / "chaos"))
 import samples as chaos
 
+pytestmark = pytest.mark.heavy
+
 pytest_plugins = ["train_fixtures"]
 
 

@@ -32,6 +32,8 @@ from avpipe.train.models.author_checkpoints import (
 from avpipe.train.models.baselines import object_prior
 from avpipe.train.models.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.heavy
+
 TIE_DEAD = {"vision_fc1.weight", "conv3.bias", "norm3.running_var", "imgnet.conv1_flow.weight", "audnet.fc.weight"}
 pytest_plugins = ["train_fixtures"]
 SLOW = {"sspl": [pytest.mark.slow]}  # its checkpoints have 400 MB

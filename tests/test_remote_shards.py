@@ -26,6 +26,8 @@ from avpipe.train.data.open import open_shards
 from avpipe.train.data.remote import DiskBudget
 from avpipe.train.data.training_samples import TrainingSamples, batches
 
+pytestmark = pytest.mark.heavy
+
 NAMES = [f"synth_train-{number:06d}.tar" for number in range(4)]
 ALL_GB = 1.0
 

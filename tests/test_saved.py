@@ -20,6 +20,8 @@ from avpipe.train.models.load import trained_model
 sys.path.insert(0, str(Path(__file__).parent / "chaos"))
 import checkpoint as chaos
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture
 def whole(tmp_path):

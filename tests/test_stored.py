@@ -16,6 +16,8 @@ from avpipe.train.run.logs import LOG
 sys.path.insert(0, str(Path(__file__).parent / "chaos"))
 import report as chaos
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture
 def run(tmp_path):
