@@ -1,5 +1,5 @@
 # make demo        everything on a synthetic corpus, in minutes, without an account, a GPU or a network beyond PyPI
-# make test        the tests;  make test-fast: in a minute, without training, browser or Ray;  make test-slow: long variants
+# make test        the tests;  make test-fast: without training, browser, servers or Ray;  make test-slow: long variants
 # make download extract shard SPLIT=vggss [LISTS=DIR] [FROM=DIR|URL]    the stages on a real split
 # make bench CLIPS=DIR                                                 speed against peers, on your clips, into bench/
 # make verify train eval SPLIT=… RUN=…                                  the steps after them

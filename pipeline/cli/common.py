@@ -9,33 +9,22 @@ import typer
 
 log = logging.getLogger(__name__)
 
-
+Split = Annotated[str, typer.Option(help="Name of a split; `avpipe manifest show` lists them.")]
+AnySplit = Annotated[str | None, typer.Option(help="Name of a split.  [default: every clip of the manifest]")]
 Features = Annotated[str, typer.Option(help="Feature specs, separated by commas.")]
-
-
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes.  [default: one a core]", show_default=False)]
-
-
+ExecutorName = Annotated[str, typer.Option("--executor", help="Where to work: `local` or `ray`.")]
+RayAddress = Annotated[
+    str | None, typer.Option(help="Host:port of a Ray cluster.  [default: start one on this machine]")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+# Number of skipped files to name; the others are counted.
+NAMED = 3
 
 
 def say(value: dict, text: str, as_json: bool) -> None:
     """Print a command's result: one JSON object for scripts, or text for users."""
     print(json.dumps(value, default=str) if as_json else text, flush=True)
-
-
-Split = Annotated[str, typer.Option(help="Name of a split; `avpipe manifest show` lists them.")]
-
-
-AnySplit = Annotated[str | None, typer.Option(help="Name of a split.  [default: every clip of the manifest]")]
-
-
-ExecutorName = Annotated[str, typer.Option("--executor", help="Where to work: `local` or `ray`.")]
-
-
-RayAddress = Annotated[
-    str | None, typer.Option(help="Host:port of a Ray cluster.  [default: start one on this machine]")
-]
 
 
 def run_stage(what: str, run, notes: bool = False) -> tuple[Any, dict]:
@@ -75,7 +64,7 @@ def failure_parts(result: dict) -> list[str]:
     return parts + ([f"{result['failed_before']} failed before"] if result.get("failed_before") else [])
 
 
-def report_passed_by(result: dict, skipped: list[str], damage: list[str]) -> None:
+def report_skipped(result: dict, skipped: list[str], damage: list[str]) -> None:
     """Report what was skipped or damaged; exit with 1 for damage, or if everything failed.
 
     If some clips succeeded, failures should not stop the commands that follow.
@@ -92,7 +81,3 @@ def report_passed_by(result: dict, skipped: list[str], damage: list[str]) -> Non
         log.warning(text, f"{len(result['failures']):,}", first["clip_id"], first["reason"], first["detail"])
     if damage or nothing:
         raise typer.Exit(1)
-
-
-# Number of skipped files to name; the others are counted.
-NAMED = 3

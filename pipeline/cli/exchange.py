@@ -13,7 +13,7 @@ from avpipe.pipeline.cli.common import (
     Split,
     Workers,
     failure_parts,
-    report_passed_by,
+    report_skipped,
     run_stage,
     say,
 )
@@ -51,12 +51,12 @@ def import_(
     else:
         plan, result = run_stage("import", lambda **hooks: import_clips(root, source, **hooks))
     parts = [f"{result['done']} imported", f"{result['finished']} already there", *failure_parts(result)]
-    parts += [f"{result[name]:,} {text}" for name, text in PASSED_BY.items() if result.get(name)]
+    parts += [f"{result[name]:,} {text}" for name, text in NOT_IMPORTED.items() if result.get(name)]
     say(result, f"{source}: {' · '.join(parts)}", as_json)
-    report_passed_by(result, plan.skipped, getattr(plan, "damage", []))
+    report_skipped(result, plan.skipped, getattr(plan, "damage", []))
 
 
-PASSED_BY = {
+NOT_IMPORTED = {
     "not_listed": "not in the manifest",
     "skipped": "skipped",
     "frames_alone": "frames without a sound",

@@ -15,7 +15,7 @@ from avpipe.pipeline.cli.common import (
     Split,
     Workers,
     failure_parts,
-    report_passed_by,
+    report_skipped,
     run_stage,
     say,
 )
@@ -129,7 +129,7 @@ def download(
     parts += [f"{result['not_offered']} not in this source"] if result["not_offered"] else []
     say(result, f"{root.clips}: {len(clips):,} listed · {' · '.join(parts)}", as_json)
     skipped, damage = given.skipped if given.local else [], given.damage if isinstance(given, ArchiveSource) else []
-    report_passed_by(result, skipped, damage)
+    report_skipped(result, skipped, damage)
 
 
 @app.command(epilog="Example: avpipe extract --split vggss --features logspec")
