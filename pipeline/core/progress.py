@@ -7,12 +7,9 @@ from collections import Counter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from avpipe.pipeline.core.text import one_line
+
 PLAIN_EVERY_S = 5.0
-
-
-def one_line(text: str) -> str:
-    """Return `text` as one line without terminal control: control characters become `?`, white space a blank."""
-    return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
 
 
 class ProgressLine:

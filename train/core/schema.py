@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, StringConstraints, ValidationError
 
-from avpipe.train.core.text import one_line
+from avpipe.pipeline.core.text import one_line
 
 
 def _printable(text: str) -> str:

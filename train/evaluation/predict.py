@@ -8,8 +8,8 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.text import one_line
 from avpipe.pipeline.features.specs import SPECS
-from avpipe.train.core.text import one_line
 from avpipe.train.data.frames import TEST_VIEWS, normalise
 from avpipe.train.data.loader import Sample, stacked
 from avpipe.train.data.shards import DamagedError, Shards

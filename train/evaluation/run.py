@@ -13,8 +13,8 @@ from avpipe.pipeline.core.files import atomic_write, remove_leftovers
 from avpipe.pipeline.core.ids import check_split_name
 from avpipe.pipeline.core.locks import stage_lock
 from avpipe.pipeline.core.paths import Root
+from avpipe.pipeline.core.text import one_line
 from avpipe.pipeline.work.base import default_workers
-from avpipe.train.core.text import one_line
 from avpipe.train.data.shards import DamagedError, Shards
 from avpipe.train.evaluation import bootstrap, leakage, metrics
 from avpipe.train.evaluation import evaluate as ev

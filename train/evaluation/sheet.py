@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 
 from avpipe.pipeline.core.files import atomic_write
-from avpipe.train.core.text import one_line
+from avpipe.pipeline.core.text import one_line
 from avpipe.train.data.frames import visible_region
 from avpipe.train.data.shards import Shards
 from avpipe.train.evaluation.eval_set import EvalSet

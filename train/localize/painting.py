@@ -15,8 +15,8 @@ from PIL import Image
 
 from avpipe.pipeline.core.errors import AvpipeError
 from avpipe.pipeline.core.files import atomic_write
+from avpipe.pipeline.core.text import one_line
 from avpipe.pipeline.media.sound import longest_step_s, mono
-from avpipe.train.core.text import one_line
 
 COLOURS = "turbo"
 OPACITY = 0.6

@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.text import one_line
 from avpipe.train.core.safe_load import read_saved
-from avpipe.train.core.text import one_line
 from avpipe.train.methods import METHODS, ez_vsl, lvs, sspl
 
 IMAGE_PX = 224

@@ -18,9 +18,9 @@ from typing_extensions import TypedDict
 
 from avpipe.pipeline.core.errors import AvpipeError
 from avpipe.pipeline.core.files import atomic_write
+from avpipe.pipeline.core.text import one_line
 from avpipe.train.core.safe_load import read_saved, seal
 from avpipe.train.core.schema import Count, PlainText, first_fault
-from avpipe.train.core.text import one_line
 from avpipe.train.data.shards import Shards
 from avpipe.train.methods import METHODS
 from avpipe.train.models.author_checkpoints import flat_state, format_of, plain_name

@@ -18,8 +18,8 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, with_c
 from typing_extensions import TypedDict
 
 from avpipe.pipeline.core.errors import AvpipeError
+from avpipe.pipeline.core.text import one_line
 from avpipe.train.core.schema import Count, PlainText, first_fault
-from avpipe.train.core.text import one_line
 from avpipe.train.evaluation.evaluate import PER_CLIP, Score
 from avpipe.train.evaluation.protocols import PROTOCOLS
 

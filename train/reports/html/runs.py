@@ -6,7 +6,7 @@ from pathlib import Path
 from avpipe.pipeline.core.errors import AvpipeError
 from avpipe.pipeline.core.ids import check_split_name
 from avpipe.pipeline.core.paths import Root
-from avpipe.train.core.text import one_line
+from avpipe.pipeline.core.text import one_line
 from avpipe.train.evaluation.evaluate import Score
 from avpipe.train.models.load import find_run
 from avpipe.train.reports.stored import read_metrics, read_scores
